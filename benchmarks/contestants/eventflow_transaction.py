@@ -1,0 +1,73 @@
+"""eventflow: a transactional handler, its effect and the message's position in one commit."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from sqlalchemy import BigInteger
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+import eventflow
+from benchmarks.contestants import common
+from benchmarks.contestants.eventflow_workflow import contest, parser
+from benchmarks.contestants.ledger import Order
+from eventflow import Message
+
+tally: common.Tally
+ENTRIES = "create table entries (order_id bigint primary key, amount bigint not null)"
+ENTER = "insert into entries (order_id, amount) values (%s, %s)"
+
+
+class Base(DeclarativeBase):
+    """The user's own tables."""
+
+
+class Entry(Base):
+    """One effect."""
+
+    __tablename__ = "entries"
+
+    order_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    amount: Mapped[int] = mapped_column(BigInteger)
+
+
+@eventflow.transaction
+def enter_psycopg(connection: psycopg.Connection[Any], message: Message[Order]) -> None:
+    tally.add()
+    connection.execute(ENTER, (message.value.order_id, message.value.amount))
+
+
+@eventflow.transaction
+async def enter_async(connection: psycopg.AsyncConnection[Any], message: Message[Order]) -> None:
+    tally.add()
+    await connection.execute(ENTER, (message.value.order_id, message.value.amount))
+
+
+@eventflow.transaction
+def enter_session(session: Session, message: Message[Order]) -> None:
+    tally.add()
+    session.add(Entry(order_id=message.value.order_id, amount=message.value.amount))
+
+
+HANDLERS: dict[str, Callable[[Message[Order]], object]] = {
+    "psycopg": enter_psycopg,
+    "psycopg-async": enter_async,
+    "session": enter_session,
+}
+
+
+async def main(arguments: Namespace) -> None:
+    global tally
+    tally = common.Tally(arguments.count)
+    with psycopg.connect(arguments.dsn, autocommit=True) as connection:
+        connection.execute(ENTRIES)
+    eventflow.kafka_consumer(arguments.topic, group=arguments.group)(HANDLERS[arguments.kind])
+    await contest(arguments).measure(tally)
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("--kind", choices=list(HANDLERS), default="psycopg")
+    chosen = options.parse_args()
+    common.run(main(chosen), uvloop=chosen.uvloop)

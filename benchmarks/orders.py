@@ -1,0 +1,84 @@
+"""The input of every contestant: JSON orders of 200 bytes each, spread evenly over a topic's partitions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic  # type: ignore[attr-defined]
+
+PARTITIONS = 8
+SIZE = 200
+
+
+def amount(order_id: int) -> int:
+    """The amount of an order: known, so that a sum proves that every order went through once."""
+    return order_id % 1000 + 1
+
+
+def total(count: int) -> int:
+    """What the amounts of the first `count` orders add up to."""
+    return sum(amount(order_id) for order_id in range(count))
+
+
+def value(order_id: int) -> bytes:
+    """One order, padded to its size."""
+    return _padded(f'{{"order_id":{order_id},"amount":{amount(order_id)}')
+
+
+def stamped(order_id: int, sent_at: float) -> bytes:
+    """One order that carries the wall time at which it was sent."""
+    return _padded(
+        f'{{"order_id":{order_id},"amount":{amount(order_id)},"sent_at":{sent_at:.6f}'
+    )
+
+
+def _padded(head: str) -> bytes:
+    frame = len(head) + len(',"pad":""}')
+    return f'{head},"pad":"{"x" * (SIZE - frame)}"}}'.encode()
+
+
+@contextmanager
+def topic(bootstrap: str, name: str) -> Iterator[str]:
+    """A topic for the length of the block."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    new = NewTopic(name, num_partitions=PARTITIONS, replication_factor=1)
+    for created in admin.create_topics([new]).values():
+        created.result(timeout=30)
+    try:
+        yield name
+    finally:
+        for deleted in admin.delete_topics([name]).values():
+            deleted.result(timeout=30)
+
+
+def fill(bootstrap: str, name: str, count: int) -> None:
+    """Produce `count` orders; returns when the broker has them all.
+
+    Raises:
+        RuntimeError: some did not arrive.
+    """
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "enable.idempotence": True,
+            "linger.ms": 20,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+    for order_id in range(count):
+        _produce(producer, name, order_id)
+        if order_id % 10_000 == 0:
+            producer.poll(0)
+    left = producer.flush(120)
+    if left:
+        raise RuntimeError(f"{left} of {count} orders did not reach the broker")
+
+
+def _produce(producer: Producer, name: str, order_id: int) -> None:
+    while True:
+        try:
+            producer.produce(name, value(order_id), partition=order_id % PARTITIONS)
+            return
+        except BufferError:
+            producer.poll(0.1)

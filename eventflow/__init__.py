@@ -1,0 +1,24 @@
+"""Exactly-once event processing on Kafka and Postgres, on a durable-execution core.
+
+The front door: everything a program needs stands here; verbs are awaited, and `eventflow.sync` has them blocking.
+"""
+
+from eventflow.app import Handle, running, start
+from eventflow.errors import EventflowError
+from eventflow.kafka import Message
+from eventflow.retry import Retry
+from eventflow.workflows import kafka_consumer, lifespan, step, transaction, workflow
+
+__all__ = [
+    "EventflowError",
+    "Handle",
+    "kafka_consumer",
+    "lifespan",
+    "Message",
+    "Retry",
+    "running",
+    "start",
+    "step",
+    "transaction",
+    "workflow",
+]

@@ -1,0 +1,688 @@
+"""The composition root: builds every part of a running eventflow, and wires it once.
+
+`running()` enters the lifespans, then an *incarnation*: one executor with its journal, lease, lanes and consumers. When an
+incarnation is fenced, everything it held is dropped and the next one begins; lifespans and the caller go on.
+"""
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import logging
+import random
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Generic, Literal, cast, overload
+
+import psycopg
+from typing_extensions import TypeVar, TypeVarTuple, Unpack
+
+from eventflow import workflows
+from eventflow.codec import Codec, codec_for, decode_error
+from eventflow.consumer import Connections, Intake
+from eventflow.database import Connection, Database
+from eventflow.errors import (
+    BlockingCallError,
+    EventflowError,
+    FencedError,
+    NotRunningError,
+    SettingsError,
+    UnavailableError,
+    UsageError,
+    WorkflowCancelledError,
+    WorkflowExistsError,
+    WorkflowNotFoundError,
+    WorkflowParkedError,
+    WorkflowTimeoutError,
+)
+from eventflow.executor import Executor
+from eventflow.idempotency import check_workflow_id
+from eventflow.journal import Entry, Journal, Lane
+from eventflow.migrations import check_schema
+from eventflow.pruner import Pruner
+from eventflow.records import StepRecord, WorkflowRecord
+from eventflow.recovery import Lease, birth
+from eventflow.retry import Seconds, seconds
+from eventflow.runs import Claim, Run
+from eventflow.settings import Settings, load_settings
+from eventflow.transactions import Transactions
+from eventflow.workflows import (
+    AsyncStartable,
+    Registry,
+    Spec,
+    StepScope,
+    SyncStartable,
+    TransactionSpec,
+    Workflow,
+    current,
+    names_with_files,
+    registry,
+    slot,
+)
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+Ts = TypeVarTuple("Ts")
+IfExists = Literal["attach", "reject"]
+_FIRST_LANE = 2  # 0 is the journal's, 1 starts workflows
+
+
+def tune_garbage_collector() -> None:
+    """Freeze what start-up made and collect less often: a third more throughput. What `eventflow run` does."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+class Incarnation:
+    """One executor of this process, from its birth to its end."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        database: Database,
+        specs: dict[str, Spec],
+        consumers: list[Any],
+        stop: threading.Event,
+        on_end: Callable[[BaseException], None],
+    ) -> None:
+        self._loop, self._settings, self.database = loop, settings, database
+        self._specs, self._on_end = specs, on_end
+        self._stopped = threading.Event()
+        self._ended = False
+        count = _FIRST_LANE + 4 * settings.transaction_lanes
+        names = names_with_files(specs)
+        self.id = birth(database, settings.application, names, count, stop)
+        application = settings.application
+        self.executor = Executor(
+            loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random
+        )
+        self.journal = Journal(
+            Lane(database, self.id, 0, self._stopped), application,
+            on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self._lost,
+            on_fenced=self._fenced, on_incident=self._incident,
+        )  # fmt: skip
+        self._starter = Lane(database, self.id, 1, self._stopped, ["set local lock_timeout = '2s'"])
+        self._starting = threading.Lock()
+        lanes = [Lane(database, self.id, n, self._stopped) for n in range(_FIRST_LANE, count)]
+        self.transactions = Transactions(
+            database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._fenced
+        )
+        self.executor.journal = self.journal
+        self.executor.transact = self.transactions.put
+        self._lease = Lease(
+            database, self.id, application, specs, beat=settings.beat, lease=settings.lease,
+            adopt=self._adopt, running=self.executor.runs.__contains__, stuck_for=self.journal.waiting_for,
+            on_fenced=self._fenced,
+        )  # fmt: skip
+        where = Connections(database, settings.kafka_bootstrap_servers, dict(settings.kafka), self.id, application)
+        self.intakes = [
+            Intake(
+                consumer, where, self.journal, max_in_flight=settings.max_in_flight, dispatch=self.executor.dispatch,
+                accept=self.executor.accept_claims, unblock=self.executor.unblock, on_fatal=self._fatal,
+            )
+            for consumer in consumers
+        ]  # fmt: skip
+
+    def start(self) -> None:
+        self.journal.start()
+        self._lease.start()
+        for intake in self.intakes:
+            intake.start()
+        logger.info("executor %d runs", self.id)
+
+    def _adopt(self, claimed: list[tuple[Run, bool]]) -> None:
+        def on_loop() -> None:
+            for recovered in (False, True):
+                self.executor.adopt([r for r, was in claimed if was is recovered], recovered=recovered)
+
+        self._loop.call_soon_threadsafe(on_loop)
+
+    def _lost(self, claims: list[Claim]) -> None:
+        for intake in self.intakes:
+            intake.lose(claims)
+
+    def _fenced(self, error: FencedError) -> None:
+        self._end(error)
+
+    def _fatal(self, error: Exception) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        if not self._ended:
+            self._ended = True
+            self._loop.call_soon_threadsafe(self._on_end, error)
+
+    def _incident(self, kind: str, subject: str, detail: str) -> None:
+        logger.error("%s: %s: %s", kind, subject, detail)
+        with self.database.connect("incident") as connection:
+            self.database.run(connection, "insert_incident", {"kind": kind, "subject": subject, "detail": detail})
+
+    # ---- starting ----
+
+    def start_workflow(self, spec: Spec, arguments: str, workflow_id: str, if_exists: str) -> Run | None:
+        """Write the workflow's row; the run, if it is ours to run. Blocks; for a thread."""
+        with self._starting, self.database.connect("start") as connection:
+            found = self._existing(connection, spec, arguments, workflow_id, if_exists)
+            if found is None:
+                params = {
+                    "id": workflow_id, "name": spec.name, "application": self._settings.application,
+                    "executor": self.id, "arguments": arguments,
+                }  # fmt: skip
+                self._starter.commit([("start_workflow", params)], ())
+                found = self._existing(connection, spec, arguments, workflow_id, "attach")
+            if found is None or found[6] != self.id or found[2] != "running" or workflow_id in self.executor.runs:
+                return None
+            run = self.new_run(spec, workflow_id, arguments)
+            run.in_ledger = True
+            self.executor.runs[workflow_id] = run
+            return run
+
+    def new_run(self, spec: Spec, workflow_id: str, arguments: str) -> Run:
+        run = Run(spec, workflow_id, self._settings.application)
+        run.arguments = arguments
+        run.executor = self.executor
+        return run
+
+    def _existing(
+        self, connection: Connection, spec: Spec, arguments: str, workflow_id: str, if_exists: str
+    ) -> tuple[Any, ...] | None:
+        rows = self.database.run(connection, "read_workflow", {"id": workflow_id})
+        if not rows:
+            return None
+        row = rows[0]
+        if row[1] != spec.name or row[7] != arguments:
+            raise WorkflowExistsError(
+                f"the id {workflow_id!r} belongs to {row[1]!r} ({row[2]}), started at {row[4]:%Y-%m-%d %H:%M:%S} "
+                "with other arguments or another name"
+            )
+        if if_exists == "reject":
+            raise WorkflowExistsError(f"{workflow_id!r} exists: {row[1]!r} is {row[2]}, started at {row[4]}")
+        return row
+
+    # ---- the end ----
+
+    async def drain(self) -> None:
+        """SIGTERM's way out: fetch nothing more, let work end within the budget, flush, let go of everything."""
+        budget = self._settings.drain
+        for intake in self.intakes:
+            intake.hold()
+        until = time.monotonic() + budget
+        while self._busy() and time.monotonic() < until and not self._ended:
+            await asyncio.sleep(0.01)
+        for intake in self.intakes:
+            intake.stop()
+        await self.executor.drain(max(0.0, until - time.monotonic()))
+        for intake in self.intakes:
+            await asyncio.to_thread(intake.join, 10.0)
+        self.transactions.stop()
+        self._lease.stop()
+        if await asyncio.to_thread(self.journal.close, 10.0) and not self._ended:
+            await asyncio.to_thread(self._die)
+        self._stopped.set()
+        self.executor.abort()
+        await asyncio.to_thread(self._lease.join, 2.0)
+
+    def _busy(self) -> bool:
+        return bool(self.executor.busy() or self.transactions.active or self.transactions.waiting())
+
+    def _die(self) -> None:
+        try:
+            with self.database.connect("end") as connection:
+                self.database.run(connection, "die", {"executor": self.id})
+        except (psycopg.Error, UnavailableError) as error:
+            logger.warning("the lease was not released: %s", error)
+
+    async def abort(self) -> None:
+        """Fenced: nothing held here can be recorded; drop it all."""
+        self._ended = True
+        self._stopped.set()
+        for intake in self.intakes:
+            intake.stop(abandon=True)
+        self.executor.abort()
+        self.transactions.stop()
+        self._lease.stop()
+        for intake in self.intakes:
+            await asyncio.to_thread(intake.join, 10.0)
+        await asyncio.to_thread(self.journal.close, 2.0)
+        await asyncio.to_thread(self._lease.join, 2.0)
+
+
+class App:
+    """A running eventflow: what the verbs talk to."""
+
+    def __init__(self, settings: Settings, consumers: bool | Sequence[str], declared: Registry) -> None:
+        self._settings = settings
+        self._declared = declared
+        self._consumers = _wanted(declared, consumers)
+        served = {c.spec.name for c in self._consumers}
+        self._specs = {n: s for n, s in declared.specs.items() if s.consumer is None or n in served}
+        self._database = Database(
+            settings.database_url, settings.database_schema, prepared=settings.prepared_statements
+        )
+        self._incarnation: Incarnation | None = None
+        self._stop = threading.Event()
+        self._ending: asyncio.Future[BaseException]
+        self._supervisor: asyncio.Task[None] | None = None
+        self.failed: asyncio.Future[BaseException]
+
+    @contextlib.asynccontextmanager
+    async def run(self) -> AsyncIterator["App"]:
+        """Check, enter the lifespans, start; at the end drain, and leave in reverse."""
+        self._loop = asyncio.get_running_loop()
+        self.failed = self._loop.create_future()
+        self._check()
+        await asyncio.to_thread(self._check_database)
+        async with contextlib.AsyncExitStack() as stack:
+            for lifespan in self._declared.lifespans:
+                if inspect.isasyncgenfunction(lifespan):
+                    await stack.enter_async_context(contextlib.asynccontextmanager(lifespan)())
+                else:
+                    stack.enter_context(contextlib.contextmanager(lifespan)())
+            await self._begin()
+            self._supervisor = self._loop.create_task(self._supervise())
+            pruner = Pruner(self._database, self._settings.keep)
+            pruner.start()
+            slot.runtime = self
+            try:
+                yield self
+            finally:
+                slot.runtime = None
+                self._stop.set()
+                self._supervisor.cancel()
+                pruner.stop()
+                if self._incarnation is not None:
+                    await self._incarnation.drain()
+
+    def _check(self) -> None:
+        """Everything that can be wrong before anything starts."""
+        for spec in self._specs.values():
+            if spec.consumer is None:
+                _ = spec.arguments
+                _ = spec.result
+            else:
+                _ = spec.reader
+        if self._consumers and not self._settings.kafka_bootstrap_servers:
+            raise SettingsError("KAFKA_BOOTSTRAP_SERVERS is not set, and there are consumers to run")
+
+    def _check_database(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                with self._database.connect("start") as connection:
+                    check_schema(connection, self._settings.database_schema)
+            except UnavailableError as error:
+                if getattr(error, "permanent", False):
+                    raise
+                attempt += 1
+                if attempt in {1, 10}:
+                    logger.warning("%s; trying again", error)
+                if self._stop.wait(min(0.2 * attempt, 2.0)):
+                    raise
+            else:
+                return
+
+    async def _begin(self) -> None:
+        self._ending = self._loop.create_future()
+        ending = self._ending
+
+        def on_end(error: BaseException) -> None:
+            if not ending.done():
+                ending.set_result(error)
+
+        self._incarnation = Incarnation(
+            self._loop, self._settings, self._database, self._specs, self._consumers, self._stop, on_end
+        )
+        self._incarnation.start()
+
+    async def _supervise(self) -> None:
+        """When an incarnation ends, begin the next; what no retry can mend ends the program."""
+        while True:
+            error = await asyncio.shield(self._ending)
+            incarnation, self._incarnation = self._incarnation, None
+            if incarnation is not None:
+                await incarnation.abort()
+            if not isinstance(error, FencedError):
+                if not self.failed.done():
+                    self.failed.set_result(error)
+                return
+            logger.warning("%s; starting again as a new executor", error)
+            await asyncio.sleep(0.1)
+            try:
+                await self._begin()
+            except Exception as problem:  # noqa: BLE001 - told to whoever runs the program
+                if not self.failed.done():
+                    self.failed.set_result(problem)
+                return
+
+    # ---- what the verbs need ----
+
+    async def _current(self) -> Incarnation:
+        until = time.monotonic() + 30
+        while self._incarnation is None:
+            if time.monotonic() > until or self.failed.done():
+                raise NotRunningError("this process lost its lease and has not come back")
+            await asyncio.sleep(0.05)
+        return self._incarnation
+
+    async def start_soon(self, spec: Spec, arguments: str, workflow_id: str | None, if_exists: str) -> str:
+        """Start a workflow on this process; its id, once that is durable. From any loop."""
+        if asyncio.get_running_loop() is not self._loop:
+            return await asyncio.wrap_future(
+                asyncio.run_coroutine_threadsafe(
+                    self.start_soon(spec, arguments, workflow_id, if_exists), self._loop
+                )
+            )
+        incarnation = await self._current()
+        if workflow_id is not None:
+            check_workflow_id(workflow_id)
+            run = await asyncio.to_thread(
+                incarnation.start_workflow, spec, arguments, workflow_id, if_exists
+            )
+            if run is not None:
+                run.future = self._loop.create_future()
+                incarnation.executor.dispatch([run])
+            return workflow_id
+        workflow_id = str(uuid.uuid4())
+        executor = incarnation.executor
+        run = incarnation.new_run(spec, workflow_id, arguments)
+        run.future = self._loop.create_future()
+        executor.runs[workflow_id] = run
+        run.submitted += 1
+        accepted = self._loop.create_future()
+        run.waiters = [lambda: self._loop.call_soon_threadsafe(_done, accepted)]
+        incarnation.journal.submit(Entry(run, []))
+        await accepted
+        if run.dropped:
+            raise FencedError("this process lost its lease while the workflow was started")
+        executor.dispatch([run])
+        return workflow_id
+
+    async def result(self, workflow_id: str, codec: Codec, timeout: float | None) -> Any:
+        """The workflow's result: from memory where it runs here, else from the ledger."""
+        until = None if timeout is None else time.monotonic() + timeout
+        run = self._incarnation.executor.runs.get(workflow_id) if self._incarnation else None
+        if run is not None and run.future is not None:
+            try:
+                future = run.future
+                if asyncio.get_running_loop() is not self._loop:
+                    future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_wait(future), self._loop))
+                return await asyncio.wait_for(asyncio.shield(future), timeout)
+            except TimeoutError:
+                raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {timeout} s") from None
+            except asyncio.CancelledError:
+                if not run.future.cancelled():
+                    raise
+        return await self._poll_result(workflow_id, codec, until, timeout)
+
+    async def _poll_result(self, workflow_id: str, codec: Codec, until: float | None, timeout: float | None) -> Any:
+        pause = 0.02
+        while True:
+            row = await asyncio.to_thread(self.row, workflow_id)
+            if row[2] in {"succeeded", "failed", "cancelled", "parked"}:
+                return _outcome(row, codec)
+            if until is not None and time.monotonic() > until:
+                raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {timeout} s")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    def row(self, workflow_id: str) -> tuple[Any, ...]:
+        """The workflow's row. Blocks.
+
+        Raises:
+            WorkflowNotFoundError: there is none.
+        """
+        return self.read("read_workflow", workflow_id, f"no workflow has the id {workflow_id!r}")[0]
+
+    def read(self, query: str, workflow_id: str, missing: str | None = None) -> list[tuple[Any, ...]]:
+        with self._database.connect("read") as connection:
+            rows = self._database.run(connection, query, {"id": workflow_id})
+        if not rows and missing:
+            raise WorkflowNotFoundError(missing)
+        return rows
+
+    async def transact(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
+        return await (await self._current()).transactions.step(spec, branch, args, kwargs)
+
+    def transact_sync(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
+        incarnation = self._incarnation
+        if incarnation is None:
+            raise NotRunningError("this process lost its lease and has not come back")
+        if branch is not None:
+            incarnation.executor.check(branch.run)
+        return incarnation.transactions.step_sync(spec, branch, args, kwargs)
+
+    async def in_thread(self, function: Callable[[], R]) -> R:
+        return await asyncio.to_thread(function)
+
+    def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        """Run a coroutine on the application's loop from another thread, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def _done(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _wait(future: "asyncio.Future[Any]") -> Any:
+    return await asyncio.shield(future)
+
+
+def _outcome(row: tuple[Any, ...], codec: Codec) -> Any:
+    workflow_id, status, reason, output, error = row[0], row[2], row[5], row[8], row[9]
+    if status == "succeeded":
+        return codec.decode(output)
+    if status == "failed":
+        raise decode_error(error)
+    if status == "cancelled":
+        raise WorkflowCancelledError(f"{workflow_id!r} was cancelled: {reason}")
+    raise WorkflowParkedError(f"{workflow_id!r} is parked: {reason}")
+
+
+def _wanted(declared: Registry, consumers: bool | Sequence[str]) -> list[Any]:
+    if isinstance(consumers, bool):
+        return list(declared.consumers) if consumers else []
+    known = {c.spec.name: c for c in declared.consumers}
+    missing = [name for name in consumers if name not in known]
+    if missing:
+        raise UsageError(f"no consumer is named {missing[0]!r}; there are: {', '.join(sorted(known)) or 'none'}")
+    return [known[name] for name in consumers]
+
+
+# ---- the verbs ---------------------------------------------------------------------------------
+
+
+class Handle(Generic[R_co]):
+    """A started workflow: its id, its state, its result."""
+
+    def __init__(self, workflow_id: str, codec: Codec) -> None:
+        self._workflow_id = workflow_id
+        self._codec = codec
+
+    @property
+    def workflow_id(self) -> str:
+        """The workflow's id."""
+        return self._workflow_id
+
+    def __repr__(self) -> str:
+        return f"Handle({self._workflow_id!r})"
+
+    async def result(self, *, timeout: Seconds | None = None) -> R_co:
+        """Wait for the workflow's result, `timeout` seconds at most.
+
+        Raises:
+            WorkflowTimeoutError: there is none yet.
+            WorkflowParkedError, WorkflowCancelledError: there will be none.
+            Exception: the workflow's own, as recorded.
+        """
+        if isinstance(current.get(), StepScope):
+            raise UsageError("a handle cannot be awaited in a step or transaction")
+        limit = None if timeout is None else seconds(timeout, "timeout")
+        return await _app("a handle").result(self._workflow_id, self._codec, limit)
+
+    async def get(self) -> WorkflowRecord:
+        """The workflow as the ledger has it.
+
+        Raises:
+            WorkflowNotFoundError: it has none of this id.
+        """
+        row = await asyncio.to_thread(_app("a handle").row, self._workflow_id)
+        return WorkflowRecord(*row[:6])
+
+    async def steps(self) -> list[StepRecord]:
+        """The workflow's recorded steps, in order."""
+        rows = await asyncio.to_thread(_app("a handle").read, "read_steps", self._workflow_id)
+        return [StepRecord(*row) for row in rows]
+
+
+def _app(what: str) -> App:
+    return cast("App", workflows.runtime(what))
+
+
+@overload
+async def start(
+    workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+    workflow_id: str | None = None, if_exists: IfExists = "attach",
+) -> Handle[R]: ...  # fmt: skip
+@overload
+async def start(
+    workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+    workflow_id: str | None = None, if_exists: IfExists = "attach",
+) -> Handle[R]: ...  # fmt: skip
+async def start(
+    workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach"
+) -> Handle[Any]:
+    """Start a workflow on this process; returns once it is durable, whatever then happens to the process.
+
+    An id that exists: `attach` returns its handle if name and arguments agree, `reject` never does.
+
+    Raises:
+        NotRunningError: outside `running()`.
+        WorkflowExistsError: the id is taken.
+        UsageError: no workflow, or an id that cannot be.
+    """
+    if not isinstance(workflow, Workflow):
+        raise UsageError(f"start takes a function decorated with @workflow, not {workflow!r}")
+    if current.get() is not None:
+        raise UsageError("start inside a workflow or step is not built yet; call it outside")
+    if if_exists not in {"attach", "reject"}:
+        raise UsageError(f"if_exists is 'attach' or 'reject', not {if_exists!r}")
+    chosen = cast("Workflow[..., Any]", workflow)
+    app = _app("start")
+    started = await app.start_soon(chosen.spec, chosen.encode(args, {}), workflow_id, if_exists)
+    return Handle(started, chosen.spec.result)
+
+
+class Running:
+    """The context that `running()` gives: async on the caller's loop, or sync with a loop thread of its own."""
+
+    def __init__(self, settings: Settings | None, consumers: bool | Sequence[str]) -> None:  # noqa: FBT001
+        self._settings = settings
+        self._wanted = consumers
+        self._stack: contextlib.AsyncExitStack | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self.app: App
+
+    async def __aenter__(self) -> None:
+        if slot.runtime is not None:
+            raise UsageError("running() may be entered once per process")
+        self.app = App(self._settings or load_settings(), self._wanted, registry)
+        self._stack = contextlib.AsyncExitStack()
+        await self._stack.enter_async_context(self.app.run())
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any, /) -> None:
+        if self._stack is not None:
+            await self._stack.__aexit__(kind, error, trace)
+
+    def __enter__(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise BlockingCallError("`with running()` would block the event loop; use `async with`")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="eventflow loop", daemon=True)
+        self._thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self.__aenter__(), self._loop).result()
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None:
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self.__aexit__(kind, error, trace), self._loop).result()
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+def running(settings: Settings | None = None, *, consumers: bool | Sequence[str] = True) -> Running:
+    """Run eventflow inside this program: `async with running():` on its loop, or `with running():` beside it.
+
+    Serves the consumers (all, none, or those named), runs what the program starts, and takes over what dead peers left.
+
+    Raises (on entering):
+        SettingsError, SchemaError, UnavailableError: what is wrong, by name, before anything starts.
+        UsageError: entered twice, or a name is taken by another program.
+    """
+    return Running(settings, consumers)
+
+
+def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: bool | None = None) -> int:
+    """Run everything registered until SIGTERM or SIGINT, then drain; the exit status. What `eventflow run` calls.
+
+    Raises:
+        EventflowError: where trying again is pointless.
+    """
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        stop: asyncio.Future[int] = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _done_with, stop, 0)
+        context = running(settings, consumers=consumers)
+        entering = loop.create_task(context.__aenter__())
+        await asyncio.wait({entering, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not entering.done():
+            entering.cancel()
+            context.app._stop.set()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            await asyncio.wait({entering})
+            return 0
+        entering.result()
+        tune_garbage_collector()
+        await asyncio.wait({stop, context.app.failed}, return_when=asyncio.FIRST_COMPLETED)
+        await context.__aexit__(None, None, None)
+        if context.app.failed.done():
+            raise context.app.failed.result()
+        return 0
+
+    factory = None
+    if uvloop is not False and sys.platform != "win32":
+        with contextlib.suppress(ImportError):
+            import uvloop as fast
+
+            factory = fast.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())
+
+
+def _done_with(future: "asyncio.Future[int]", value: int) -> None:
+    if not future.done():
+        future.set_result(value)
+
+

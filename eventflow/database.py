@@ -1,0 +1,212 @@
+"""The only door to Postgres: connections, the SQL files by name, and what an error of the server means.
+
+Nothing here knows what is written; the journal and the services decide that. Nothing relies on session state, so a
+pooler in transaction mode may stand between (`prepared=False` where it does not keep prepared statements).
+"""
+
+import re
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql as compose
+
+from eventflow.errors import EventflowError, FencedError, UnavailableError
+from eventflow.settings import masked
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Verdict = Literal["fenced", "claims lost", "poison", "unknown", "again"]
+
+_PACKAGE = Path(__file__).parent
+_BLAMING_CLASSES = ("22", "23", "54")
+
+
+def sql_folder() -> Path:
+    """The folder of the SQL files: in the wheel inside the package, in a checkout beside it."""
+    packaged = _PACKAGE / "sql"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "sql"
+
+
+def in_schema(text: str, schema: str) -> str:
+    """Put the (quoted) schema where the files say `eventflow.`."""
+    if schema == "eventflow":
+        return text
+    quoted = compose.Identifier(schema).as_string(None)
+    return re.sub(r"(?<![\w.\"'])eventflow\.", lambda _: f"{quoted}.", text)
+
+
+@lru_cache(maxsize=512)
+def sql(name: str, schema: str = "eventflow") -> bytes:
+    """The text of `sql/queries/{name}.sql`, without its comments, for this schema."""
+    text = (sql_folder() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
+    return in_schema(code.strip().rstrip(";"), schema).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Where the ledger is, and how to speak to it. Opens connections; holds none."""
+
+    url: str
+    schema: str = "eventflow"
+    prepared: bool = True
+
+    def connect(self, role: str) -> Connection:
+        """Open an autocommit connection whose application name is `eventflow {role}`.
+
+        Raises:
+            UnavailableError: the server does not answer, or refuses the credentials; says which.
+        """
+        try:
+            connection = psycopg.connect(self.url, autocommit=True, **self.options(role))
+        except psycopg.OperationalError as error:
+            raise unavailable(error, self.url) from error
+        self.adopt(connection)
+        return connection
+
+    def adopt(self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
+        """Set how this connection prepares statements."""
+        connection.prepare_threshold = 5 if self.prepared else None
+
+    def options(self, role: str) -> dict[str, Any]:
+        """Connection options: a name for pg_stat_activity, and limits within which a dead peer is noticed."""
+        return {
+            "application_name": f"eventflow {role}",
+            "connect_timeout": 5,
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
+        }
+
+    def text(self, name: str) -> bytes:
+        """The named query in this database's schema."""
+        return sql(name, self.schema)
+
+    def run(
+        self, connection: Connection, name: str, params: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Execute the named query; its rows, if it has any."""
+        cursor = connection.execute(
+            self.text(name), params or {}, prepare=self.prepared, binary=True
+        )
+        return cursor.fetchall() if cursor.description else []
+
+
+def unavailable(error: Exception, url: str) -> UnavailableError:
+    """An error of connecting, in one line, without the password."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    result = UnavailableError(f"Postgres at {masked(url)}: {first}")
+    result.permanent = is_pointless(error)  # type: ignore[attr-defined]
+    return result
+
+
+def is_pointless(error: BaseException) -> bool:
+    """Whether connecting again cannot help: wrong credentials, no such role or database."""
+    state = getattr(error, "sqlstate", None)
+    if state in {"28P01", "28000", "3D000"}:
+        return True
+    text = str(error)
+    return (
+        "password authentication failed" in text
+        or ("role" in text and "does not exist" in text)
+        or ("database" in text and "does not exist" in text)
+        or "no password supplied" in text
+    )
+
+
+def judge(error: psycopg.Error, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> Verdict:
+    """What an error of a writing transaction means (R2, R3, R15).
+
+    `fenced`: this executor is over. `claims lost`: partitions went to another owner. `poison`: a row's own fault.
+    `unknown`: the connection broke, so the commit may or may not have happened. `again`: run the whole once more.
+    """
+    state = error.sqlstate
+    if state in {"EF001", "EF003"}:
+        return "fenced"
+    if state == "EF002":
+        return "claims lost"
+    if connection.broken or connection.closed or state is None and isinstance(error, psycopg.OperationalError):
+        return "unknown"
+    if state is None:
+        return "poison"  # psycopg itself could not send a value
+    return "poison" if state.startswith(_BLAMING_CLASSES) else "again"
+
+
+def lost_claims(error: psycopg.Error) -> list[int]:
+    """The claim ids in the detail of an EF002."""
+    return [int(part) for part in (error.diag.message_detail or "").split(",") if part]
+
+
+def fenced(error: BaseException) -> FencedError:
+    """EF001 or EF003 as an error of ours."""
+    return FencedError(str(error).splitlines()[0])
+
+
+def in_transaction(connection: Connection, work: Callable[[Connection], Any], *setup: str) -> Any:
+    """Run `work` in one READ COMMITTED transaction after the SET LOCAL statements given.
+
+    Raises:
+        FencedError: the executor is dead.
+        psycopg.Error: anything else, after a rollback.
+    """
+    try:
+        connection.execute("begin isolation level read committed")
+        for statement in setup:
+            connection.execute(statement.encode())
+        result = work(connection)
+        if connection.execute("commit").statusmessage != "COMMIT":
+            raise EventflowError("the transaction was rolled back by the server")
+    except BaseException as error:
+        rollback(connection)
+        if isinstance(error, psycopg.Error) and error.sqlstate in {"EF001", "EF003"}:
+            raise fenced(error) from error
+        raise
+    return result
+
+
+def rollback(connection: Connection) -> None:
+    """Leave the transaction, if the connection still lives."""
+    if connection.closed or connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+        return
+    try:
+        connection.execute("rollback")
+    except psycopg.Error:
+        connection.close()
+
+
+def columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Rows to one array per column, for `unnest`."""
+    return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+@contextmanager
+def evicting(database: Database, connection: Connection, after: float) -> Generator[None, None, None]:
+    """End whatever blocks this connection's transaction for longer than `after` seconds (R7, R9).
+
+    A frozen process can hold a lock for ever, half-way through a flush: no timeout of older servers ends that, and
+    a role may always terminate the backends of its own.
+    """
+    pid = connection.info.backend_pid
+    done = threading.Event()
+
+    def watch() -> None:
+        if done.wait(after):
+            return
+        with database.connect("evictor") as evictor:
+            while not done.wait(0.2):
+                evictor.execute(
+                    b"select pg_terminate_backend(pid) from unnest(pg_blocking_pids(%b::int)) as pid", (pid,)
+                )
+
+    watcher = threading.Thread(target=watch, name="eventflow evictor", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()

@@ -1,0 +1,98 @@
+"""Every error that eventflow raises, in one tree.
+
+    Exception
+    └── EventflowError
+        ├── UsageError                 the programmer's mistake; never retried
+        │   ├── NotRunningError
+        │   └── BlockingCallError
+        ├── SettingsError              a setting that is wrong, by its name
+        ├── SchemaError                a database that does not fit this code
+        ├── CodecError                 a value that cannot be encoded or decoded
+        ├── DeterminismError           a replay met other code than was recorded
+        ├── UnavailableError           Postgres or Kafka does not answer
+        ├── WorkflowNotFoundError
+        ├── WorkflowExistsError
+        ├── WorkflowError              a recorded failure that cannot be rebuilt here
+        ├── WorkflowParkedError        the result of a parked workflow was asked for
+        ├── WorkflowCancelledError     the result of a cancelled workflow was asked for
+        ├── WorkflowTimeoutError       a result did not come in the time given
+        └── FencedError                this executor was presumed dead; a peer has its work
+
+The others than UsageError are events of the world. A test holds this drawing against the classes.
+"""
+
+
+class EventflowError(Exception):
+    """The root of all errors that eventflow raises."""
+
+
+class UsageError(EventflowError):
+    """The program uses eventflow in a way that cannot work; the message says what to do instead."""
+
+
+class NotRunningError(UsageError):
+    """A durable call outside `running()`."""
+
+
+class BlockingCallError(UsageError):
+    """A blocking call on a thread whose event loop it would stop."""
+
+
+class SettingsError(EventflowError):
+    """A setting that is missing or wrong; the message names it."""
+
+
+class SchemaError(EventflowError):
+    """The database's schema does not fit this version of eventflow, or the role lacks rights on it."""
+
+
+class CodecError(EventflowError):
+    """A value that cannot be encoded or decoded by its annotation."""
+
+
+class DeterminismError(EventflowError):
+    """A replay met another operation than the one recorded at this position."""
+
+
+class UnavailableError(EventflowError):
+    """Postgres or Kafka cannot be reached; the message says which, and where it was sought."""
+
+
+class WorkflowNotFoundError(EventflowError):
+    """No workflow has this id."""
+
+
+class WorkflowExistsError(EventflowError):
+    """The workflow id is taken by another workflow, or by the same one with other arguments."""
+
+
+class WorkflowError(EventflowError):
+    """A workflow or step failed with an exception that cannot be rebuilt in this process.
+
+    Attributes:
+        type: the original exception's qualified class name.
+        message: its text.
+        traceback: its traceback as text, as recorded where it happened.
+    """
+
+    def __init__(self, type: str, message: str, traceback: str = "") -> None:  # noqa: A002
+        super().__init__(f"{type}: {message}")
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+
+
+class WorkflowParkedError(EventflowError):
+    """The workflow is held for a person; the message has the reason."""
+
+
+class WorkflowCancelledError(EventflowError):
+    """The result of a cancelled workflow was asked for."""
+
+
+class WorkflowTimeoutError(EventflowError):
+    """A result did not come within the time given."""
+
+
+class FencedError(EventflowError):
+    """This executor was presumed dead and a peer took its work over; nothing it held can commit."""

@@ -1,0 +1,767 @@
+"""Runs workflows: async ones on the program's loop, sync ones in threads, each from its input to its outcome.
+
+Async runs share *runner* tasks: a runner drives one workflow after another, each in a context of its own, and no task is
+made for one that never really waits. When a workflow waits, its runner waits with it and another takes the rest, so
+`asyncio.current_task()`, `timeout` and `TaskGroup` mean in a handler what they always mean.
+
+Nothing here writes: outcomes and checkpoints go to the journal as entries, and come back as durable, or dropped.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextvars import Context
+from typing import Any
+
+from eventflow.codec import encode_error
+from eventflow.errors import CodecError, DeterminismError
+from eventflow.idempotency import parse_message_workflow_id
+from eventflow.journal import Entry, Journal
+from eventflow.replay import Branch
+from eventflow.runs import Claim, Run
+from eventflow.telemetry import crash_point
+from eventflow.workflows import current
+
+logger = logging.getLogger(__name__)
+
+_SLICE = 0.005  # seconds that one runner may hold the loop
+_ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
+
+
+class Dropped(BaseException):
+    """Unwinds a run whose attempt is over: what it does can no longer be recorded."""
+
+
+class _Follow:
+    """Awaits what a workflow awaits, in the workflow's own context, for the runner that drives it."""
+
+    __slots__ = ("context", "coroutine", "first")
+
+    def __init__(self, context: Context, coroutine: Any, first: Any) -> None:
+        self.context = context
+        self.coroutine = coroutine
+        self.first = first
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        run, send, throw, future = self.context.run, self.coroutine.send, self.coroutine.throw, self.first
+        try:
+            while True:
+                try:
+                    value = yield future
+                except BaseException as error:  # noqa: BLE001 - it is the workflow's to handle
+                    future = run(throw, error)
+                else:
+                    future = run(send, value)
+        except StopIteration:
+            return
+
+
+class Executor:
+    """All runs of one incarnation of this process."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, draw: Callable[[], float]
+    ) -> None:
+        self.loop = loop
+        self.journal: Journal
+        self.transact: Callable[[list[Run]], None]
+        self.runs: dict[str, Run] = {}
+        self._accept_after = accept_after
+        self._draw = draw
+        self._queue: deque[Run] = deque()
+        self._runners = 0
+        self._idle = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unsubmitted: list[Run] = []
+        self._started: deque[tuple[float, Run]] = deque()
+        self._timers: dict[Run, asyncio.TimerHandle] = {}
+        self._suspects: deque[Run] = deque()
+        self._alone: asyncio.Task[None] | None = None
+        self._gate = False
+        self._stopping = False
+        self._active = 0
+        self._quiet = asyncio.Event()
+        self._clock = loop.time
+        self._threads = Threads(self, threads)
+        self._tick = loop.call_later(max(accept_after / 2, 0.005), self._accept_slow)
+
+    # ---- intake ----
+
+    def dispatch(self, runs: list[Run]) -> None:
+        """Run these; from any thread. Order within a scope is the order given."""
+        ready = [run for run in runs if self._in_turn(run)]
+        if ready:
+            self._launch(ready)
+
+    def _launch(self, runs: list[Run]) -> None:
+        wary = [run for run in runs if run.wary]
+        if wary:
+            self.loop.call_soon_threadsafe(self._accept_first, wary)
+            runs = [run for run in runs if not run.wary]
+        plain: list[Run] = []
+        transactional: list[Run] = []
+        threaded: list[Run] = []
+        for run in runs:
+            consumer = run.spec.consumer
+            if consumer is not None and consumer.transaction is not None:
+                transactional.append(run)
+            elif run.spec.is_async:
+                plain.append(run)
+            else:
+                threaded.append(run)
+        if transactional:
+            self.transact(transactional)
+        if threaded:
+            self._threads.put(threaded)
+        if plain:
+            self.loop.call_soon_threadsafe(self._enqueue, plain)
+
+    def _in_turn(self, run: Run) -> bool:
+        """Whether it may start now; else it waits in its scope's line (R11)."""
+        run.executor = self
+        claim = run.claim
+        if run.scope is None or claim is None:
+            return True
+        with claim.lock:
+            tail, claim.tail = claim.tail, run
+            if tail is not None and not tail.over():
+                run.before, tail.after = tail, run
+            if claim.busy or claim.unfinished:
+                claim.line.append(run)
+                return False
+            claim.busy = True
+            return True
+
+    def next_in_line(self, run: Run) -> None:
+        """Its function has ended for good: the next of its scope may start."""
+        claim = run.claim
+        if run.scope is None or claim is None:
+            return
+        with claim.lock:
+            if run is not claim.tail and not claim.line:
+                return
+            claim.busy = False
+        self.unblock(claim)
+
+    def unblock(self, claim: Any) -> None:
+        """Start the first in line of a scope that nothing holds back."""
+        with claim.lock:
+            if claim.busy or claim.unfinished or not claim.line or claim.lost:
+                return
+            claim.busy = True
+            following = claim.line.popleft()
+        self._launch([following])
+
+    def _enqueue(self, runs: list[Run]) -> None:
+        self._queue.extend(runs)
+        self._spawn()
+
+    def _spawn(self) -> None:
+        """Make sure that a runner is on its way while there is something to run."""
+        if self._queue and not self._idle and not self._gate and not self._stopping:
+            self._idle += 1
+            task = self.loop.create_task(self._runner())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    # ---- async runs ----
+
+    async def _runner(self) -> None:
+        task = asyncio.current_task()
+        queue, clock = self._queue, self._clock
+        self._idle -= 1
+        until = clock() + _SLICE
+        while queue and not self._gate and not self._stopping:
+            run = queue.popleft()
+            if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
+                self.abandon(run)
+                continue
+            now = clock()
+            self._started.append((now, run))
+            self._active += 1
+            context = Context()
+            coroutine = self._run(run, task)
+            try:
+                future = context.run(coroutine.send, None)
+            except StopIteration:
+                pass
+            else:
+                self._spawn()
+                await _Follow(context, coroutine, future)
+                if task is not None and task.cancelling():
+                    while task.uncancel():
+                        pass
+            self._active -= 1
+            if not self._active:
+                self._quiet.set()
+            if now > until:
+                if self._idle:
+                    return  # another runner is on its way
+                self._idle += 1
+                await asyncio.sleep(0)
+                self._idle -= 1
+                until = clock() + _SLICE
+
+    async def _run(self, run: Run, task: Any) -> None:
+        current.set(Branch(run, task))
+        run.task = task
+        spec = run.spec
+        try:
+            if run.claim is not None or run.arguments is None:
+                result = await spec.function(self._message(run))
+            else:
+                args, kwargs = spec.arguments.decode(run.arguments)
+                result = await spec.function(*args, **kwargs)
+            output = spec.result.encode(result)
+        except BaseException as error:  # noqa: BLE001 - the outcome, whatever it is
+            self.failed(run, error)
+        else:
+            crash_point("executor.before_finish")
+            self.finish(run, output, result)
+
+    def _message(self, run: Run) -> Any:
+        return message_of(run)
+
+    # ---- outcomes ----
+
+    def finish(self, run: Run, output: str, result: Any) -> None:
+        """The workflow succeeded."""
+        if run.dropped:
+            self.abandon(run)
+            return
+        run.outcome = result
+        self._hand(run, Entry(run, run.history.take_fresh(), "succeeded", output=output), ended=True)
+
+    def failed(self, run: Run, error: BaseException) -> None:
+        """The function raised: retry by policy, park, release, or fail for good."""
+        if run.dropped or isinstance(error, Dropped):
+            self.abandon(run)
+        elif isinstance(error, asyncio.CancelledError) and self._stopping:
+            self.release(run)
+        elif isinstance(error, DeterminismError):
+            logger.error("%s is parked: %s", run.workflow_id, error)
+            self._park(run, str(error))
+        elif isinstance(error, Exception) and run.spec.retry.wants(error, run.retries + 1):
+            self._retry(run, error)
+        else:
+            self.fail(run, error)
+
+    def fail(self, run: Run, error: BaseException) -> None:
+        """Keep it whole in the ledger as failed; what waits behind it goes on."""
+        level = logging.WARNING if run.claim is not None else logging.INFO
+        logger.log(level, "%s failed: %s: %s", run.workflow_id, type(error).__name__, _line(error))
+        run.outcome = error
+        entry = Entry(run, run.history.take_fresh(), "failed", error=encode_error(error))
+        self._hand(run, entry, ended=True)
+
+    def _park(self, run: Run, reason: str) -> None:
+        entry = Entry(run, run.history.take_fresh(), "parked", reason=reason, held=False)
+        self._hand(run, entry, ended=True)
+
+    def release(self, run: Run) -> None:
+        """Let go of a run that has not ended, so that any process may go on with it at once (R8a)."""
+        if run.ended or run.dropped:
+            return
+        self._hand(run, Entry(run, run.history.take_fresh(), "queued", held=False), ended=True)
+
+    def _retry(self, run: Run, error: Exception) -> None:
+        """Drop the failure that ended it, and run it again after a while; others go on meanwhile."""
+        wait = run.spec.retry.wait(run.retries + 1, self._draw())
+        run.retries += 1
+        run.attempt += 1
+        dropped = run.history.drop_failed(error)
+        logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, _line(error))
+        entry = Entry(run, run.history.take_fresh(), wake_in=wait, drop_from=dropped, changed=True)
+        self._hand(run, entry)
+        self.loop.call_soon_threadsafe(self._later, run, wait)
+
+    def _later(self, run: Run, wait: float) -> None:
+        if not self._stopping:
+            self._timers[run] = self.loop.call_later(wait, self._again, run)
+
+    def _again(self, run: Run) -> None:
+        self._timers.pop(run, None)
+        self._launch([run])
+
+    def _hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
+        run.submitted += 1
+        if ended:
+            run.ended = True
+        self.journal.submit(entry)
+        if ended:
+            self.next_in_line(run)
+
+    def abandon(self, run: Run) -> None:
+        """This attempt is over and is recorded by nobody here."""
+        run.dropped = run.ended = True
+        self.runs.pop(run.workflow_id, None)
+        claim = run.claim
+        if claim is not None:
+            with claim.lock:
+                claim.finished += 1
+        run.wake()
+        self.next_in_line(run)
+
+    # ---- durability ----
+
+    def check(self, run: Run) -> None:
+        """Raise where the run's attempt is over.
+
+        Raises:
+            Dropped: it is.
+        """
+        if run.dropped or run.ended:
+            raise Dropped
+
+    def recorded(self, run: Run) -> None:
+        """A step ended: its checkpoint goes to the journal soon, with whatever else this turn of the loop records."""
+        crash_point("executor.after_step")
+        if not run.history.fresh:
+            return
+        if not run.spec.is_async:
+            return  # sync runs hand over at the next barrier, at the end, or when the acceptance time is over
+        if not self._unsubmitted:
+            self.loop.call_soon(self._submit_fresh)
+        self._unsubmitted.append(run)
+
+    def _submit_fresh(self) -> None:
+        runs, self._unsubmitted = self._unsubmitted, []
+        for run in runs:
+            self.submit_fresh(run)
+
+    def submit_fresh(self, run: Run) -> None:
+        """Hand over what the run has recorded and not handed over yet."""
+        if run.history.fresh and not run.ended and not run.dropped:
+            self._hand(run, Entry(run, run.history.take_fresh()))
+
+    async def barrier(self, run: Run) -> None:
+        """Wait until everything recorded before, in this run and its scope, is durable.
+
+        Raises:
+            Dropped: the attempt is over.
+        """
+        self.submit_fresh(run)
+        while not run.settled():
+            if run.dropped:
+                raise Dropped
+            future = self.loop.create_future()
+            run.waiters = [*(run.waiters or ()), lambda f=future: self._release(f)]
+            if run.settled() or run.dropped:
+                self._release(future)
+            await future
+        self.check(run)
+
+    def _release(self, future: "asyncio.Future[None]") -> None:
+        if threading.get_ident() == self._threads.loop_thread:
+            if not future.done():
+                future.set_result(None)
+        else:
+            self.loop.call_soon_threadsafe(self._release, future)
+
+    def barrier_sync(self, run: Run) -> None:
+        """The same for a worker thread."""
+        with self._threads.lock:
+            self.submit_fresh(run)
+        while not run.settled():
+            if run.dropped:
+                raise Dropped
+            event = threading.Event()
+            run.waiters = [*(run.waiters or ()), event.set]
+            if run.settled() or run.dropped:
+                event.set()
+            event.wait()
+        self.check(run)
+
+    def pause_sync(self, run: Run, seconds: float) -> None:
+        """Wait between two attempts of a sync step; a stop ends it."""
+        if self._threads.stopped.wait(seconds):
+            raise Dropped
+        self.check(run)
+
+    def durable(self, entries: list[Entry]) -> None:
+        """The journal committed these; called in its thread."""
+        self.loop.call_soon_threadsafe(self._settle, [e for e in entries if e.run.spec.is_async])
+        sync = [e for e in entries if not e.run.spec.is_async]
+        if sync:
+            self._settle(sync)
+
+    def _settle(self, entries: list[Entry]) -> None:
+        finished: dict[Claim, int] = {}
+        for entry in entries:
+            run = entry.run
+            run.durable += 1
+            if run.ended and run.submitted == run.durable:
+                claim = run.claim
+                if claim is not None:
+                    finished[claim] = finished.get(claim, 0) + 1
+                if run.workflow_id in self.runs:
+                    self._answer(run, entry)
+            if run.waiters is not None or run.after is not None:
+                run.wake()
+        for claim, count in finished.items():
+            with claim.lock:
+                claim.finished += count
+
+    def settled(self, runs: list[Run]) -> None:
+        """These were committed by a transaction of their own, result and position included."""
+        for run in runs:
+            run.in_ledger = run.ended = True
+            self.runs.pop(run.workflow_id, None)
+            if run.claim is not None:
+                with run.claim.lock:
+                    run.claim.finished += 1
+            run.wake()
+            self.next_in_line(run)
+
+    def _answer(self, run: Run, entry: Entry) -> None:
+        self.runs.pop(run.workflow_id, None)
+        future = run.future
+        if future is not None and entry.status in {"succeeded", "failed"}:
+            outcome, failed = run.outcome, entry.status == "failed"
+            self.loop.call_soon_threadsafe(_resolve, future, outcome, failed)
+        elif future is not None:
+            self.loop.call_soon_threadsafe(_cancel, future)
+
+    def dropped(self, entries: list[Entry]) -> None:
+        """The journal refused these; called in its thread."""
+        for entry in entries:
+            run = entry.run
+            run.dropped = True
+            if run.future is not None:
+                self.loop.call_soon_threadsafe(_cancel, run.future)
+            run.wake()
+
+    # ---- acceptance ----
+
+    def _accept_slow(self) -> None:
+        """Give a row of its own to whatever has been running for longer than the acceptance time."""
+        if self._stopping:
+            return
+        limit = self._clock() - self._accept_after
+        started = self._started
+        while started and started[0][0] < limit:
+            run = started.popleft()[1]
+            if run.ended or run.dropped:
+                continue
+            if run.spec.is_async:
+                self.accept(run)
+            else:
+                with self._threads.lock:
+                    self.accept(run)
+        self._tick = self.loop.call_later(max(self._accept_after / 2, 0.005), self._accept_slow)
+
+    def note_started(self, run: Run) -> None:
+        """A worker thread begins with it."""
+        self._started.append((self._clock(), run))
+
+    def accept_claims(self, claims: set[Claim], timeout: float) -> None:
+        """Accept what has started of these claims, and wait until that is durable; from a consumer's thread (R8)."""
+        until = time.monotonic() + min(timeout, 0.5)
+        while any(c.handed != c.finished for c in claims) and time.monotonic() < until:
+            time.sleep(0.002)
+        reached = threading.Event()
+
+        def accept() -> None:
+            for _, run in list(self._started):
+                if run.claim in claims and not run.ended and not run.dropped:
+                    with self._threads.lock:
+                        self.accept(run)
+            self.journal.mark(reached.set)
+
+        if any(c.handed != c.finished for c in claims):
+            self.loop.call_soon_threadsafe(accept)
+            reached.wait(timeout)
+
+    def accept(self, run: Run) -> None:
+        """Write its row now, with what it has recorded."""
+        if (run.submitted == 0 or run.history.fresh) and not run.ended and not run.dropped:
+            self._hand(run, Entry(run, run.history.take_fresh()))
+
+    def _accept_first(self, runs: list[Run]) -> None:
+        """R13: these may have killed their last process; they get a row before they run."""
+        for run in runs:
+            run.wary = False
+            run.waiters = [lambda r=run: self._launch([r])]
+            self._hand(run, Entry(run, []))
+
+    # ---- what a dead peer left ----
+
+    def adopt(self, runs: Iterable[Run], *, recovered: bool) -> None:
+        """Rows that this executor has claimed; recovered ones run alone, one by one (R13). On the loop's thread."""
+        for run in runs:
+            if run.workflow_id in self.runs or self._stopping:
+                continue
+            self.runs[run.workflow_id] = run
+            run.executor = self
+            if recovered:
+                self._suspects.append(run)
+            else:
+                run.attempt += 1
+                run.waiters = [lambda r=run: self._launch([r])]
+                self._hand(run, Entry(run, [], changed=True))
+        if self._suspects and (self._alone is None or self._alone.done()):
+            self._alone = self.loop.create_task(self._run_alone())
+
+    async def _run_alone(self) -> None:
+        try:
+            while self._suspects and not self._stopping:
+                await self._run_suspect(self._suspects.popleft())
+        except Dropped:
+            pass
+        finally:
+            self._gate = False
+            self._threads.open(True)
+            self._spawn()
+
+    async def _run_suspect(self, run: Run) -> None:
+        if run.recoveries >= run.spec.recoveries:
+            logger.error("%s is parked: it was running each time its process died", run.workflow_id)
+            self._park(run, f"its process died {run.recoveries + 1} times while it ran")
+            return
+        self._gate = True
+        self._threads.open(False)
+        await self._silence(1.0)
+        run.attempt += 1
+        run.recoveries += 1
+        self._hand(run, Entry(run, [], changed=True))
+        try:
+            await self.barrier(run)
+        except Dropped:
+            return
+        logger.info("%s runs again after its process died (%d)", run.workflow_id, run.recoveries)
+        ended = self.loop.create_future()
+        alone = _ALONE * 2 ** (run.recoveries - 1)
+        self._start_alone(run, ended)
+        await asyncio.wait([ended], timeout=alone)
+
+    def _start_alone(self, run: Run, ended: "asyncio.Future[None]") -> None:
+        if run.spec.consumer is not None and run.spec.consumer.transaction is not None:
+            self.transact([run])
+            self._poll_end(run, ended)
+        elif run.spec.is_async:
+            self._tasks.add(task := self.loop.create_task(self._run_by_itself(run, ended)))
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._threads.alone(run)
+            self._poll_end(run, ended)
+
+    def _poll_end(self, run: Run, ended: "asyncio.Future[None]") -> None:
+        if run.ended or run.dropped or self._stopping:
+            if not ended.done():
+                ended.set_result(None)
+        else:
+            self.loop.call_later(0.002, self._poll_end, run, ended)
+
+    async def _run_by_itself(self, run: Run, ended: "asyncio.Future[None]") -> None:
+        context, coroutine = Context(), self._run(run, asyncio.current_task())
+        self._active += 1
+        try:
+            future = context.run(coroutine.send, None)
+            await _Follow(context, coroutine, future)
+        except StopIteration:
+            pass
+        finally:
+            self._active -= 1
+            if not ended.done():
+                ended.set_result(None)
+
+    async def _silence(self, timeout: float) -> None:
+        """Wait until nothing runs, or for the time given."""
+        until = self._clock() + timeout
+        while (self._active or self._threads.active) and self._clock() < until:
+            await asyncio.sleep(0.005)
+
+    # ---- the end ----
+
+    def busy(self) -> int:
+        """How many runs are under way or waiting to start."""
+        return len(self._queue) + self._active + self._threads.active + self._threads.waiting() + len(self._timers)
+
+    async def drain(self, budget: float) -> None:
+        """Let running work end within `budget` seconds; then let go of the rest."""
+        until = self._clock() + budget
+        for run, timer in list(self._timers.items()):
+            timer.cancel()
+            self.release(run)
+        self._timers.clear()
+        while (self._active or self._threads.active) and self._clock() < until:
+            await asyncio.sleep(0.01)
+        self._stopping = True
+        self._threads.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=1.0)
+        for run in list(self.runs.values()):
+            if not run.ended:
+                self.release(run)
+
+    def hold(self) -> None:
+        """Start nothing new."""
+        self._gate = True
+        self._threads.open(False)
+
+    def abort(self) -> None:
+        """The incarnation is over: nothing that runs can be recorded any more. On the loop's thread."""
+        self._stopping = True
+        self._tick.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
+        for run in list(self.runs.values()):
+            run.dropped = True
+            if run.future is not None:
+                _cancel(run.future)
+            run.wake()
+        self._threads.stop()
+        for task in list(self._tasks):
+            task.cancel()
+
+
+class Threads:
+    """Worker threads for sync runs: they pull whole workflows from one deque; no hop per message or step."""
+
+    def __init__(self, executor: Executor, limit: int) -> None:
+        self.executor = executor
+        self.lock = threading.Lock()
+        self.loop_thread = threading.get_ident()
+        self.stopped = threading.Event()
+        self.active = 0
+        self._limit = limit
+        self._queue: deque[Run] = deque()
+        self._ready = threading.Condition()
+        self._sleeping = 0
+        self._threads: list[threading.Thread] = []
+        self._open = True
+
+    def put(self, runs: list[Run]) -> None:
+        """Queue runs, and wake or make as many threads as can be of use."""
+        with self._ready:
+            self._queue.extend(runs)
+            self._wake()
+
+    def _wake(self) -> None:
+        wanted = min(len(self._queue), self._limit) if self._open else 0
+        if self._sleeping:
+            self._ready.notify(min(wanted, self._sleeping))
+        missing = min(wanted - self._sleeping, self._limit - len(self._threads))
+        busy = len(self._threads) - self._sleeping
+        for _ in range(max(0, missing) if busy == 0 else max(0, min(missing, 2))):
+            thread = threading.Thread(target=self._work, name="eventflow worker", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def alone(self, run: Run) -> None:
+        """Run one in a thread of its own."""
+        threading.Thread(target=self._one, args=(run,), name="eventflow worker", daemon=True).start()
+
+    def open(self, value: bool) -> None:  # noqa: FBT001
+        """Whether threads may take from the queue."""
+        with self._ready:
+            self._open = value
+            if value:
+                self._wake()
+
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        with self._ready:
+            self._queue.clear()
+            self._ready.notify_all()
+
+    def _next(self) -> Run | None:
+        with self._ready:
+            while not (self._queue and self._open):
+                if self.stopped.is_set():
+                    return None
+                self._sleeping += 1
+                self._ready.wait()
+                self._sleeping -= 1
+            self.active += 1
+            return self._queue.popleft()
+
+    def _work(self) -> None:
+        while (run := self._next()) is not None:
+            self._one_counted(run)
+            if len(self._queue) > 0:
+                with self._ready:
+                    self._wake()
+
+    def _one(self, run: Run) -> None:
+        with self._ready:
+            self.active += 1
+        self._one_counted(run)
+
+    def _one_counted(self, run: Run) -> None:
+        try:
+            if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
+                self.executor.abandon(run)
+            else:
+                self.executor.note_started(run)
+                Context().run(self._run, run)
+        finally:
+            with self._ready:
+                self.active -= 1
+
+    def _run(self, run: Run) -> None:
+        executor, spec = self.executor, run.spec
+        current.set(Branch(run, threading.current_thread()))
+        try:
+            if run.claim is not None or run.arguments is None:
+                result = spec.function(message_of(run))
+            else:
+                args, kwargs = spec.arguments.decode(run.arguments)
+                result = spec.function(*args, **kwargs)
+            output = spec.result.encode(result)
+        except BaseException as error:  # noqa: BLE001 - the outcome, whatever it is
+            with self.lock:
+                executor.failed(run, error)
+        else:
+            crash_point("executor.before_finish")
+            with self.lock:
+                executor.finish(run, output, result)
+
+
+def message_of(run: Run) -> Any:
+    """The handler's message, decoded by its annotation.
+
+    Raises:
+        CodecError: it cannot be.
+    """
+    claim = run.claim
+    if claim is not None:
+        return run.spec.reader.read(
+            run.value, run.key, run.headers, claim.topic, claim.partition, run.offset or 0, claim.incarnation,
+            run.timestamp,
+        )  # fmt: skip
+    identity = parse_message_workflow_id(run.workflow_id)
+    if identity is None:
+        raise CodecError(f"{run.workflow_id} is no message")
+    return run.spec.reader.read(
+        run.value, run.key, run.headers, identity.topic, identity.partition, identity.offset, identity.incarnation,
+        run.timestamp,
+    )  # fmt: skip
+
+
+def _resolve(future: "asyncio.Future[Any]", outcome: Any, failed: bool) -> None:  # noqa: FBT001
+    if future.done():
+        return
+    if failed:
+        future.set_exception(outcome)
+        future.exception()
+    else:
+        future.set_result(outcome)
+
+
+def _cancel(future: "asyncio.Future[Any]") -> None:
+    if not future.done():
+        future.cancel()
+
+
+def _line(error: BaseException) -> str:
+    text = str(error)
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,0 +1,99 @@
+"""Every id is derived here: pure, injective, readable. The formats are a contract and never change.
+
+A message's workflow id is `kafka:{group}:{topic}:{incarnation}:{partition}:{offset}`, group and topic percent-escaped,
+with `:g{n}` behind it from the second generation of a reprocessed topic on. The ledger counts `incarnation` per topic
+name over all (cluster id, topic id), so the id needs no cluster.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from eventflow.errors import UsageError
+
+MAX_ID = 512
+_MESSAGE = re.compile(
+    r"kafka:([A-Za-z0-9._%~-]+):([A-Za-z0-9._%~-]+):([1-9]\d*):(0|[1-9]\d*):(0|[1-9]\d*)(?::g([2-9]|[1-9]\d+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MessageIdentity:
+    """What a message's workflow id says."""
+
+    group: str
+    topic: str
+    incarnation: int
+    partition: int
+    offset: int
+    generation: int = 1
+
+
+def _escaped(text: str) -> str:
+    return quote(text, safe="")
+
+
+def message_workflow_id_prefix(group: str, topic: str, incarnation: int, partition: int) -> str:
+    """All of a message's workflow id but its offset, which follows.
+
+    Raises:
+        UsageError: group or topic is empty, or a number is negative.
+    """
+    if not group or not topic:
+        raise UsageError("a message's workflow id needs a group and a topic")
+    if incarnation < 1 or partition < 0:
+        raise UsageError(f"not an incarnation and a partition: {incarnation}, {partition}")
+    return f"kafka:{_escaped(group)}:{_escaped(topic)}:{incarnation}:{partition}:"
+
+
+def message_workflow_id(
+    group: str, topic: str, incarnation: int, partition: int, offset: int, generation: int = 1
+) -> str:
+    """The workflow id of a Kafka message.
+
+    Raises:
+        UsageError: as for the prefix; or the offset is negative, or the generation below 1.
+    """
+    if offset < 0 or generation < 1:
+        raise UsageError(f"not an offset and a generation: {offset}, {generation}")
+    suffix = f":g{generation}" if generation > 1 else ""
+    return f"{message_workflow_id_prefix(group, topic, incarnation, partition)}{offset}{suffix}"
+
+
+def parse_message_workflow_id(workflow_id: str) -> MessageIdentity | None:
+    """The inverse of `message_workflow_id`; None for any other id."""
+    match = _MESSAGE.fullmatch(workflow_id)
+    if match is None:
+        return None
+    group, topic, incarnation, partition, offset, generation = match.groups()
+    return MessageIdentity(
+        unquote(group), unquote(topic), int(incarnation), int(partition), int(offset), int(generation or 1)
+    )
+
+
+def check_workflow_id(workflow_id: str) -> str:
+    """An id that a person gives, as it is.
+
+    Raises:
+        UsageError: it is empty, too long, reserved, or holds what people could not read.
+    """
+    if not workflow_id:
+        raise UsageError("a workflow id cannot be empty")
+    if len(workflow_id) > MAX_ID:
+        raise UsageError(f"a workflow id has at most {MAX_ID} characters, this one has {len(workflow_id)}")
+    if not workflow_id.isprintable():
+        raise UsageError(f"a workflow id holds printable characters only: {workflow_id!r}")
+    if workflow_id.startswith("kafka:"):
+        raise UsageError(f"workflow ids that begin with 'kafka:' are those of messages: {workflow_id!r}")
+    return workflow_id
+
+
+def step_idempotency_key(workflow_id: str, position: str) -> str:
+    """The same for all attempts of a step, different between steps."""
+    return f"{workflow_id}#{position}"
+
+
+def fingerprint(name: str, arguments: str) -> str:
+    """What tells two starts under one id apart: the workflow's name and its encoded arguments."""
+    return hashlib.sha256(f"{name}\0{arguments}".encode()).hexdigest()[:32]

@@ -1,0 +1,594 @@
+"""The one writer: what hundreds of workflows want recorded goes out as one transaction, again and again.
+
+Batches form by load: while one flush is on its way, the next gathers. Nothing here waits by a timer. The journal runs in
+a thread of its own with a connection of its own, so that user code can neither block nor interrupt it.
+
+A *lane* is a sequence of numbered flushes (PROTOCOL.md R3), not a connection: when a connection breaks in the middle of
+a flush, the same number and nonce go out again, and the ledger tells which of the two was committed.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import psycopg
+
+from eventflow.codec import encode_error
+from eventflow.database import Connection, Database, fenced, judge, lost_claims, rollback
+from eventflow.errors import EventflowError, FencedError, UnavailableError
+from eventflow.kafka import headers_json
+from eventflow.records import Checkpoint, Status
+from eventflow.runs import Claim, Run
+from eventflow.telemetry import crash_point
+
+logger = logging.getLogger(__name__)
+
+Statement = tuple[str, dict[str, Any]]
+MAX_ENTRIES = 4000
+MAX_BYTES = 16 * 1024 * 1024
+_BACKOFF = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class ClaimsLostError(EventflowError):
+    """A flush was refused because these claims have another owner now."""
+
+    def __init__(self, claims: list[int]) -> None:
+        super().__init__(f"claims lost: {claims}")
+        self.claims = claims
+
+
+class RefusedError(EventflowError):
+    """Postgres refused a value of this flush; one of its rows is to blame (R15)."""
+
+    def __init__(self, error: psycopg.Error) -> None:
+        super().__init__(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        self.sqlstate = error.sqlstate
+        self.constraint = error.diag.constraint_name
+        self.table = error.diag.table_name
+
+
+def backoff(attempt: int) -> float:
+    """Seconds before the next try of something the server refused for reasons of its own."""
+    return _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
+
+
+class Lane:
+    """Numbered flushes of one executor, one after another (R3). Not for two threads at once."""
+
+    def __init__(
+        self, database: Database, executor: int, number: int, stopped: threading.Event, settings: Sequence[str] = ()
+    ) -> None:
+        self.database = database
+        self.executor = executor
+        self.number = number
+        self.n = 0
+        self._settings = settings
+        self._stopped = stopped
+        self._connection: Connection | None = None
+
+    def connection(self) -> Connection:
+        """The lane's connection, opened anew where it broke; waits for the server with backoff."""
+        attempt = 0
+        while self._connection is None or self._connection.closed:
+            try:
+                self._connection = self.database.connect(f"journal lane {self.number}")
+            except UnavailableError as error:
+                attempt += 1
+                if attempt in {1, 10}:
+                    logger.warning("%s; trying again", error)
+                if self._stopped.wait(backoff(attempt)):
+                    raise FencedError("stopped while Postgres was away") from error
+        return self._connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def guard(self, nonce: int, claims: Iterable[Claim]) -> dict[str, Any]:
+        """The parameters of `guard.sql` for the next flush."""
+        held = sorted(claims, key=lambda claim: claim.id)
+        return {
+            "executor": self.executor, "lane": self.number, "n": self.n + 1, "nonce": nonce,
+            "claims": [c.id for c in held], "epochs": [c.epoch for c in held],
+        }  # fmt: skip
+
+    def commit(self, statements: list[Statement], claims: Iterable[Claim]) -> None:
+        """Commit these statements as the lane's next flush; returns once that is known.
+
+        Raises:
+            FencedError: this executor is over; nothing was committed, or it no longer matters.
+            ClaimsLostError, RefusedError: nothing was committed, and the number is free again.
+        """
+        guard = self.guard(nonce(), claims)
+        attempt, unknown = 0, False
+        while True:
+            try:
+                self._send(guard, statements)
+            except psycopg.Error as error:
+                verdict = self._verdict(error)
+                if verdict == "fenced":
+                    raise fenced(error) from error
+                if verdict == "taken":
+                    self._settle(guard["nonce"])
+                    break
+                if verdict in {"claims lost", "poison"} and (not unknown or self._close_number()):
+                    raise self._refusal(error, verdict) from error
+                if verdict in {"claims lost", "poison"}:
+                    break  # the lost answer was a commit after all
+                unknown = unknown or verdict == "unknown"
+                attempt += 1
+                self._pause(error, attempt)
+                continue
+            break
+        self.n += 1
+
+    def _refusal(self, error: psycopg.Error, verdict: str) -> EventflowError:
+        return ClaimsLostError(lost_claims(error)) if verdict == "claims lost" else RefusedError(error)
+
+    def _send(self, guard: dict[str, Any], statements: list[Statement]) -> None:
+        connection, text = self.connection(), self.database.text
+        prepare = self.database.prepared
+        crash_point("journal.before_flush")
+        with connection.pipeline() as pipeline:
+            connection.execute(b"begin isolation level read committed", prepare=False)
+            for setting in self._settings:
+                connection.execute(setting.encode(), prepare=False)
+            connection.execute(text("guard"), guard, prepare=prepare)
+            if _armed:
+                pipeline.sync()
+                crash_point("journal.after_begin")
+            for name, params in statements:
+                connection.execute(text(name), params, prepare=prepare)
+            if _armed:
+                pipeline.sync()
+                crash_point("journal.before_commit")
+            last = connection.execute(b"commit", prepare=False)
+        if last.statusmessage != "COMMIT":
+            raise psycopg.OperationalError(f"COMMIT answered {last.statusmessage}")
+        crash_point("journal.after_commit")
+
+    def _verdict(self, error: psycopg.Error) -> str:
+        connection = self._connection
+        if connection is None:
+            return "unknown"
+        if error.sqlstate == "23505" and error.diag.table_name == "flushes":
+            rollback(connection)
+            return "taken"
+        verdict = judge(error, connection)
+        if verdict == "unknown":
+            connection.close()
+        else:
+            rollback(connection)
+        return verdict
+
+    def _pause(self, error: psycopg.Error, attempt: int) -> None:
+        if attempt in {1, 10}:
+            logger.warning("flush %d of lane %d: %s; sending it again", self.n + 1, self.number, error)
+        if self._stopped.wait(backoff(attempt)):
+            raise FencedError("stopped with a flush unsettled") from error
+
+    def _settle(self, mine: int) -> None:
+        """The number is taken: by this very flush, whose answer was lost, or the ledger is not what we think."""
+        found = self.committed_nonce()
+        if found != mine:
+            raise FencedError(f"flush {self.n + 1} of lane {self.number} was committed by another sender")
+
+    def committed_nonce(self) -> int | None:
+        """The nonce committed under the next number, if any; waits for the server."""
+        while True:
+            try:
+                rows = self.database.run(
+                    self.connection(), "read_nonce",
+                    {"executor": self.executor, "lane": self.number, "n": self.n + 1},
+                )  # fmt: skip
+            except psycopg.Error as error:
+                self._pause(error, 1)
+                continue
+            return rows[0][0] if rows else None
+
+    def _close_number(self) -> bool:
+        """An empty flush under the number that is in doubt; false where the doubtful flush was committed (R3)."""
+        attempt = 0
+        guard = self.guard(nonce(), ())
+        while True:
+            try:
+                self._send(guard, [])
+            except psycopg.Error as error:
+                verdict = self._verdict(error)
+                if verdict == "fenced":
+                    raise fenced(error) from error
+                if verdict == "taken":
+                    if self.committed_nonce() != guard["nonce"]:
+                        return False
+                    break
+                attempt += 1
+                self._pause(error, attempt)
+                continue
+            break
+        self.n += 1
+        return True
+
+
+_armed = bool(os.environ.get("EVENTFLOW_CRASH") or os.environ.get("EVENTFLOW_STOP"))
+
+
+def nonce() -> int:
+    """A random number that tells one sender of a flush from another."""
+    return int.from_bytes(os.urandom(8), "big", signed=True)
+
+
+class Entry:
+    """What one run wants recorded next: its new checkpoints, and the state that its row shall have."""
+
+    __slots__ = (
+        "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries", "retries", "run",
+        "status", "wake_in",
+    )  # fmt: skip
+
+    def __init__(
+        self, run: Run, checkpoints: list[Checkpoint], status: Status = "running", *, output: str | None = None,
+        error: str | None = None, reason: str | None = None, wake_in: float | None = None,
+        drop_from: int | None = None, held: bool = True, changed: bool = False,
+    ) -> None:  # fmt: skip
+        self.run = run
+        self.checkpoints = checkpoints
+        self.status: Status = status
+        self.output = output
+        self.error = error
+        self.reason = reason
+        self.wake_in = wake_in
+        self.drop_from = drop_from
+        self.held = held
+        self.changed = changed or status != "running" or wake_in is not None or drop_from is not None
+        self.attempt = run.attempt
+        self.retries = run.retries
+        self.recoveries = run.recoveries
+
+    def absorb(self, later: "Entry") -> "Entry":
+        """This entry and a later one of the same run, as one."""
+        if later.drop_from is not None:
+            self.checkpoints = [c for c in self.checkpoints if c.seq < later.drop_from]
+            self.drop_from = min(later.drop_from, self.drop_from or later.drop_from)
+        merged = Entry(
+            self.run, self.checkpoints + later.checkpoints, later.status, output=later.output, error=later.error,
+            reason=later.reason, wake_in=later.wake_in, drop_from=self.drop_from, held=later.held,
+            changed=self.changed or later.changed,
+        )  # fmt: skip
+        merged.attempt, merged.retries, merged.recoveries = later.attempt, later.retries, later.recoveries
+        return merged
+
+
+Gap = tuple[Claim, int, int]
+
+
+class Journal:
+    """Gathers entries from any thread and flushes them from its own.
+
+    `on_durable(entries)`, `on_dropped(entries)`, `on_lost(claims)` and `on_fenced(error)` are called in its thread.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        application: str,
+        *,
+        on_durable: Callable[[list[Entry]], None],
+        on_dropped: Callable[[list[Entry]], None],
+        on_lost: Callable[[list[Claim]], None],
+        on_fenced: Callable[[FencedError], None],
+        on_incident: Callable[[str, str, str], None],
+    ) -> None:
+        self._lane = lane
+        self._application = application
+        self._on_durable, self._on_dropped, self._on_lost = on_durable, on_dropped, on_lost
+        self._on_fenced, self._on_incident = on_fenced, on_incident
+        self._queue: deque[Entry | Callable[[], None]] = deque()
+        self._gaps: deque[Gap] = deque()
+        self._chores: deque[Callable[[Lane], None]] = deque()
+        self._marks: list[Callable[[], None]] = []
+        self._arrived: list[Entry] = []
+        self._wake = threading.Event()
+        self._asleep = False
+        self._closing = False
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._loop, name="eventflow journal", daemon=True)
+        self.flushes = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, entry: Entry) -> None:
+        """Hand over an entry; `entry.run.pending` is already counted. From any thread, never blocks."""
+        self._queue.append(entry)
+        if self._asleep:
+            self._wake.set()
+
+    def mark(self, reached: Callable[[], None]) -> None:
+        """Call `reached`, in the journal's thread, once everything submitted before is durable or dropped."""
+        self._queue.append(reached)
+        self._wake.set()
+
+    def cover(self, gap: Gap) -> None:
+        """Record a range of offsets that holds no message (R5)."""
+        self._gaps.append(gap)
+        if self._asleep:
+            self._wake.set()
+
+    def between_flushes(self, chore: Callable[[Lane], None]) -> None:
+        """Run something in the journal's thread while none of its flushes is open: the fold of a claim."""
+        self._chores.append(chore)
+        self._wake.set()
+
+    def waiting_for(self) -> float:
+        """For how many seconds the flush under way has been waiting for the ledger; 0 when there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def close(self, timeout: float) -> bool:
+        """Flush what is there and end the thread; whether it did within `timeout` seconds."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        try:
+            while self._wait():
+                self._busy_since = time.monotonic()
+                self._flush(*self._take())
+                self._busy_since = None
+                while self._chores:
+                    self._chores.popleft()(self._lane)
+        except FencedError as error:
+            self._on_fenced(error)
+        except BaseException as error:
+            logger.exception("the journal failed")
+            self._on_fenced(FencedError(f"the journal failed: {error!r}"))
+        finally:
+            self._lane.close()
+
+    def _wait(self) -> bool:
+        while not (self._queue or self._gaps or self._chores):
+            if self._closing:
+                return False
+            self._wake.clear()
+            self._asleep = True
+            if not (self._queue or self._gaps or self._chores or self._closing):
+                self._wake.wait()
+            self._asleep = False
+        return True
+
+    def _take(self) -> tuple[list[Entry], list[Gap]]:
+        """What is waiting, one entry per run, in order of arrival; what belongs to ended attempts is dropped."""
+        queue, taken, size = self._queue, dict[Run, Entry](), 0
+        merged: list[Entry] = []
+        dropped: list[Entry] = []
+        while queue and len(merged) < MAX_ENTRIES and size < MAX_BYTES:
+            entry = queue.popleft()
+            if not isinstance(entry, Entry):
+                self._marks.append(entry)
+                continue
+            run = entry.run
+            merged.append(entry)
+            if run.dropped:
+                dropped.append(entry)
+                continue
+            if not run.in_ledger and run.claim is not None and run.claim.lost:
+                run.dropped = True
+                dropped.append(entry)
+                continue
+            before = taken.get(run)
+            taken[run] = entry if before is None else before.absorb(entry)
+            size += len(run.value or b"") + len(entry.output or "") + 200
+        if dropped:
+            self._on_dropped(dropped)
+        self._arrived = merged
+        gaps = [self._gaps.popleft() for _ in range(len(self._gaps))]
+        return list(taken.values()), gaps
+
+    def _flush(self, entries: list[Entry], gaps: list[Gap]) -> None:
+        arrived = self._arrived
+        self._write(entries, [g for g in gaps if not g[0].lost])
+        self.flushes += 1
+        self._on_durable([e for e in arrived if not e.run.dropped])
+        marks, self._marks = self._marks, []
+        for mark in marks:
+            mark()
+
+    def _write(self, entries: list[Entry], gaps: list[Gap]) -> None:
+        """Commit these entries, all of them or what a refusal leaves of them."""
+        while entries or gaps:
+            statements, claims = flush_statements(
+                self._lane.executor, self._application, entries, gaps
+            )
+            if not statements:
+                return
+            try:
+                self._lane.commit(statements, claims)
+            except ClaimsLostError as error:
+                entries, gaps = self._without(error.claims, claims, entries, gaps)
+                continue
+            except RefusedError as error:
+                self._isolate(entries, gaps, error)
+                return
+            for entry in entries:
+                entry.run.in_ledger = True
+            return
+
+    def _without(
+        self, lost: list[int], claims: Iterable[Claim], entries: list[Entry], gaps: list[Gap]
+    ) -> tuple[list[Entry], list[Gap]]:
+        """After EF002: drop the lost partitions' unaccepted attempts, keep the rest (R6)."""
+        gone = [claim for claim in claims if claim.id in lost]
+        for claim in gone:
+            claim.lost = True
+        kept: list[Entry] = []
+        dropped: list[Entry] = []
+        for entry in entries:
+            run = entry.run
+            mine = run.in_ledger or run.claim is None or not run.claim.lost
+            (kept if mine else dropped).append(entry)
+        for entry in dropped:
+            entry.run.dropped = True
+        self._on_dropped(dropped)
+        self._on_lost(gone)
+        return kept, [gap for gap in gaps if not gap[0].lost]
+
+    def _isolate(self, entries: list[Entry], gaps: list[Gap], error: RefusedError) -> None:
+        """One row is to blame: halve until it stands alone, then let its own workflow fail (R15)."""
+        if len(entries) > 1:
+            half = len(entries) // 2
+            self._write(entries[:half], gaps)
+            self._write(entries[half:], [])
+            return
+        if not entries:
+            raise FencedError(f"a position was refused: {error}")
+        [entry] = entries
+        run = entry.run
+        if error.sqlstate == "23505" and error.table == "workflows" and run.claim is not None:
+            run.claim.lost = run.dropped = True
+            self._on_incident("duplicate", run.workflow_id, f"its row exists already; the partition stops: {error}")
+            self._on_dropped([entry])
+            self._on_lost([run.claim])
+            return
+        if entry.reason == _REFUSED:
+            raise FencedError(f"the failure record of {run.workflow_id} was refused: {error}")
+        logger.error("%s: the ledger refused what it recorded: %s", run.workflow_id, error)
+        self._write([Entry(run, [], "failed", error=encode_error(error), reason=_REFUSED)], gaps)
+        run.dropped = True
+        self._on_dropped([entry])
+
+
+# ---- what a flush says -------------------------------------------------------------------------
+
+_REFUSED = "the ledger refused a value that it recorded"
+
+
+def flush_statements(
+    executor: int, application: str, entries: list[Entry], gaps: list[Gap]
+) -> tuple[list[Statement], set[Claim]]:
+    """The statements that write these entries, in the order of R4, and the claims that they stand on."""
+    fast: list[Entry] = []
+    new: list[Entry] = []
+    old: list[Entry] = []
+    for entry in entries:
+        run = entry.run
+        if run.in_ledger:
+            if entry.changed:
+                old.append(entry)
+        elif entry.status == "succeeded" and run.claim is not None and entry.attempt == 1:
+            fast.append(entry)
+        else:
+            new.append(entry)
+    statements: list[Statement] = []
+    ranges = _ranges(fast, new, gaps)
+    if ranges:
+        statements.append(("insert_deltas", _delta_params(ranges)))
+    if fast:
+        statements.append(("insert_succeeded", _fast_params(executor, application, fast)))
+    if new:
+        statements.append(("insert_workflows", _new_params(executor, application, new)))
+    if old:
+        statements.append(("update_workflows", _state_params(executor, old)))
+    drops = [e for e in entries if e.drop_from is not None]
+    if drops:
+        ids, seqs = [e.run.workflow_id for e in drops], [e.drop_from for e in drops]
+        statements.append(("delete_checkpoints", {"workflow_id": ids, "seq": seqs}))
+    rows = [(e.run.workflow_id, c) for e in entries for c in e.checkpoints]
+    if rows:
+        statements.append(("insert_checkpoints", _checkpoint_params(rows)))
+    return statements, set(ranges)
+
+
+def _fast_params(executor: int, application: str, entries: list[Entry]) -> dict[str, Any]:
+    runs = [entry.run for entry in entries]
+    return {
+        "application": application, "executor": executor,
+        "id": [r.workflow_id for r in runs], "name": [r.name for r in runs],
+        "claim": [r.claim.id for r in runs],  # type: ignore[union-attr]
+        "offset": [r.offset for r in runs], "timestamp": [r.timestamp for r in runs],
+        "scope": [r.scope for r in runs], "key": [r.key for r in runs], "value": [r.value for r in runs],
+        "headers": [r.headers and headers_json(r.headers) for r in runs],
+        "output": [e.output for e in entries],
+    }  # fmt: skip
+
+
+def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[str, Any]:
+    runs = [entry.run for entry in entries]
+    params = _state_params(executor, entries)
+    del params["held"]
+    return params | {
+        "application": application,
+        "name": [r.name for r in runs], "claim": [r.claim.id if r.claim else None for r in runs],
+        "offset": [r.offset for r in runs], "timestamp": [r.timestamp for r in runs],
+        "scope": [r.scope for r in runs], "arguments": [r.arguments for r in runs],
+        "key": [r.key for r in runs], "value": [r.value for r in runs],
+        "headers": [r.headers and headers_json(r.headers) for r in runs],
+    }  # fmt: skip
+
+
+def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
+    return {
+        "executor": executor,
+        "id": [e.run.workflow_id for e in entries], "status": [e.status for e in entries],
+        "held": [e.held for e in entries], "attempt": [e.attempt for e in entries],
+        "retries": [e.retries for e in entries], "recoveries": [e.recoveries for e in entries],
+        "wake_in": [e.wake_in for e in entries], "output": [e.output for e in entries],
+        "error": [e.error for e in entries], "reason": [e.reason for e in entries],
+    }  # fmt: skip
+
+
+def _ranges(fast: list[Entry], new: list[Entry], gaps: list[Gap]) -> dict[Claim, list[tuple[int, int]]]:
+    """Per claim, the ranges of offsets that a flush accepts: each message with the gap before it."""
+    result: dict[Claim, list[tuple[int, int]]] = {}
+    for entries in (fast, new):
+        for entry in entries:
+            run = entry.run
+            if run.claim is not None:
+                result.setdefault(run.claim, []).append((run.first, run.offset + 1))  # type: ignore[operator]
+    for claim, start, end in gaps:
+        result.setdefault(claim, []).append((start, end))
+    return result
+
+
+def _delta_params(ranges: dict[Claim, list[tuple[int, int]]]) -> dict[str, Any]:
+    claims = sorted(ranges, key=lambda claim: claim.id)
+    return {
+        "claims": [c.id for c in claims], "epochs": [c.epoch for c in claims],
+        "ranges": [multirange(ranges[c]) for c in claims],
+    }  # fmt: skip
+
+
+def multirange(ranges: list[tuple[int, int]]) -> str:
+    """Half-open ranges as Postgres writes them, neighbours joined.
+
+    Raises:
+        EventflowError: two overlap, so a message would be accepted twice (R5, MEMORY).
+    """
+    ranges.sort()
+    joined: list[str] = []
+    start, end = ranges[0]
+    for low, high in ranges[1:]:
+        if low < end:
+            raise EventflowError(f"offsets accepted twice: [{low},{high}) after [{start},{end})")
+        if low == end:
+            end = high
+            continue
+        joined.append(f"[{start},{end})")
+        start, end = low, high
+    joined.append(f"[{start},{end})")
+    return "{" + ",".join(joined) + "}"
+
+
+def _checkpoint_params(rows: list[tuple[str, Checkpoint]]) -> dict[str, Any]:
+    return {
+        "workflow_id": [i for i, _ in rows], "position": [c.position for _, c in rows],
+        "seq": [c.seq for _, c in rows], "name": [c.name for _, c in rows],
+        "output": [c.output for _, c in rows], "error": [c.error for _, c in rows],
+        "attempts": [c.attempts for _, c in rows], "seconds": [c.seconds for _, c in rows],
+    }  # fmt: skip

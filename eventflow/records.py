@@ -1,0 +1,60 @@
+"""What stands in the ledger, as values: statuses and the machine between them, workflows, steps.
+
+The state machine is this table and nothing else; the ledger's CHECKs hold the same one.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Status = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "parked"]
+
+FINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
+UNFINISHED: frozenset[Status] = frozenset({"queued", "running", "waiting", "parked"})
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    "queued": frozenset({"running", "cancelled", "parked"}),
+    "running": frozenset({"queued", "waiting", "succeeded", "failed", "cancelled", "parked"}),
+    "waiting": frozenset({"queued", "running", "cancelled", "failed"}),
+    "parked": frozenset({"queued", "cancelled"}),
+    "failed": frozenset({"queued"}),
+    "cancelled": frozenset({"queued"}),
+    "succeeded": frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRecord:
+    """A workflow as the ledger has it."""
+
+    workflow_id: str
+    name: str
+    status: Status
+    attempt: int
+    created_at: datetime
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A checkpoint as the ledger has it."""
+
+    position: str
+    name: str
+    attempts: int
+    started_at: datetime
+    finished_at: datetime | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What one operation of a workflow came to: `output` or `error`, both JSON, never both."""
+
+    position: str
+    seq: int
+    name: str
+    output: str | None
+    error: str | None
+    attempts: int = 1
+    seconds: float = 0.0

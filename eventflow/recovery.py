@@ -1,0 +1,293 @@
+"""Leases and takeover: an executor shows that it lives, watches its peers, and takes over what a dead one left.
+
+A thread and a connection of its own: a blocked event loop must not look dead, and a journal that hangs must. Once per
+beat one statement does all that an idle process asks. Suspicion is a beat that stood still for a lease by *this*
+process's monotonic clock, while its own reads succeeded all the time (PROTOCOL.md R9, R10).
+"""
+
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psycopg
+
+from eventflow.database import Connection, Database, evicting, in_transaction, is_pointless
+from eventflow.errors import FencedError, UnavailableError, UsageError
+from eventflow.kafka import headers_from_json
+from eventflow.records import Checkpoint
+from eventflow.replay import History
+from eventflow.runs import Run
+from eventflow.telemetry import crash_point
+from eventflow.workflows import Spec
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 100
+_RECONCILE_EVERY = 30  # beats
+
+
+def birth(
+    database: Database, application: str, names: Mapping[str, str], lanes: int, stop: threading.Event
+) -> int:
+    """Write a new executor into the ledger; waits for the server, with backoff. Returns its id.
+
+    Raises:
+        UnavailableError: trying again is pointless: wrong credentials, no such database.
+        UsageError: a living program has registered one of the names from another file.
+        FencedError: stopped meanwhile.
+    """
+    attempt = 0
+    while not stop.is_set():
+        try:
+            crash_point("lease.before_birth")
+            with database.connect("birth") as connection:
+                [(executor,)] = in_transaction(
+                    connection,
+                    lambda c: database.run(
+                        c, "birth",
+                        {
+                            "application": application, "names": json.dumps(dict(names)),
+                            "host": socket.gethostname(), "pid": os.getpid(), "lanes": lanes,
+                        },
+                    ),
+                )  # fmt: skip
+        except psycopg.Error as error:
+            if error.sqlstate == "EF006":
+                raise UsageError(
+                    f"{error.diag.message_primary}; set another EVENTFLOW_APPLICATION, or name="
+                ) from None
+            if error.sqlstate and not error.sqlstate.startswith(("57", "08", "40", "53")):
+                raise
+            _retry_birth(error, attempt := attempt + 1, stop)
+        except UnavailableError as error:
+            if error.__cause__ is not None and is_pointless(error.__cause__):
+                raise
+            _retry_birth(error, attempt := attempt + 1, stop)
+        else:
+            crash_point("lease.after_birth")
+            return executor
+    raise FencedError("stopped before it began")
+
+
+def _retry_birth(error: Exception, attempt: int, stop: threading.Event) -> None:
+    if attempt in {1, 10}:
+        logger.warning("%s; trying again", str(error).splitlines()[0])
+    stop.wait(min(0.1 * attempt, 2.0))
+
+
+class Lease:
+    """One executor's lease, and its eye on the others."""
+
+    def __init__(
+        self,
+        database: Database,
+        executor: int,
+        application: str,
+        specs: Mapping[str, Spec],
+        *,
+        beat: float,
+        lease: float,
+        adopt: Callable[[list[tuple[Run, bool]]], None],
+        running: Callable[[str], bool],
+        stuck_for: Callable[[], float],
+        on_fenced: Callable[[FencedError], None],
+    ) -> None:
+        self._database, self._executor, self._application = database, executor, application
+        self._specs = specs
+        self._beat, self._lease = beat, lease
+        self._adopt, self._running, self._stuck_for, self._on_fenced = adopt, running, stuck_for, on_fenced
+        self._stop = threading.Event()
+        self._seen: dict[int, tuple[int, float]] = {}
+        self._last_good = time.monotonic()
+        self._connection: Connection | None = None
+        self._beats = 0
+        self._recovery = threading.Thread(target=self._recover, name="eventflow recovery", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="eventflow lease", daemon=True)
+        self._suspects: set[int] = set()
+        self._work = threading.Event()
+        self._free = False
+
+    def start(self) -> None:
+        self._thread.start()
+        self._recovery.start()
+
+    def stop(self) -> None:
+        """End the threads; the ledger is not told."""
+        self._stop.set()
+        self._work.set()
+
+    def join(self, timeout: float) -> None:
+        for thread in (self._thread, self._recovery):
+            if thread.is_alive():
+                thread.join(timeout)
+
+    # ---- beats ----
+
+    def _loop(self) -> None:
+        try:
+            while not self._stop.wait(self._beat):
+                self._one_beat()
+        except FencedError as error:
+            self._on_fenced(error)
+        finally:
+            if self._connection is not None:
+                self._connection.close()
+
+    def _one_beat(self) -> None:
+        if self._stuck_for() > self._lease:
+            logger.error("the journal hangs for more than %.1f s: the lease is not renewed", self._lease)
+            self._seen.clear()
+            return
+        asked = time.monotonic()
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = self._database.connect("lease")
+            [(renewed, alive, peers, free)] = self._database.run(
+                self._connection, "beat", {"executor": self._executor, "application": self._application}
+            )
+        except (psycopg.Error, UnavailableError) as error:
+            logger.debug("beat: %s", error)
+            if self._connection is not None:
+                self._connection.close()
+            self._seen.clear()
+            return
+        if not alive or not renewed:
+            raise FencedError(f"executor {self._executor} was presumed dead and taken over")
+        if asked - self._last_good > self._lease:
+            self._seen.clear()  # no suspicion over a stretch in which we could not look
+        self._last_good = time.monotonic()
+        self._watch({int(i): int(b) for i, b in peers.items()})
+        self._beats += 1
+        if free or self._suspects or self._beats % _RECONCILE_EVERY == 0:
+            self._free = True
+            self._work.set()
+
+    def _watch(self, peers: dict[int, int]) -> None:
+        now = time.monotonic()
+        for peer in set(self._seen) - set(peers):
+            del self._seen[peer]
+        for peer, beat in peers.items():
+            seen = self._seen.get(peer)
+            if seen is None or seen[0] != beat:
+                self._seen[peer] = (beat, now)
+            elif now - seen[1] > self._lease:
+                self._suspects.add(peer)
+
+    # ---- takeover ----
+
+    def _recover(self) -> None:
+        connection: Connection | None = None
+        while not self._stop.is_set():
+            self._work.wait()
+            self._work.clear()
+            if self._stop.is_set():
+                break
+            try:
+                if connection is None or connection.closed:
+                    connection = self._database.connect("recovery")
+                for dead in sorted(self._suspects):
+                    self._suspects.discard(dead)
+                    self.take_over(connection, dead)
+                while not self._stop.is_set() and self._claim_rows(connection):
+                    pass
+                if self._beats % _RECONCILE_EVERY == 0:
+                    self._reconcile(connection)
+            except FencedError as error:
+                self._on_fenced(error)
+                return
+            except (psycopg.Error, UnavailableError) as error:
+                logger.debug("recovery: %s", error)
+                if connection is not None and not isinstance(error, UnavailableError):
+                    connection.close()
+        if connection is not None:
+            connection.close()
+
+    def take_over(self, connection: Connection, dead: int) -> bool:
+        """R9: fence ourselves, lock the dead one's identity, mark it, then free its rows, in separate statements."""
+        crash_point("recovery.before_takeover")
+        run = self._database.run
+        until = time.monotonic() + 1.0 + random.random() / 2
+        query = "try_lock_dead"
+
+        def work(connection: Connection) -> bool:
+            run(connection, "fence", {"executor": self._executor})
+            if not run(connection, query, {"dead": dead}):
+                return False
+            run(connection, "mark_dead", {"dead": dead, "executor": self._executor})
+            run(connection, "orphan_rows", {"dead": dead})
+            return True
+
+        while not self._stop.is_set():
+            if time.monotonic() > until:
+                query = "lock_dead"
+                with evicting(self._database, connection, after=0.2):
+                    taken = in_transaction(connection, work)
+            else:
+                taken = in_transaction(connection, work)
+            if taken:
+                logger.warning("executor %d is dead; executor %d takes its work over", dead, self._executor)
+                crash_point("recovery.after_takeover")
+                self._seen.pop(dead, None)
+                return True
+            if query == "lock_dead":
+                return False
+            self._stop.wait(0.05)
+        return False
+
+    def _claim_rows(self, connection: Connection) -> bool:
+        """Take a batch of what nobody holds (R10a); whether there may be more."""
+        run = self._database.run
+
+        def work(connection: Connection) -> list[tuple[Any, ...]]:
+            run(connection, "fence", {"executor": self._executor})
+            return run(
+                connection, "claim_rows",
+                {
+                    "executor": self._executor, "application": self._application, "names": list(self._specs),
+                    "limit": _BATCH,
+                },
+            )  # fmt: skip
+
+        rows = in_transaction(connection, work)
+        if rows:
+            crash_point("recovery.after_claim_rows")
+            self._adopt_rows(connection, rows)
+        return len(rows) == _BATCH
+
+    def _reconcile(self, connection: Connection) -> None:
+        """Start rows that carry our id and that we are not running (R10b): a claim whose answer was lost.
+
+        Seen twice in a row, so that a run which is just ending, or just beginning, is not started again.
+        """
+        found = self._database.run(connection, "own_rows", {"executor": self._executor})
+        strays = [row for row in found if row[1] in self._specs and not self._running(row[0])]
+        if not strays or self._stop.wait(1.0):
+            return
+        again = {row[0] for row in self._database.run(connection, "own_rows", {"executor": self._executor})}
+        rows = [row for row in strays if row[0] in again and not self._running(row[0])]
+        if rows:
+            logger.warning("%d rows carried our id and were not running", len(rows))
+            self._adopt_rows(connection, rows)
+
+    def _adopt_rows(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
+        found = self._database.run(connection, "read_checkpoints", {"ids": [row[0] for row in rows]})
+        recorded: dict[str, dict[str, Checkpoint]] = {}
+        for workflow_id, *fields in found:
+            checkpoint = Checkpoint(*fields)
+            recorded.setdefault(workflow_id, {})[checkpoint.position] = checkpoint
+        self._adopt([(self._run_of(row, recorded.get(row[0])), row[2] == "running") for row in rows])
+
+    def _run_of(self, row: tuple[Any, ...], recorded: dict[str, Checkpoint] | None) -> Run:
+        run = Run(self._specs[row[1]], row[0], self._application)
+        run.attempt, run.retries, run.recoveries = row[3], row[4], row[5]
+        run.offset, run.timestamp, run.scope, run.arguments = row[7], row[8], row[9], row[10]
+        run.key, run.value, run.headers = row[11], row[12], headers_from_json(row[13])
+        run.in_ledger = True
+        run.history = History(recorded)
+        return run

@@ -1,0 +1,70 @@
+"""When to try again, and after how long: pure; chance is passed in."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from eventflow.errors import CodecError, DeterminismError, FencedError, UsageError
+
+Seconds = float | timedelta
+_NEVER = (UsageError, DeterminismError, CodecError, FencedError)
+
+
+def seconds(value: Seconds, what: str = "a time") -> float:
+    """A duration in seconds.
+
+    Raises:
+        UsageError: it is negative or not finite.
+    """
+    result = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not math.isfinite(result) or result < 0:
+        raise UsageError(f"{what} must be a finite number of seconds, not negative: {value!r}")
+    return result
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A policy: `retries` attempts after the first, with exponential backoff, a cap and jitter.
+
+    Attributes:
+        delay: seconds before the first retry; each further one waits `factor` times longer, up to `max_delay`.
+        jitter: the share of a wait that chance may add or take.
+        retry_if: which exceptions are worth it: classes, or a function of the exception. All, by default.
+    """
+
+    retries: int
+    delay: Seconds = 1.0
+    factor: float = 2.0
+    max_delay: Seconds = 60.0
+    jitter: float = 0.1
+    retry_if: Callable[[Exception], bool] | tuple[type[Exception], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.retries < 0:
+            raise UsageError(f"retries cannot be negative: {self.retries}")
+        seconds(self.delay, "delay")
+        seconds(self.max_delay, "max_delay")
+        if not (self.factor >= 1 and math.isfinite(self.factor)) or not 0 <= self.jitter <= 1:
+            raise UsageError("factor must be at least 1, and jitter between 0 and 1")
+
+    def wants(self, error: Exception, attempts: int) -> bool:
+        """Whether an attempt shall follow after `attempts` failed, the last with this error."""
+        if attempts > self.retries or isinstance(error, _NEVER):
+            return False
+        if self.retry_if is None:
+            return True
+        if isinstance(self.retry_if, tuple):
+            return isinstance(error, self.retry_if)
+        return self.retry_if(error)
+
+    def wait(self, attempt: int, draw: float) -> float:
+        """Seconds between attempt `attempt` and the next; `draw` is chance, from 0 to 1."""
+        base = seconds(self.delay) * self.factor ** min(attempt - 1, 64)
+        capped = min(base, seconds(self.max_delay))
+        return capped * (1 + self.jitter * (2 * draw - 1))
+
+
+def as_retry(value: int | Retry) -> Retry:
+    """A number of retries as a policy."""
+    return value if isinstance(value, Retry) else Retry(value)

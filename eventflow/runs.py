@@ -1,0 +1,133 @@
+"""One execution of a workflow in this process, and the claim that a message's execution stands on.
+
+A run is what the executor drives and what the journal writes. Who may touch what: `in_ledger` belongs to the journal;
+everything else to the thread or loop that runs it, until it has been handed to the journal for the last time.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from eventflow.replay import History
+from eventflow.workflows import Spec
+
+
+class Claim:
+    """A partition of a source that this executor owns under one epoch. A new claim is a new object (R7).
+
+    Attributes:
+        next_offset: everything below was handed out under this claim, or is covered by a gap.
+        accepted_above: ranges above the position that the ledger has accepted already.
+        unfinished: ids of rows of its scope that were accepted before and are not final.
+        line, busy, tail: the runs of this partition's scope, where order is kept.
+        handed, finished: messages handed out, and those of them that ended durably; their difference is in flight.
+        revoked: nothing of it may start any more. lost: nothing of it may be accepted any more.
+    """
+
+    __slots__ = (
+        "accepted_above", "busy", "epoch", "finished", "group", "handed", "id", "id_prefix", "incarnation", "line", "lock",
+        "lost", "next_offset", "partition", "revoked", "scope", "source", "tail", "topic", "unfinished", "wary_until",
+    )  # fmt: skip
+
+    def __init__(
+        self, id: int, epoch: int, group: str, topic: str, partition: int, source: int, incarnation: int,  # noqa: A002
+        id_prefix: str, next_offset: int,
+    ) -> None:  # fmt: skip
+        self.id = id
+        self.epoch = epoch
+        self.group = group
+        self.topic = topic
+        self.partition = partition
+        self.source = source
+        self.incarnation = incarnation
+        self.id_prefix = id_prefix
+        self.next_offset = next_offset
+        self.accepted_above: list[tuple[int, int]] = []
+        self.scope: str | None = None
+        self.unfinished: list[str] = []
+        self.wary_until = next_offset
+        self.handed = 0
+        self.finished = 0
+        self.lost = False
+        self.revoked = False
+        self.lock = threading.Lock()
+        self.line: deque[Run] = deque()
+        self.busy = False
+        self.tail: Run | None = None
+
+
+class Run:
+    """One run of one workflow.
+
+    Attributes:
+        first: where its range of offsets begins; `first` to `offset` exclusive is a gap that it covers (R5).
+        in_ledger: its row exists there; set by the journal alone.
+        submitted, durable: entries handed to the journal, and those that it has committed. Each has one writer, so
+            that no lock is needed: the runner counts the first, who settles counts the second.
+        wary: to be accepted before it runs, because its partition's former owner did not end cleanly (R13).
+        dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
+        before: the earlier run of its scope; its first step waits until that one is durable.
+    """
+
+    __slots__ = (
+        "after", "application", "arguments", "attempt", "before", "claim", "dropped", "durable", "ended", "executor",
+        "first", "future", "headers", "history", "in_ledger", "key", "name", "offset", "outcome", "recoveries",
+        "retries", "scope", "spec", "submitted", "task", "timestamp", "value", "waiters", "wary", "workflow_id",
+    )  # fmt: skip
+
+    def __init__(self, spec: Spec, workflow_id: str, application: str) -> None:
+        self.spec = spec
+        self.workflow_id = workflow_id
+        self.name = spec.name
+        self.application = application
+        self.attempt = 1
+        self.retries = 0
+        self.recoveries = 0
+        self.scope: str | None = None
+        self.arguments: str | None = None
+        self.claim: Claim | None = None
+        self.offset: int | None = None
+        self.first = 0
+        self.key: bytes | None = None
+        self.value: bytes | None = None
+        self.headers: Any = None
+        self.timestamp: int | None = None
+        self.history: History = History()
+        self.in_ledger = False
+        self.submitted = 0
+        self.durable = 0
+        self.dropped = False
+        self.ended = False
+        self.wary = False
+        self.before: Run | None = None
+        self.after: Run | None = None
+        self.waiters: list[Callable[[], None]] | None = None
+        self.executor: Any = None
+        self.future: Any = None
+        self.outcome: Any = None
+        self.task: Any = None
+
+    def settled(self) -> bool:
+        """Whether everything recorded before, in this workflow and in its scope, is durable (R12)."""
+        before = self.before
+        if before is not None:
+            if not before.over():
+                return False
+            self.before = None
+        return not self.history.fresh and self.submitted == self.durable
+
+    def over(self) -> bool:
+        """Whether it has ended for good, durably, or is no longer this process's."""
+        return self.dropped or (self.ended and self.submitted == self.durable)
+
+    def wake(self) -> None:
+        """Release what waits for this run's records, if they are durable, and its follower in its scope."""
+        if self.waiters and (self.dropped or self.submitted == self.durable):
+            waiters, self.waiters = self.waiters, None
+            for waiter in waiters:
+                waiter()
+        after = self.after
+        if after is not None and self.over():
+            self.after = None
+            after.wake()

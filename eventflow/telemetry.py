@@ -1,0 +1,53 @@
+"""What a process says about itself: its loggers, and the points at which a test may kill it.
+
+A *crash point* is a named place between two commits. In production `crash_point` is one look into an empty dict.
+A test arms a point through the environment of the process it is about to lose:
+
+    EVENTFLOW_CRASH="journal.before_commit:3"   SIGKILL itself the third time it gets there
+    EVENTFLOW_STOP="journal.after_begin:1"      SIGSTOP itself there; SIGCONT from outside lets it go on
+
+Several points are separated by commas. docs/guarantees.md says which point lies between which commits.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Mapping
+
+
+def logger(name: str) -> logging.Logger:
+    """The logger of one part of eventflow: `logger("journal")` is `eventflow.journal`."""
+    return logging.getLogger(name if name.startswith("eventflow") else f"eventflow.{name}")
+
+
+def _parse(setting: str, sent: int) -> dict[str, tuple[int, int]]:
+    armed: dict[str, tuple[int, int]] = {}
+    for item in filter(None, (part.strip() for part in setting.split(","))):
+        name, _, count = item.partition(":")
+        armed[name] = (int(count or 1), sent)
+    return armed
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    return {
+        **_parse(environment.get("EVENTFLOW_CRASH", ""), signal.SIGKILL),
+        **_parse(environment.get("EVENTFLOW_STOP", ""), signal.SIGSTOP),
+    }
+
+
+# Point -> how many more times it is passed, and the signal for then. Empty in production.
+_armed: dict[str, tuple[int, int]] = _from_environment(os.environ)
+
+
+def crash_point(name: str) -> None:
+    """Send this process the signal armed for the point, if it is the time that was asked for."""
+    if not _armed or name not in _armed:
+        return
+    left, sent = _armed[name]
+    if left > 1:
+        _armed[name] = (left - 1, sent)
+        return
+    del _armed[name]
+    # Straight to the file descriptor: nothing buffered survives what comes next.
+    os.write(2, f"eventflow: crash point {name}: {signal.Signals(sent).name}\n".encode())
+    os.kill(os.getpid(), sent)

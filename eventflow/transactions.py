@@ -1,0 +1,746 @@
+"""Transactional handlers and steps: the user's effects, the record that they happened, and the fence, in one commit.
+
+Many messages share a transaction (PROTOCOL.md R18): up to 50 run one after another on one connection, each with a
+Session of its own and no savepoints. When one fails, the group is rolled back and runs again with a savepoint each, so
+that the failure stays its own message's. The protocol is one generator; a sync and an async port do what it asks.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from contextvars import Context
+from typing import Any, cast
+
+import psycopg
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from eventflow.codec import decode_error, encode_error
+from eventflow.database import Database, fenced, judge, lost_claims, unavailable
+from eventflow.errors import EventflowError, FencedError, UnavailableError, UsageError
+from eventflow.executor import Executor, message_of
+from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce
+from eventflow.records import Checkpoint
+from eventflow.replay import Branch
+from eventflow.runs import Claim, Run
+from eventflow.telemetry import crash_point
+from eventflow.workflows import StepScope, TransactionSpec, current
+
+logger = logging.getLogger(__name__)
+
+GROUP = 50
+Ask = tuple[Any, ...]
+Protocol = Generator[Ask, Any, Any]
+_CONFLICTS = {"40001", "40P01"}
+
+
+class RolledBackError(EventflowError):
+    """The user's code rolled the shared transaction back."""
+
+
+class _Lent(psycopg.Connection[Any]):
+    """A connection lent to user code: when it commits is not the user's to decide."""
+
+    lent = False
+
+    def commit(self) -> None:
+        if self.lent:
+            raise UsageError("the transaction commits by itself; raise an exception to roll it back")
+        super().commit()
+
+    def rollback(self) -> None:
+        if self.lent:
+            raise UsageError("raise an exception to roll the transaction back")
+        super().rollback()
+
+
+class _AsyncLent(psycopg.AsyncConnection[Any]):
+    """The same for async code."""
+
+    lent = False
+
+    async def commit(self) -> None:
+        if self.lent:
+            raise UsageError("the transaction commits by itself; raise an exception to roll it back")
+        await super().commit()
+
+    async def rollback(self) -> None:
+        if self.lent:
+            raise UsageError("raise an exception to roll the transaction back")
+        await super().rollback()
+
+
+class Port:
+    """What the protocol asks for, on a sync connection."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine = create_engine("postgresql+psycopg://", creator=self._connect, poolclass=NullPool)
+        self._sa: Any = None
+        self.raw: Any = None
+
+    def _connect(self) -> _Lent:
+        try:
+            connection = _Lent.connect(self._database.url, **self._database.options("transaction"))
+        except psycopg.OperationalError as error:
+            raise unavailable(error, self._database.url) from error
+        self._database.adopt(connection)
+        return connection
+
+    def begin(self, spec: TransactionSpec) -> None:
+        if self.raw is None or self.raw.closed:
+            self.close()
+            if "session" in spec.flavour:
+                self._sa = self._engine.connect()
+                self._sa.rollback()
+                self.raw = self._sa.connection.driver_connection
+            else:
+                self.raw = self._connect()
+        if self._sa is None and "session" in spec.flavour:
+            self.close()
+            self.begin(spec)
+            return
+        if self._sa is not None:
+            self._sa.begin()
+        if spec.isolation is not None:
+            self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+
+    def user(self, spec: TransactionSpec, call: Callable[[Any], Any], savepoint: bool) -> Any:  # noqa: FBT001
+        if spec.flavour == "connection":
+            self.raw.lent = True
+            try:
+                result = call(self.raw)
+            finally:
+                self.raw.lent = False
+        else:
+            mode: Any = "create_savepoint" if savepoint else "rollback_only"
+            session = Session(bind=self._sa, join_transaction_mode=mode)
+            try:
+                result = call(session)
+                session.flush()
+                if savepoint:
+                    session.commit()
+            finally:
+                session.close()
+            if not self._sa.in_transaction():
+                raise RolledBackError("the handler rolled its transaction back")
+        return result
+
+    def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
+        cursor = self.raw.execute(statement, params, binary=True)
+        return cursor.fetchall() if cursor.description else []
+
+    def batch(self, statements: list[tuple[bytes, dict[str, Any] | None]]) -> None:
+        with self.raw.pipeline():
+            for statement, params in statements:
+                self.raw.execute(statement, params)
+
+    def commit(self) -> None:
+        tag = self.raw.execute(b"commit").statusmessage
+        self._end()
+        if tag != "COMMIT":
+            raise RolledBackError(f"COMMIT answered {tag}")
+
+    def rollback(self) -> None:
+        if self.raw is None or self.raw.closed:
+            return
+        try:
+            self.raw.rollback()
+            self._end()
+        except psycopg.Error:
+            self.raw.close()
+
+    def _end(self) -> None:
+        if self._sa is not None and self._sa.in_transaction():
+            self._sa.get_transaction().close()
+
+    def close(self) -> None:
+        if self.raw is not None:
+            self.raw.close()
+        if self._sa is not None:
+            self._sa.invalidate()
+            self._sa.close()
+        self._sa = self.raw = None
+
+
+class AsyncPort:
+    """What the protocol asks for, on an async connection."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine = create_async_engine(
+            "postgresql+psycopg://", async_creator=self._connect, poolclass=NullPool
+        )
+        self._sa: Any = None
+        self.raw: Any = None
+
+    async def _connect(self) -> _AsyncLent:
+        try:
+            connection = await _AsyncLent.connect(self._database.url, **self._database.options("transaction"))
+        except psycopg.OperationalError as error:
+            raise unavailable(error, self._database.url) from error
+        self._database.adopt(connection)
+        return connection
+
+    async def begin(self, spec: TransactionSpec) -> None:
+        if self.raw is None or self.raw.closed:
+            await self.close()
+            if "session" in spec.flavour:
+                self._sa = await self._engine.connect()
+                self.raw = (await self._sa.get_raw_connection()).driver_connection
+            else:
+                self.raw = await self._connect()
+        if self._sa is None and "session" in spec.flavour:
+            await self.close()
+            await self.begin(spec)
+            return
+        if self._sa is not None and not self._sa.in_transaction():
+            await self._sa.begin()
+        if spec.isolation is not None:
+            await self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+
+    async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], savepoint: bool) -> Any:  # noqa: FBT001
+        if spec.flavour == "async connection":
+            self.raw.lent = True
+            try:
+                result = await call(self.raw)
+            finally:
+                self.raw.lent = False
+        else:
+            mode: Any = "create_savepoint" if savepoint else "rollback_only"
+            session = AsyncSession(bind=self._sa, join_transaction_mode=mode)
+            try:
+                result = await call(session)
+                await session.flush()
+                if savepoint:
+                    await session.commit()
+            finally:
+                await session.close()
+            if not self._sa.in_transaction():
+                raise RolledBackError("the handler rolled its transaction back")
+        return result
+
+    async def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
+        cursor = await self.raw.execute(statement, params, binary=True)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def batch(self, statements: list[tuple[bytes, dict[str, Any] | None]]) -> None:
+        async with self.raw.pipeline():
+            for statement, params in statements:
+                await self.raw.execute(statement, params)
+
+    async def commit(self) -> None:
+        tag = (await self.raw.execute(b"commit")).statusmessage
+        await self._end()
+        if tag != "COMMIT":
+            raise RolledBackError(f"COMMIT answered {tag}")
+
+    async def rollback(self) -> None:
+        if self.raw is None or self.raw.closed:
+            return
+        try:
+            await self.raw.rollback()
+            await self._end()
+        except psycopg.Error:
+            await self.raw.close()
+
+    async def _end(self) -> None:
+        if self._sa is not None and self._sa.in_transaction():
+            await self._sa.get_transaction().close()
+
+    async def close(self) -> None:
+        if self.raw is not None:
+            await self.raw.close()
+        if self._sa is not None:
+            await self._sa.invalidate()
+            await self._sa.close()
+        self._sa = self.raw = None
+
+
+def drive(protocol: Protocol, port: Port) -> Any:
+    """The sync driver."""
+    send: Callable[[Any], Ask] = protocol.send
+    outcome: Any = None
+    try:
+        while True:
+            method, *args = send(outcome)
+            send = protocol.send
+            try:
+                outcome = method(*args) if callable(method) else getattr(port, method)(*args)
+            except Exception as error:  # noqa: BLE001 - the protocol decides what it means
+                send, outcome = protocol.throw, error
+    except StopIteration as stop:
+        return stop.value
+
+
+async def adrive(protocol: Protocol, port: AsyncPort) -> Any:
+    """The async driver."""
+    send: Callable[[Any], Ask] = protocol.send
+    outcome: Any = None
+    try:
+        while True:
+            method, *args = send(outcome)
+            send = protocol.send
+            try:
+                if callable(method):
+                    outcome = await asyncio.to_thread(method, *args)
+                else:
+                    outcome = await getattr(port, method)(*args)
+            except Exception as error:  # noqa: BLE001 - the protocol decides what it means
+                send, outcome = protocol.throw, error
+    except StopIteration as stop:
+        return stop.value
+
+
+class Transactions:
+    """The lanes of one incarnation's transactional handlers and steps."""
+
+    def __init__(
+        self,
+        database: Database,
+        executor: Executor,
+        lanes: list[Lane],
+        application: str,
+        *,
+        on_lost: Callable[[list[Claim]], None],
+        on_fenced: Callable[[FencedError], None],
+    ) -> None:
+        self._database, self._executor, self._application = database, executor, application
+        self._on_lost, self._on_fenced = on_lost, on_fenced
+        quarter = len(lanes) // 4
+        self._stopped = threading.Event()
+        self._ready = threading.Condition()
+        self._groups: deque[Run] = deque()
+        self._threads = [
+            threading.Thread(target=self._work, args=(lane,), name="eventflow transactions", daemon=True)
+            for lane in lanes[:quarter]
+        ]
+        self._async_lanes = lanes[quarter : 2 * quarter]
+        self._async_groups: deque[Run] = deque()
+        self._async_tasks: set[asyncio.Task[None]] = set()
+        self._steps: queue.Queue[tuple[Lane, Port]] = queue.Queue()
+        for lane in lanes[2 * quarter : 3 * quarter]:
+            self._steps.put((lane, Port(database)))
+        self._async_steps: asyncio.Queue[tuple[Lane, AsyncPort]] = asyncio.Queue()
+        for lane in lanes[3 * quarter :]:
+            self._async_steps.put_nowait((lane, AsyncPort(database)))
+        self._idle_async = [(lane, AsyncPort(database)) for lane in self._async_lanes]
+        self.active = 0
+
+    # ---- handlers ----
+
+    def put(self, runs: list[Run]) -> None:
+        """Queue messages of transactional handlers, in order; from any thread."""
+        sync = [r for r in runs if not _transaction(r).is_async]
+        if sync:
+            with self._ready:
+                if not self._threads[0].is_alive():
+                    for thread in self._threads:
+                        thread.start()
+                self._groups.extend(sync)
+                self._ready.notify(min(len(self._threads), 1 + len(sync) // GROUP))
+        if len(sync) < len(runs):
+            rest = [r for r in runs if _transaction(r).is_async]
+            self._executor.loop.call_soon_threadsafe(self._put_async, rest)
+
+    def _put_async(self, runs: list[Run]) -> None:
+        self._async_groups.extend(runs)
+        while self._async_groups and self._idle_async and not self._stopped.is_set():
+            task = self._executor.loop.create_task(self._work_async(*self._idle_async.pop()))
+            self._async_tasks.add(task)
+            task.add_done_callback(self._async_tasks.discard)
+            if len(self._async_groups) <= GROUP:
+                break
+
+    def _take(self, waiting: deque[Run]) -> list[Run]:
+        """The next messages of one handler, dropping those that may not start any more."""
+        group: list[Run] = []
+        while waiting and len(group) < GROUP:
+            if group and waiting[0].spec is not group[0].spec:
+                break
+            run = waiting.popleft()
+            if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
+                self._executor.abandon(run)
+            else:
+                group.append(run)
+        return group
+
+    def _work(self, lane: Lane) -> None:
+        port = Port(self._database)
+        try:
+            while True:
+                with self._ready:
+                    while not self._groups and not self._stopped.is_set():
+                        self._ready.wait()
+                    if self._stopped.is_set():
+                        return
+                    group = self._take(self._groups)
+                    self.active += 1
+                try:
+                    if group:
+                        drive(self.group(lane, group), port)
+                finally:
+                    with self._ready:
+                        self.active -= 1
+        except FencedError as error:
+            self._on_fenced(error)
+        except Exception as error:
+            logger.exception("a transaction lane failed")
+            self._on_fenced(FencedError(f"a transaction lane failed: {error!r}"))
+        finally:
+            port.close()
+            lane.close()
+
+    async def _work_async(self, lane: Lane, port: AsyncPort) -> None:
+        self.active += 1
+        try:
+            while self._async_groups and not self._stopped.is_set():
+                group = self._take(self._async_groups)
+                if group:
+                    await adrive(self.group(lane, group), port)
+            self._idle_async.append((lane, port))
+        except FencedError as error:
+            self._on_fenced(error)
+        except Exception as error:
+            logger.exception("a transaction lane failed")
+            self._on_fenced(FencedError(f"a transaction lane failed: {error!r}"))
+        finally:
+            self.active -= 1
+
+    # ---- the protocol ----
+
+    def group(self, lane: Lane, runs: list[Run]) -> Protocol:
+        """Run these messages' handlers and commit effects, results and positions together (R18)."""
+        plain = yield from self._attempt(lane, runs, savepoints=False)
+        if plain is None:
+            return
+        if len(runs) == 1:
+            self._executor.failed(runs[0], plain)
+            return
+        rest = [r for r in runs if not r.dropped and not r.ended]
+        if getattr(plain, "sqlstate", None) not in _CONFLICTS:
+            error = yield from self._attempt(lane, rest, savepoints=True)
+            if error is None:
+                return
+        for run in rest:
+            if not run.dropped and not run.ended:
+                yield from self.group(lane, [run])
+
+    def _attempt(self, lane: Lane, runs: list[Run], *, savepoints: bool) -> Protocol:
+        """One transaction for all of them, until its outcome is known; the error of the one that fails it, or None."""
+        tries = 0
+        while runs:
+            tries += 1
+            mine = nonce()
+            failed: list[tuple[Run, Exception]] = []
+            committing = False
+            try:
+                yield ("begin", _transaction(runs[0]))
+                entries = yield from self._run_all(runs, failed, savepoints=savepoints)
+                crash_point("transactions.before_guard")
+                yield from self._write(lane, mine, entries)
+                crash_point("transactions.before_commit")
+                committing = True
+                yield ("commit",)
+            except Exception as error:  # noqa: BLE001 - judged below
+                yield ("rollback",)
+                verdict = yield from self._verdict(lane, error, committing=committing)
+                if verdict == "committed":
+                    yield from self._settle_lost_answer(lane, runs)
+                    return None
+                if verdict == "conflict" and (len(runs) == 1 and tries < 20):
+                    yield (self._stopped.wait, backoff(tries))
+                    continue
+                if verdict == "again":
+                    if tries in {1, 10}:
+                        logger.warning("a transaction of %s: %s; trying again", runs[0].name, error)
+                    yield (self._stopped.wait, backoff(tries))
+                    if self._stopped.is_set():
+                        raise FencedError("stopped") from error
+                    continue
+                if verdict == "lost":
+                    runs = self._without_lost(runs)
+                    continue
+                return error
+            crash_point("transactions.after_commit")
+            lane.n += 1
+            self._executor.settled([e.run for e in entries])
+            for run, error in failed:
+                self._executor.failed(run, error)
+            return None
+        return None
+
+    def _run_all(self, runs: list[Run], failed: list[tuple[Run, Exception]], *, savepoints: bool) -> Protocol:
+        entries: list[Entry] = []
+        for run in runs:
+            spec = _transaction(run)
+            try:
+                if savepoints:
+                    yield ("execute", b"savepoint eventflow_message")
+                result = yield ("user", spec, _call_handler(run, spec), savepoints)
+                output = spec.result.encode(result)
+                if savepoints:
+                    yield ("execute", b"set constraints all immediate")
+                    yield ("execute", b"release savepoint eventflow_message")
+            except Exception as error:
+                if not savepoints or _breaks(error):
+                    raise
+                yield ("execute", b"rollback to savepoint eventflow_message")
+                failed.append((run, error))
+            else:
+                entries.append(Entry(run, [], "succeeded", output=output))
+        return entries
+
+    def _write(self, lane: Lane, mine: int, entries: list[Entry]) -> Protocol:
+        text = self._database.text
+        statements, claims = flush_statements(lane.executor, self._application, entries, [])
+        batch: list[tuple[bytes, dict[str, Any] | None]] = [(text("guard"), lane.guard(mine, claims))]
+        batch += [(text(name), params) for name, params in statements]
+        yield ("batch", batch)
+
+    def _verdict(self, lane: Lane, error: Exception, *, committing: bool) -> Protocol:
+        """What an error of the shared transaction means; an unknown outcome is settled before anything else (R3)."""
+        if isinstance(error, UnavailableError):
+            return "again"
+        cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps psycopg's errors
+        if not isinstance(cause, psycopg.Error):
+            return "user"
+        state = cause.sqlstate
+        if state in {"EF001", "EF003"}:
+            raise fenced(cause) from error
+        if state == "EF002":
+            self._lose(lost_claims(cause))
+            return "lost"
+        if state in _CONFLICTS:
+            return "conflict"
+        if state is None and isinstance(cause, psycopg.OperationalError) or (state or "").startswith(("57P", "08")):
+            if committing:
+                closed = yield (lane._close_number,)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                if not closed:
+                    lane.n += 1
+                    return "committed"
+            return "again"
+        return "user"
+
+    def _lose(self, ids: list[int]) -> None:
+        self._lost_ids = set(ids)
+
+    def _without_lost(self, runs: list[Run]) -> list[Run]:
+        gone: set[Claim] = set()
+        kept: list[Run] = []
+        for run in runs:
+            if run.claim is not None and run.claim.id in self._lost_ids and not run.in_ledger:
+                run.claim.lost = run.dropped = True
+                gone.add(run.claim)
+                self._executor.abandon(run)
+            else:
+                kept.append(run)
+        self._on_lost(list(gone))
+        return kept
+
+    def _settle_lost_answer(self, lane: Lane, runs: list[Run]) -> Protocol:
+        """The commit happened although its answer was lost: what it recorded is done, the rest failed in it."""
+        rows = yield (self._read, lane, "read_outcomes", {"ids": [r.workflow_id for r in runs]})
+        done = {row[0] for row in rows if row[1] == "succeeded"}
+        self._executor.settled([r for r in runs if r.workflow_id in done])
+        for run in runs:
+            if run.workflow_id not in done:
+                yield from self.group(lane, [run])
+
+    def _read(self, lane: Lane, name: str, params: dict[str, Any]) -> list[Any]:
+        tries = 0
+        while True:
+            try:
+                return self._database.run(lane.connection(), name, params)
+            except psycopg.Error:
+                tries += 1
+                if self._stopped.wait(backoff(tries)):
+                    raise FencedError("stopped") from None
+
+    # ---- steps and plain calls ----
+
+    def step_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
+        """A transaction called in a sync workflow, or outside one."""
+        place = self._steps.get()
+        lane, port = place
+        try:
+            return drive(self._step(lane, spec, branch, args, kwargs), port)
+        finally:
+            self._steps.put(place)
+
+    async def step(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
+        """A transaction called in an async workflow, or outside one."""
+        if branch is not None:
+            self._executor.check(branch.run)
+            self._executor.accept(branch.run)
+            await self._executor.barrier(branch.run)
+        place = await self._async_steps.get()
+        lane, port = place
+        try:
+            return await adrive(self._step(lane, spec, branch, args, kwargs), port)
+        finally:
+            self._async_steps.put_nowait(place)
+
+    def _step(self, lane: Lane, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Protocol:
+        position, recorded = "", None
+        if branch is not None:
+            position = branch.next_position()
+            recorded = branch.run.history.find(position, spec.name)
+        if recorded is not None and branch is not None:
+            if recorded.error is not None:
+                error = decode_error(recorded.error)
+                branch.run.history.failures.append((error, recorded.seq))
+                raise error
+            return spec.result.decode(recorded.output or "null")
+        if branch is not None and not spec.is_async:
+            self._executor.accept(branch.run)
+            self._executor.barrier_sync(branch.run)
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return (yield from self._step_once(lane, spec, branch, position, args, kwargs, attempts))
+            except Exception as error:
+                state = getattr(getattr(error, "orig", None) or error, "sqlstate", None)
+                again = spec.retry.wants(error, attempts) or (state in _CONFLICTS and attempts < 20)
+                if not isinstance(error, FencedError) and again:
+                    yield (self._stopped.wait, spec.retry.wait(attempts, 0.5) if spec.retry.retries else backoff(attempts))
+                    continue
+                if branch is not None and not isinstance(error, FencedError):
+                    history = branch.run.history
+                    record = history.add(position, spec.name, None, encode_error(error), attempts, 0.0)
+                    history.failures.append((error, record.seq))
+                raise
+
+    def _step_once(
+        self, lane: Lane, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any,
+        attempts: int,
+    ) -> Protocol:  # fmt: skip
+        tries, began = 0, time.perf_counter()
+        while True:
+            tries += 1
+            committing, checkpoint = False, None
+            try:
+                yield ("begin", spec)
+                result = yield ("user", spec, _call_step(spec, branch, position, args, kwargs), False)
+                if branch is not None:
+                    output = spec.result.encode(result)
+                    seconds = time.perf_counter() - began
+                    checkpoint = Checkpoint(
+                        position, branch.run.history.seq + 1, spec.name, output, None, attempts, seconds
+                    )
+                    crash_point("transactions.before_guard")
+                    yield ("batch", self._step_statements(lane, branch.run, checkpoint))
+                crash_point("transactions.before_commit")
+                committing = True
+                yield ("commit",)
+            except Exception as error:
+                yield ("rollback",)
+                if branch is None:
+                    raise
+                verdict = yield from self._verdict(lane, error, committing=committing)
+                if verdict == "committed":
+                    return (yield from self._read_result(lane, spec, branch, position))
+                if verdict == "again" and not self._stopped.is_set():
+                    yield (self._stopped.wait, backoff(tries))
+                    continue
+                raise
+            crash_point("transactions.after_commit")
+            if branch is not None and checkpoint is not None:
+                lane.n += 1
+                _note(branch.run, checkpoint)
+            return result
+
+    def _step_statements(self, lane: Lane, run: Run, checkpoint: Checkpoint) -> list[Any]:
+        params = {
+            "workflow_id": run.workflow_id, "position": checkpoint.position, "seq": checkpoint.seq,
+            "name": checkpoint.name, "output": checkpoint.output, "attempts": checkpoint.attempts,
+            "seconds": checkpoint.seconds,
+        }  # fmt: skip
+        text = self._database.text
+        return [(text("guard"), lane.guard(nonce(), ())), (text("transaction_checkpoint"), params)]
+
+    def _read_result(self, lane: Lane, spec: TransactionSpec, branch: Branch, position: str) -> Protocol:
+        rows = yield (
+            self._read, lane, "read_checkpoint", {"workflow_id": branch.run.workflow_id, "position": position}
+        )
+        seq, output, _, attempts = rows[0]
+        _note(branch.run, Checkpoint(position, seq, spec.name, output, None, attempts))
+        return spec.result.decode(output)
+
+    # ---- the end ----
+
+    def waiting(self) -> int:
+        return len(self._groups) + len(self._async_groups)
+
+    def stop(self) -> None:
+        """Begin nothing new; what waits is dropped, and stays Kafka's."""
+        self._stopped.set()
+        with self._ready:
+            for waiting in (self._groups, self._async_groups):
+                while waiting:
+                    self._executor.abandon(waiting.popleft())
+            self._ready.notify_all()
+
+
+def _note(run: Run, checkpoint: Checkpoint) -> None:
+    history = run.history
+    history.seq = max(history.seq, checkpoint.seq)
+    if history.recorded is None:
+        history.recorded = {}
+    history.recorded[checkpoint.position] = checkpoint
+
+
+def _transaction(run: Run) -> TransactionSpec:
+    return cast("TransactionSpec", run.spec.consumer and run.spec.consumer.transaction)
+
+
+def _breaks(error: Exception) -> bool:
+    """Whether the connection is gone, so that no savepoint helps."""
+    cause = getattr(error, "orig", None) or error
+    return isinstance(cause, psycopg.OperationalError) and (cause.sqlstate or "57P01")[:3] in {"57P", "080"}
+
+
+def _call_handler(run: Run, spec: TransactionSpec) -> Callable[[Any], Any]:
+    def call(connection: Any) -> Any:
+        scope = StepScope(Branch(run, None), "1.1", spec.name)
+        context = Context()
+        context.run(current.set, scope)
+        if spec.is_async:
+            return _in_scope(scope, spec.function(connection, message_of(run)))
+        return context.run(spec.function, connection, message_of(run))
+
+    return call
+
+
+async def _in_scope(scope: StepScope, coroutine: Any) -> Any:
+    token = current.set(scope)
+    try:
+        return await coroutine
+    finally:
+        current.reset(token)
+
+
+def _call_step(
+    spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any
+) -> Callable[[Any], Any]:
+    def call(connection: Any) -> Any:
+        scope = StepScope(branch or Branch(None, None), position, spec.name)
+        given = (*args[: spec.leading], connection, *args[spec.leading :])
+        if spec.is_async:
+            return _in_scope(scope, spec.function(*given, **kwargs))
+        token = current.set(scope)
+        try:
+            return spec.function(*given, **kwargs)
+        finally:
+            current.reset(token)
+
+    return call
+
+

@@ -1,0 +1,3 @@
+-- One workflow as people see it. By primary key.
+select id, name, status::text, attempt, created_at, reason, executor, arguments, output, error
+  from eventflow.workflows where id = %(id)b::text

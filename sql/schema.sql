@@ -1,0 +1,310 @@
+-- The ledger of eventflow: everything that must survive a process stands in these tables.
+--
+-- Read this file; the database gets there by the numbered files of migrations/, and a test proves both equal.
+-- The story in five lines:
+--   An *executor* is one run of one process. Its identity row is written at birth and at its death, never between;
+--   its *beat* beside it says that it lives. Every transaction that writes for a workflow first takes the identity
+--   row FOR KEY SHARE (fence), numbers itself (flushes), holds the claims of the partitions it accepts from (claims),
+--   and only then appends positions (deltas), workflows and checkpoints. Takeover takes the identity FOR UPDATE and
+--   marks it dead: nothing a zombie sends can commit after that. The rules by number: docs/model/PROTOCOL.md.
+--
+-- SQLSTATEs of our own: EF001 the executor is dead; EF002 a claim is lost (detail: claim ids);
+-- EF003 the ledger lost commits; EF004 a statement met other rows than it was sent for.
+
+create type eventflow.status as enum
+  ('queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled', 'parked');
+
+-- One row per applied migration. `oldest_code` is the oldest schema version whose code may go on working
+-- on a database that has this migration.
+create table eventflow.migrations (
+  version     int primary key,
+  name        text not null,
+  oldest_code int not null,
+  applied_at  timestamptz not null default now()
+);
+
+-- Who runs. Written at birth; afterwards only a takeover, or its own clean end, sets alive to false (R2, R9).
+create table eventflow.executors (
+  id          bigint generated always as identity primary key,
+  application text not null,
+  alive       boolean not null default true,
+  timeline    text not null,              -- the server's timeline at birth; '' where it cannot be read
+  names       jsonb not null,             -- workflow name -> the file that defines it
+  host        text not null,
+  pid         int not null,
+  born_at     timestamptz not null default now(),
+  died_at     timestamptz,
+  taken_by    bigint
+);
+create index executors_alive on eventflow.executors (application) where alive;
+
+-- The lease: apart from the identity, so that renewing it never touches the fenced row.
+create table eventflow.beats (
+  executor bigint primary key,
+  beat     bigint not null,
+  at       timestamptz not null
+) with (fillfactor = 50);
+
+-- The numbers of committed flushes, per lane; the newest is never deleted (R3).
+create table eventflow.flushes (
+  executor bigint not null,
+  lane     int not null,
+  n        bigint not null,
+  nonce    bigint not null,
+  primary key (executor, lane, n)
+);
+
+-- A source is one incarnation of a topic (R16).
+create table eventflow.sources (
+  id          bigint generated always as identity primary key,
+  topic       text not null,
+  incarnation int not null,
+  cluster_id  text not null,
+  topic_id    text not null,
+  superseded  boolean not null default false,
+  seen_at     timestamptz not null default now(),
+  unique (topic, incarnation),
+  unique (cluster_id, topic_id)
+);
+
+-- Who owns a partition of a source for a group, and what of it is accepted. Only claims and folds update it (R5, R7).
+create table eventflow.claims (
+  id         bigint generated always as identity primary key,
+  "group"    text not null,
+  source     bigint not null references eventflow.sources (id),
+  partition  int not null,
+  owner      bigint not null,
+  epoch      bigint not null default 1,
+  accepted   int8multirange not null,     -- starts at minus infinity; the position is the first upper bound
+  released   boolean not null default true,  -- whether the last owner let go of it cleanly (R13)
+  in_flight  int not null,                -- the owner's bound on messages in flight (R13)
+  began      text not null,               -- how its first position was chosen
+  unique ("group", source, partition)
+);
+
+-- Ranges of offsets accepted by one flush: appended, folded into the claim now and then, never a position (R5).
+create table eventflow.deltas (
+  id     bigint generated always as identity primary key,
+  claim  bigint not null,
+  epoch  bigint not null,
+  ranges int8multirange not null
+);
+create index deltas_claim on eventflow.deltas (claim);
+
+create table eventflow.workflows (
+  created_at  timestamptz not null default now(),
+  finished_at timestamptz,
+  executor    bigint,                     -- who holds it while it is unfinished; null: whoever comes first
+  claim       bigint,                     -- a message's partition ...
+  "offset"    bigint,                     -- ... and offset in it
+  timestamp   bigint,                     -- the message's timestamp, milliseconds
+  attempt     int not null default 1,     -- counts runs, and only identifies (R13)
+  retries     int not null default 0,     -- by policy, after a failure
+  recoveries  int not null default 0,     -- after the death of the process that ran it
+  wake_at     timestamptz,                -- not to run before
+  status      eventflow.status not null,
+  id          text collate "C" primary key,
+  name        text collate "C" not null,
+  application text collate "C" not null,
+  scope       text collate "C",           -- what is kept in order; null: nothing
+  arguments   text,                       -- JSON; null for a message, whose input is key, value and headers
+  key         bytea,
+  value       bytea,
+  headers     text,                       -- JSON: [[name, base64 or null], ...]
+  output      text,                       -- JSON
+  error       text,                       -- JSON: type, message, arguments, traceback
+  reason      text,                       -- why it is parked, in words
+  check ((finished_at is not null) = (status in ('succeeded', 'failed', 'cancelled')))
+);
+create index workflows_executor on eventflow.workflows (executor, status)
+  where status in ('queued', 'running', 'waiting');
+create index workflows_scope on eventflow.workflows (scope, "offset")
+  where scope is not null and status in ('queued', 'running', 'waiting', 'parked');
+create index workflows_claim on eventflow.workflows (claim, "offset")
+  where status in ('queued', 'running', 'waiting', 'parked');
+create index workflows_finished on eventflow.workflows using brin (finished_at);
+
+-- What a workflow's operations came to; replayed, never run again (R12).
+create table eventflow.checkpoints (
+  finished_at timestamptz not null default now(),
+  seconds     real not null,
+  seq         int not null,               -- one counter per workflow, over all branches
+  attempts    int not null,
+  workflow_id text collate "C" not null,
+  position    text collate "C" not null,
+  name        text collate "C" not null,
+  output      text,
+  error       text,
+  primary key (workflow_id, position)
+);
+
+-- What a person should look at: a partition that stopped, a source that changed, a guard that fired.
+create table eventflow.incidents (
+  id          bigint generated always as identity primary key,
+  at          timestamptz not null default now(),
+  kind        text not null,
+  subject     text not null,
+  detail      text not null
+);
+
+create function eventflow.timeline() returns text language sql volatile as $$
+  select substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+$$;
+
+-- R2. Raises where a row count could be overlooked by a pipelined COMMIT.
+create function eventflow.fence(executor_id bigint) returns void language plpgsql volatile as $$
+declare born text;
+begin
+  select timeline into born from eventflow.executors where id = executor_id and alive for key share;
+  if not found then
+    raise exception 'executor % is dead: its lease ran out and a peer took over', executor_id
+      using errcode = 'EF001';
+  end if;
+  if born <> '' and born <> eventflow.timeline() then
+    raise exception 'executor % was born on timeline %, the server is on another', executor_id, born
+      using errcode = 'EF003';
+  end if;
+end $$;
+
+-- R3. Insert first, look for the predecessor in a later statement, always.
+create function eventflow.number_flush(executor_id bigint, lane_number int, flush_n bigint, flush_nonce bigint)
+returns void language plpgsql volatile as $$
+begin
+  insert into eventflow.flushes (executor, lane, n, nonce)
+  values (executor_id, lane_number, flush_n, flush_nonce);
+  perform 1 from eventflow.flushes
+   where executor = executor_id and lane = lane_number and n = flush_n - 1 for key share;
+  if not found then
+    raise exception 'flush % of executor % in lane % lacks its predecessor: the ledger lost commits',
+      flush_n, executor_id, lane_number using errcode = 'EF003';
+  end if;
+end $$;
+
+-- R5. FOR SHARE belongs together with the plain UPDATE of a claim: a weaker lock would let it pass.
+create function eventflow.hold_claims(executor_id bigint, claim_ids bigint[], claim_epochs bigint[])
+returns void language plpgsql volatile as $$
+declare held bigint[];
+begin
+  select coalesce(array_agg(c.id), '{}') into held from (
+    select claims.id from eventflow.claims
+      join unnest(claim_ids, claim_epochs) as wanted (id, epoch)
+        on claims.id = wanted.id and claims.epoch = wanted.epoch
+     where claims.owner = executor_id order by claims.id for share of claims
+  ) as c;
+  if cardinality(held) <> cardinality(claim_ids) then
+    raise exception 'claims lost by executor %', executor_id using errcode = 'EF002',
+      detail = array_to_string(array(select unnest(claim_ids) except select unnest(held)), ',');
+  end if;
+end $$;
+
+-- R1: own identity, flush number, claims; then the caller writes everything else and commits.
+create function eventflow.guard(
+  executor_id bigint, lane_number int, flush_n bigint, flush_nonce bigint,
+  claim_ids bigint[], claim_epochs bigint[]
+) returns void language plpgsql volatile as $$
+begin
+  perform set_config('synchronous_commit', 'on', true);
+  perform eventflow.fence(executor_id);
+  perform eventflow.number_flush(executor_id, lane_number, flush_n, flush_nonce);
+  if cardinality(claim_ids) > 0 then
+    perform eventflow.hold_claims(executor_id, claim_ids, claim_epochs);
+  end if;
+end $$;
+
+-- Rows written against rows sent: raises where they differ (R4).
+create function eventflow.expect(written bigint, sent bigint) returns void language plpgsql as $$
+begin
+  if written <> sent then
+    raise exception 'wrote % rows where % were sent', written, sent using errcode = 'EF004';
+  end if;
+end $$;
+
+-- R5. The owner's fold: later statements see what the lock waited for; deletes exactly what it read; an overlap is an
+-- incident that the fold finds but cannot undo (EF005).
+create function eventflow.fold(executor_id bigint, claim_id bigint, claim_epoch bigint)
+returns int8multirange language plpgsql volatile as $$
+declare
+  folded int8multirange;
+  taken  bigint[];
+  added  int8multirange;
+  length bigint;
+begin
+  perform eventflow.fence(executor_id);
+  select accepted into folded from eventflow.claims
+   where id = claim_id and owner = executor_id and epoch = claim_epoch for update;
+  if not found then
+    raise exception 'claim % lost by executor %', claim_id, executor_id
+      using errcode = 'EF002', detail = claim_id::text;
+  end if;
+  select array_agg(d.id), range_agg(r), sum(upper(r) - lower(r)) into taken, added, length
+    from eventflow.deltas d, unnest(d.ranges) r where d.claim = claim_id;
+  if taken is null then
+    return folded;
+  end if;
+  if folded && added or length <> (select sum(upper(r) - lower(r)) from unnest(added) r) then
+    raise exception 'claim %: offsets were accepted twice', claim_id using errcode = 'EF005';
+  end if;
+  update eventflow.claims set accepted = accepted + added where id = claim_id returning accepted into folded;
+  delete from eventflow.deltas where id = any(taken);
+  return folded;
+end $$;
+
+-- R16. Inserted once; `foreign_cluster` tells that the topic is known from another cluster only.
+create function eventflow.register_source(topic_name text, cluster text, topic_uuid text)
+returns table (id bigint, incarnation int, foreign_cluster boolean) language plpgsql volatile as $$
+#variable_conflict use_column
+begin
+  perform pg_advisory_xact_lock(hashtextextended('eventflow.sources ' || topic_name, 0));
+  return query select s.id, s.incarnation, false from eventflow.sources s
+    where s.cluster_id = cluster and s.topic_id = topic_uuid;
+  if found then return; end if;
+  if exists (select from eventflow.sources s where s.topic = topic_name and s.cluster_id <> cluster and not s.superseded)
+     and not exists (select from eventflow.sources s where s.topic = topic_name and s.cluster_id = cluster) then
+    return query select 0::bigint, 0, true;
+    return;
+  end if;
+  update eventflow.sources s set superseded = true where s.topic = topic_name and s.cluster_id = cluster;
+  return query insert into eventflow.sources as s (topic, incarnation, cluster_id, topic_id)
+    select topic_name, coalesce(max(o.incarnation), 0) + 1, cluster, topic_uuid
+      from eventflow.sources o where o.topic = topic_name
+    returning s.id, s.incarnation, false;
+end $$;
+
+-- Birth of an executor (R3: with row 0 of every lane). Names are per application: one that a living executor registered
+-- from another file is refused, naming both.
+create function eventflow.birth(app text, workflow_names jsonb, machine text, process int, lane_count int)
+returns bigint language plpgsql volatile as $$
+declare
+  born  bigint;
+  clash record;
+  line  text := '';
+begin
+  perform pg_advisory_xact_lock(hashtextextended('eventflow.birth ' || app, 0));
+  select n.key as name, n.value #>> '{}' as there, workflow_names ->> n.key as here, e.host, e.pid into clash
+    from eventflow.executors e, jsonb_each(e.names) n
+   where e.alive and e.application = app and workflow_names ? n.key and workflow_names -> n.key <> n.value limit 1;
+  if found then
+    raise exception 'the workflow name % is registered from % by process % on %, and from % here',
+      clash.name, clash.there, clash.pid, clash.host, clash.here using errcode = 'EF006';
+  end if;
+  begin
+    line := eventflow.timeline();
+  exception when insufficient_privilege or feature_not_supported then
+    line := '';
+  end;
+  insert into eventflow.executors (application, timeline, names, host, pid)
+  values (app, line, workflow_names, machine, process) returning id into born;
+  insert into eventflow.beats (executor, beat, at) values (born, 0, now());
+  insert into eventflow.flushes (executor, lane, n, nonce) select born, lane, 0, 0 from generate_series(0, lane_count - 1) lane;
+  return born;
+end $$;
+
+-- A clean end: rows that are still held are free for others at once, then the identity closes (R8a).
+create function eventflow.die(executor_id bigint) returns void language plpgsql volatile as $$
+begin
+  perform 1 from eventflow.executors where id = executor_id and alive for update;
+  if not found then return; end if;
+  update eventflow.executors set alive = false, died_at = now() where id = executor_id;
+  update eventflow.workflows set executor = null
+   where executor = executor_id and status in ('queued', 'running', 'waiting');
+end $$;
