@@ -18,6 +18,7 @@ class Addresses:
     database_url: str
     bootstrap: str
     kind: str
+    kafka: str = "unknown"
 
 
 @contextmanager

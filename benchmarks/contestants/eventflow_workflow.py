@@ -1,6 +1,7 @@
 """eventflow: a message becomes a workflow with one step; sync, async, or with a step that really suspends."""
 
 import asyncio
+import resource
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ import eventflow
 from benchmarks.contestants import common
 from benchmarks.contestants.ledger import Contest, Order
 from eventflow import Message
+from eventflow.migrations import migrate
 
 tally: common.Tally
 
@@ -75,28 +77,25 @@ def parser(description: str | None) -> common.argparse.ArgumentParser:
     return arguments
 
 
-def sample_memory(until: threading.Event) -> list[tuple[int, float]]:
-    """Watch (messages handled, resident MiB) twice a second, from a thread."""
-    samples: list[tuple[int, float]] = []
+def sample_memory(samples: list[tuple[int, float]]) -> None:
+    """Write down (messages handled, resident MiB) twice a second, from a thread."""
 
     def watch() -> None:
-        while not until.wait(0.5):
+        while True:
             samples.append((tally.handled, resident()))
+            time.sleep(0.5)
 
     threading.Thread(target=watch, daemon=True).start()
-    return samples
 
 
 def resident() -> float:
     """This process's resident memory in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+    return pages * resource.getpagesize() / 2**20
 
 
 async def idle(run: Contest) -> None:
     """Run without messages until standard input ends."""
-    from eventflow.migrations import migrate
-
     await asyncio.to_thread(migrate, run.dsn)
     async with run.running():
         print("ready", flush=True)
@@ -111,12 +110,10 @@ async def main(arguments: Namespace) -> None:
     if arguments.idle:
         await idle(contest(arguments))
         return
-    stop = threading.Event()
-    samples = sample_memory(stop) if arguments.memory else []
-    await contest(arguments).measure(tally)
-    stop.set()
-    if samples:
-        common.report(arguments.count, time.perf_counter() - tally.started, memory=samples)
+    samples: list[tuple[int, float]] = []
+    if arguments.memory:
+        sample_memory(samples)
+    await contest(arguments).measure(tally, **({"memory": samples} if arguments.memory else {}))
 
 
 if __name__ == "__main__":

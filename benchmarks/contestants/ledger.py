@@ -56,7 +56,7 @@ class Contest:
             tune_garbage_collector()
             yield
 
-    async def measure(self, tally: common.Tally) -> None:
+    async def measure(self, tally: common.Tally, **more: object) -> None:
         """Handle `count` messages and report; the handlers are registered and count in `tally`."""
         await asyncio.to_thread(migrate, self.dsn)
         before = databases.wal(self.dsn)
@@ -65,7 +65,8 @@ class Contest:
             await self.durable()
             seconds = time.perf_counter() - tally.started
             after = databases.wal(self.dsn)
-        common.report(self.count, seconds, handled=tally.handled, wal_bytes=after - before)
+        written = after - before
+        common.report(self.count, seconds, handled=tally.handled, wal_bytes=written, **more)
 
     async def durable(self) -> None:
         """Returns when all that was produced is accepted and final in the ledger."""

@@ -16,9 +16,10 @@ from benchmarks.contestants import common
 SCHEMA = Path(__file__).resolve().parents[2] / "sql" / "schema.sql"
 WORKFLOWS = """
 insert into eventflow.workflows
-  (id, name, application, status, finished_at, claim, "offset", timestamp, value, output)
-select id, 'bill', 'default', 'succeeded', now(), 1, "offset", 1764000000000, value, output
-from unnest(%b::text[], %b::int8[], %b::bytea[], %b::text[]) as t (id, "offset", value, output)
+  (id, name, application, status, executor, claim, "offset", timestamp, value, output, finished_at)
+select id, 'bill', 'default', 'succeeded', 1, claim, "offset", 1764000000000, value, output, now()
+from unnest(%b::text[], %b::int8[], %b::int8[], %b::bytea[], %b::text[])
+  as t (id, claim, "offset", value, output)
 """
 CHECKPOINTS = """
 insert into eventflow.checkpoints (workflow_id, position, seq, name, attempts, seconds, output)
@@ -26,7 +27,7 @@ select id, '1', 1, 'charge', 1, 0, output
 from unnest(%b::text[], %b::text[]) as t (id, output)
 """
 
-Batch = tuple[list[str], list[int], list[bytes], list[str]]
+Batch = tuple[list[str], list[int], list[int], list[bytes], list[str]]
 
 
 def batch(topic: str, group: str, order_ids: Sequence[int]) -> Batch:
@@ -34,6 +35,7 @@ def batch(topic: str, group: str, order_ids: Sequence[int]) -> Batch:
     places = [divmod(order_id, orders.PARTITIONS) for order_id in order_ids]
     return (
         [f"kafka:{group}:{topic}:1:{partition}:{offset}" for offset, partition in places],
+        [partition + 1 for _, partition in places],
         [offset for offset, _ in places],
         [orders.value(order_id) for order_id in order_ids],
         [str(orders.amount(order_id)) for order_id in order_ids],
@@ -42,10 +44,9 @@ def batch(topic: str, group: str, order_ids: Sequence[int]) -> Batch:
 
 def insert(connection: psycopg.Connection, rows: Batch) -> None:
     """One batch, one transaction, one round trip."""
-    ids, offsets, values, outputs = rows
     with connection.pipeline(), connection.transaction():
-        connection.execute(WORKFLOWS, (ids, offsets, values, outputs), prepare=True)
-        connection.execute(CHECKPOINTS, (ids, outputs), prepare=True)
+        connection.execute(WORKFLOWS, rows, prepare=True)
+        connection.execute(CHECKPOINTS, (rows[0], rows[-1]), prepare=True)
 
 
 def main() -> None:

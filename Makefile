@@ -1,0 +1,54 @@
+# The commands of this project. They need Python 3.11 or newer and make; everything else they set up themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OTHERS := 3.12 3.13
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test unit test-crash check format bench lock clean
+
+help: ## Print this message
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/ready ## Make the environment from the locked versions
+
+$(VENV)/ready: requirements/dev.lock pyproject.toml
+	@$(PYTHON) tools/make_venv.py $(VENV) requirements/dev.lock
+	@touch $@
+
+demo: venv ## Watch orders flow through a real Kafka into a real Postgres while workers are killed
+	@$(BIN)/eventflow demo
+
+test: venv ## Run the whole suite, on real services
+	@$(BIN)/pytest
+
+unit: venv ## Run the unit tests: seconds, no services
+	@$(BIN)/pytest tests/unit -q
+
+test-crash: venv ## Run the long form of the crash tests: 20 seeds
+	@EVENTFLOW_CRASH_SEEDS=$${EVENTFLOW_CRASH_SEEDS:-20} $(BIN)/pytest tests/integration -m "crash or long"
+
+check: venv ## Formatter, linter, type checker, import layers, unit tests on other Pythons
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/pyright -p tests/typing
+	@$(BIN)/lint-imports
+	@$(PYTHON) tools/other_pythons.py $(BIN) $(OTHERS)
+
+format: venv ## Format the code, and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: venv ## Measure, beside the rivals, in one run
+	@$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/bench.lock
+	@$(BIN)/python -m benchmarks
+
+lock: venv ## Resolve the locked versions anew
+	@$(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev -o requirements/dev.lock pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra bench -c requirements/dev.lock -o requirements/bench.lock pyproject.toml
+
+clean: ## Remove the environment and what local services have stored
+	@rm -rf $(VENV) .venv-* .eventflow build dist

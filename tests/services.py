@@ -1,0 +1,82 @@
+"""Which Kafka and PostgreSQL the tests run on: external, Docker, or local, in this order; never a program's own."""
+
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Backend = Literal["external", "docker", "local"]
+DATABASE = "EVENTFLOW_TEST_DATABASE_URL"
+KAFKA = "EVENTFLOW_TEST_KAFKA_BOOTSTRAP_SERVERS"
+WANTED = "EVENTFLOW_TEST_BACKEND"
+
+
+@dataclass(frozen=True)
+class Services:
+    database_url: str
+    kafka_bootstrap_servers: str
+
+
+def docker_answers() -> bool:
+    """Whether a Docker daemon answers; the client's presence proves nothing."""
+    try:
+        import docker
+
+        return bool(docker.from_env(timeout=3).ping())
+    except Exception:
+        return False
+
+
+def choose() -> Backend:
+    """The backend; one that is asked for by name is never replaced by another."""
+    wanted = os.environ.get(WANTED)
+    external = DATABASE in os.environ and KAFKA in os.environ
+    if wanted not in {None, "external", "docker", "local"}:
+        raise RuntimeError(f"{WANTED} is external, docker or local, not {wanted!r}")
+    if wanted == "external" and not external:
+        raise RuntimeError(f"{WANTED}=external needs {DATABASE} and {KAFKA}")
+    if wanted == "docker" and not docker_answers():
+        raise RuntimeError(f"{WANTED}=docker, and no Docker daemon answers")
+    if wanted is not None:
+        return wanted  # type: ignore[return-value]
+    if external:
+        return "external"
+    return "docker" if docker_answers() else "local"
+
+
+def describe(backend: Backend) -> str:
+    """For the head of the test report."""
+    if backend == "local":
+        return "Kafka: local Apache Kafka 4.3.1 · PostgreSQL: local 18"
+    return f"Kafka and PostgreSQL: {backend}"
+
+
+def start(backend: Backend, stack: ExitStack) -> Services:
+    """Start what the backend needs, for as long as the stack lives."""
+    if backend == "external":
+        return Services(os.environ[DATABASE], os.environ[KAFKA])
+    if backend == "docker":
+        return _containers(stack)
+    from eventflow.local import services
+
+    root = Path(tempfile.mkdtemp(prefix="eventflow-tests-", dir="/var/tmp"))
+    root.chmod(0o755)
+    stack.callback(shutil.rmtree, root, ignore_errors=True)
+    running = stack.enter_context(services(root))
+    return Services(running.addresses.database_url, running.addresses.kafka_bootstrap_servers)
+
+
+def _containers(stack: ExitStack) -> Services:
+    from testcontainers.community.kafka import KafkaContainer
+    from testcontainers.community.postgres import PostgresContainer
+
+    kafka = KafkaContainer().with_kraft()
+    kafka.with_env("KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "1")
+    kafka.with_env("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1")
+    postgres = PostgresContainer("postgres:18-alpine", driver=None)
+    stack.enter_context(kafka)
+    stack.enter_context(postgres)
+    return Services(postgres.get_connection_url(), kafka.get_bootstrap_server())
