@@ -60,9 +60,7 @@ def _transaction(kind: str, title: str) -> Contestant:
 
 def _loop(batch: int, size: Size) -> Contestant:
     title = f"hand-made loop, a transaction per {batch} message{'s' if batch > 1 else ''}"
-    return Contestant(
-        f"loop-{batch}", title, _module("loop", "--batch", str(batch)), size, verify.loop
-    )
+    return Contestant(f"loop-{batch}", title, _module("loop", "--batch", str(batch)), size, verify.loop)
 
 
 def _dbos(name: str, title: str, *arguments: str) -> Contestant:
@@ -93,9 +91,7 @@ DBOS = tuple(one.name for one in CONTESTANTS if one.size == "dbos")
 
 RATIOS: tuple[Ratio, ...] = (
     Ratio("async one step / prototype, asyncio", "eventflow-async", ("prototype",), 1.2),
-    Ratio(
-        "async one step / prototype, uvloop", "eventflow-async-uvloop", ("prototype-uvloop",), 1.2
-    ),
+    Ratio("async one step / prototype, uvloop", "eventflow-async-uvloop", ("prototype-uvloop",), 1.2),
     Ratio("async one step / DBOS's best", "eventflow-async", DBOS, 120),
     Ratio("sync one step / DBOS's best", "eventflow-sync", DBOS),
     Ratio("prototype / DBOS's best", "prototype", DBOS),
@@ -127,9 +123,7 @@ RATIOS: tuple[Ratio, ...] = (
         2,
     ),
     Ratio("async one step / loop per 500", "eventflow-async", ("loop-500",)),
-    Ratio(
-        "transactional psycopg / loop per 500", "eventflow-transaction-psycopg", ("loop-500",)
-    ),
+    Ratio("transactional psycopg / loop per 500", "eventflow-transaction-psycopg", ("loop-500",)),
     Ratio("async one step / PostgreSQL alone", "eventflow-async", ("postgres",)),
 )
 

@@ -4,9 +4,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Iterator
+from typing import Any
 from uuid import uuid4
 
 from benchmarks import databases, orders, verify

@@ -28,9 +28,7 @@ def value(order_id: int) -> bytes:
 
 def stamped(order_id: int, sent_at: float) -> bytes:
     """One order that carries the wall time at which it was sent."""
-    return _padded(
-        f'{{"order_id":{order_id},"amount":{amount(order_id)},"sent_at":{sent_at:.6f}'
-    )
+    return _padded(f'{{"order_id":{order_id},"amount":{amount(order_id)},"sent_at":{sent_at:.6f}')
 
 
 def _padded(head: str) -> bytes:

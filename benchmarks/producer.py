@@ -1,6 +1,6 @@
 """Sends orders at a steady rate, each with the wall time of its sending; a process of its own.
 
-    python -m benchmarks.producer --bootstrap HOST:PORT --topic NAME --rate 1000 --count 10000
+python -m benchmarks.producer --bootstrap HOST:PORT --topic NAME --rate 1000 --count 10000
 """
 
 import argparse

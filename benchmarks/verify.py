@@ -75,8 +75,7 @@ def prototype(connection: psycopg.Connection, count: int, report: Report) -> Non
         ),
         Wanted(
             "checkpoints",
-            f"select count(*), count(distinct workflow_id), sum({result})::bigint"
-            " from prototype_checkpoint",
+            f"select count(*), count(distinct workflow_id), sum({result})::bigint from prototype_checkpoint",
             (count, count, orders.total(count)),
         ),
     )
@@ -166,8 +165,7 @@ def dbos(connection: psycopg.Connection, count: int, report: Report) -> None:
         ),
         Wanted(
             "steps",
-            "select count(*), count(distinct workflow_uuid), count(error)"
-            " from dbos.operation_outputs",
+            "select count(*), count(distinct workflow_uuid), count(error) from dbos.operation_outputs",
             (count, count, 0),
         ),
     )

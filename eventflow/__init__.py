@@ -12,10 +12,10 @@ from eventflow.workflows import kafka_consumer, lifespan, step, transaction, wor
 __all__ = [
     "EventflowError",
     "Handle",
-    "kafka_consumer",
-    "lifespan",
     "Message",
     "Retry",
+    "kafka_consumer",
+    "lifespan",
     "running",
     "start",
     "step",

@@ -6,6 +6,7 @@ incarnation is fenced, everything it held is dropped and the next one begins; li
 
 import asyncio
 import contextlib
+import functools
 import gc
 import inspect
 import logging
@@ -15,19 +16,17 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, Generic, Literal, cast, overload
 
 import psycopg
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow import workflows
-from eventflow.codec import Codec, codec_for, decode_error
+from eventflow.codec import Codec, decode_error
 from eventflow.consumer import Connections, Intake
 from eventflow.database import Connection, Database
 from eventflow.errors import (
     BlockingCallError,
-    EventflowError,
     FencedError,
     NotRunningError,
     SettingsError,
@@ -61,6 +60,7 @@ from eventflow.workflows import (
     current,
     names_with_files,
     registry,
+    runtime,
     slot,
 )
 
@@ -101,9 +101,7 @@ class Incarnation:
         names = names_with_files(specs)
         self.id = birth(database, settings.application, names, count, stop)
         application = settings.application
-        self.executor = Executor(
-            loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random
-        )
+        self.executor = Executor(loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random)
         self.journal = Journal(
             Lane(database, self.id, 0, self._stopped), application,
             on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self._lost,
@@ -274,7 +272,7 @@ class App:
         self.failed: asyncio.Future[BaseException]
 
     @contextlib.asynccontextmanager
-    async def run(self) -> AsyncIterator["App"]:
+    async def run(self) -> AsyncGenerator["App"]:
         """Check, enter the lifespans, start; at the end drain, and leave in reverse."""
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
@@ -357,7 +355,7 @@ class App:
             await asyncio.sleep(0.1)
             try:
                 await self._begin()
-            except Exception as problem:  # noqa: BLE001 - told to whoever runs the program
+            except Exception as problem:
                 if not self.failed.done():
                     self.failed.set_result(problem)
                 return
@@ -376,16 +374,12 @@ class App:
         """Start a workflow on this process; its id, once that is durable. From any loop."""
         if asyncio.get_running_loop() is not self._loop:
             return await asyncio.wrap_future(
-                asyncio.run_coroutine_threadsafe(
-                    self.start_soon(spec, arguments, workflow_id, if_exists), self._loop
-                )
+                asyncio.run_coroutine_threadsafe(self.start_soon(spec, arguments, workflow_id, if_exists), self._loop)
             )
         incarnation = await self._current()
         if workflow_id is not None:
             check_workflow_id(workflow_id)
-            run = await asyncio.to_thread(
-                incarnation.start_workflow, spec, arguments, workflow_id, if_exists
-            )
+            run = await asyncio.to_thread(incarnation.start_workflow, spec, arguments, workflow_id, if_exists)
             if run is not None:
                 run.future = self._loop.create_future()
                 incarnation.executor.dispatch([run])
@@ -397,7 +391,7 @@ class App:
         executor.runs[workflow_id] = run
         run.submitted += 1
         accepted = self._loop.create_future()
-        run.waiters = [lambda: self._loop.call_soon_threadsafe(_done, accepted)]
+        run.waiters = [functools.partial(_in_loop, self._loop, accepted)]
         incarnation.journal.submit(Entry(run, []))
         await accepted
         if run.dropped:
@@ -438,6 +432,7 @@ class App:
 
         Raises:
             WorkflowNotFoundError: there is none.
+
         """
         return self.read("read_workflow", workflow_id, f"no workflow has the id {workflow_id!r}")[0]
 
@@ -465,6 +460,10 @@ class App:
     def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine on the application's loop from another thread, and wait for it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:
+    loop.call_soon_threadsafe(_done, future)
 
 
 def _done(future: "asyncio.Future[None]") -> None:
@@ -522,6 +521,7 @@ class Handle(Generic[R_co]):
             WorkflowTimeoutError: there is none yet.
             WorkflowParkedError, WorkflowCancelledError: there will be none.
             Exception: the workflow's own, as recorded.
+
         """
         if isinstance(current.get(), StepScope):
             raise UsageError("a handle cannot be awaited in a step or transaction")
@@ -533,6 +533,7 @@ class Handle(Generic[R_co]):
 
         Raises:
             WorkflowNotFoundError: it has none of this id.
+
         """
         row = await asyncio.to_thread(_app("a handle").row, self._workflow_id)
         return WorkflowRecord(*row[:6])
@@ -544,7 +545,7 @@ class Handle(Generic[R_co]):
 
 
 def _app(what: str) -> App:
-    return cast("App", workflows.runtime(what))
+    return cast("App", runtime(what))
 
 
 @overload
@@ -568,6 +569,7 @@ async def start(
         NotRunningError: outside `running()`.
         WorkflowExistsError: the id is taken.
         UsageError: no workflow, or an id that cannot be.
+
     """
     if not isinstance(workflow, Workflow):
         raise UsageError(f"start takes a function decorated with @workflow, not {workflow!r}")
@@ -584,7 +586,7 @@ async def start(
 class Running:
     """The context that `running()` gives: async on the caller's loop, or sync with a loop thread of its own."""
 
-    def __init__(self, settings: Settings | None, consumers: bool | Sequence[str]) -> None:  # noqa: FBT001
+    def __init__(self, settings: Settings | None, consumers: bool | Sequence[str]) -> None:
         self._settings = settings
         self._wanted = consumers
         self._stack: contextlib.AsyncExitStack | None = None
@@ -648,6 +650,7 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
 
     Raises:
         EventflowError: where trying again is pointless.
+
     """
 
     async def main() -> int:
@@ -660,7 +663,7 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
         await asyncio.wait({entering, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not entering.done():
             entering.cancel()
-            context.app._stop.set()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            context.app._stop.set()  # pyright: ignore[reportPrivateUsage]
             await asyncio.wait({entering})
             return 0
         entering.result()
@@ -684,5 +687,3 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
 def _done_with(future: "asyncio.Future[int]", value: int) -> None:
     if not future.done():
         future.set_result(value)
-
-

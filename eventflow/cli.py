@@ -4,9 +4,7 @@ Exit statuses: 0 done; 1 the world refused (a server, a lease, a proof that fail
 """
 
 import importlib
-import importlib.util
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Generator
@@ -54,7 +52,7 @@ def _exit(error: Exception, status: int) -> None:
     sys.exit(status)
 
 
-def _show_version(value: bool) -> None:  # noqa: FBT001
+def _show_version(value: bool) -> None:
     if value:
         typer.echo(f"eventflow {version('eventflow')}")
         raise typer.Exit
@@ -62,7 +60,7 @@ def _show_version(value: bool) -> None:  # noqa: FBT001
 
 @app.callback()
 def _root(
-    version: Annotated[  # noqa: A002, ARG001
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
@@ -107,7 +105,7 @@ def fetching() -> Generator[Callable[[str, int, int], None], None, None]:
 
 @app.command()
 def migrate(
-    plan: Annotated[bool, typer.Option("--plan", help="Only show what would be applied.")] = False,  # noqa: FBT002
+    plan: Annotated[bool, typer.Option("--plan", help="Only show what would be applied.")] = False,
     roles: Annotated[str | None, typer.Option(help="Print the GRANTs that this role needs to run.")] = None,
 ) -> None:
     """Bring the database of DATABASE_URL to this version's schema."""
@@ -153,6 +151,7 @@ def _import(name: str) -> ModuleType:
 
     Raises:
         UsageError: there is none, or it cannot be imported.
+
     """
     path = Path(name)
     if name.endswith(".py"):
@@ -166,7 +165,7 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UsageError(f"there is no module {name!r} in {os.getcwd()} or on the path") from None
+            raise UsageError(f"there is no module {name!r} in {Path.cwd()} or on the path") from None
         raise UsageError(f"importing {name!r}: there is no module {error.name!r}") from None
     except EventflowError:
         raise

@@ -70,6 +70,7 @@ def codec_for(annotation: Any) -> Codec:
 
     Raises:
         UsageError: the annotation cannot be stored as JSON.
+
     """
     try:
         return _cached(annotation)
@@ -128,6 +129,7 @@ class Arguments:
         Raises:
             UsageError: they do not fit the signature.
             CodecError: one does not fit its annotation.
+
         """
         try:
             self._signature.bind(*args, **kwargs)
@@ -143,6 +145,7 @@ class Arguments:
 
         Raises:
             CodecError: the record does not fit the function as it is now.
+
         """
         try:
             data = json.loads(text)
@@ -201,7 +204,7 @@ def encode_error(error: BaseException) -> str:
 def _text(error: BaseException) -> str:
     try:
         return _clean(str(error))
-    except Exception:  # noqa: BLE001 - a user's __str__
+    except Exception:
         return f"<{type(error).__qualname__} without text>"
 
 

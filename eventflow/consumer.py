@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import confluent_kafka
 import psycopg
@@ -244,12 +244,12 @@ class Intake:
         claims, spec, application = self.claims, self.spec.spec, self._connections.application
         key: Key | None = None
         claim: Claim | None = None
-        for message in messages:
+        for message in cast("list[Any]", messages):
             error = message.error()
             if error is not None:
                 self._problem(message, error)
                 continue
-            here = (message.topic(), message.partition())
+            here: Key = (message.topic(), message.partition())
             if here != key:
                 key, claim = here, claims.get(here)
             offset = message.offset()
@@ -282,7 +282,7 @@ class Intake:
             above.pop(0)
         return offset < claim.next_offset
 
-    def _problem(self, message: confluent_kafka.Message, error: KafkaError) -> None:
+    def _problem(self, message: Any, error: KafkaError) -> None:
         code = error.code()
         claim = self.claims.get((message.topic() or "", message.partition() if message.partition() is not None else -1))
         if code == KafkaError._PARTITION_EOF:
@@ -306,9 +306,7 @@ class Intake:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         wanted = [(p.topic, p.partition) for p in partitions]
         claims = self._claim(wanted)
-        consumer.incremental_assign(
-            [TopicPartition(c.topic, c.partition, c.next_offset) for c in claims if not c.lost]
-        )
+        consumer.incremental_assign([TopicPartition(c.topic, c.partition, c.next_offset) for c in claims if not c.lost])
         if self._paused:
             consumer.pause([TopicPartition(c.topic, c.partition) for c in claims if not c.lost])
 
@@ -601,11 +599,12 @@ class Intake:
 
         Raises:
             UnavailableError: the topic is unknown, or has no id.
+
         """
         admin = self._admin()
-        description = admin.describe_topics(
-            confluent_kafka.TopicCollection([topic]), request_timeout=5
-        )[topic].result(timeout=6)
+        description = admin.describe_topics(confluent_kafka.TopicCollection([topic]), request_timeout=5)[topic].result(
+            timeout=6
+        )
         cluster = admin.describe_cluster(request_timeout=5).result(timeout=6)
         topic_id = str(description.topic_id)
         if not topic_id or set(topic_id) <= set("A-0") or not cluster.cluster_id:
@@ -614,7 +613,9 @@ class Intake:
 
     def _admin(self) -> AdminClient:
         own = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
-        shared = {k: v for k, v in self._config().items() if k.startswith(("bootstrap", "security", "sasl", "ssl", "client"))}
+        shared = {
+            k: v for k, v in self._config().items() if k.startswith(("bootstrap", "security", "sasl", "ssl", "client"))
+        }
         return AdminClient({k: v for k, v in shared.items() if k not in own}, logger=_kafka_logger)
 
     def _watch(self) -> None:
@@ -628,7 +629,7 @@ class Intake:
                 except KafkaException as error:
                     if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                         self._changed.add(topic)
-                except Exception as error:  # noqa: BLE001 - brokers are away; ask again later
+                except Exception as error:
                     logger.debug("asking for the id of %s: %s", topic, error)
                 else:
                     if topic_id != source.topic_id:

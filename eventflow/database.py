@@ -61,6 +61,7 @@ class Database:
 
         Raises:
             UnavailableError: the server does not answer, or refuses the credentials; says which.
+
         """
         try:
             connection = psycopg.connect(self.url, autocommit=True, **self.options(role))
@@ -88,13 +89,9 @@ class Database:
         """The named query in this database's schema."""
         return sql(name, self.schema)
 
-    def run(
-        self, connection: Connection, name: str, params: Mapping[str, Any] | None = None
-    ) -> list[tuple[Any, ...]]:
+    def run(self, connection: Connection, name: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Execute the named query; its rows, if it has any."""
-        cursor = connection.execute(
-            self.text(name), params or {}, prepare=self.prepared, binary=True
-        )
+        cursor = connection.execute(self.text(name), params or {}, prepare=self.prepared, binary=True)
         return cursor.fetchall() if cursor.description else []
 
 
@@ -131,7 +128,7 @@ def judge(error: psycopg.Error, connection: "psycopg.Connection[Any] | psycopg.A
         return "fenced"
     if state == "EF002":
         return "claims lost"
-    if connection.broken or connection.closed or state is None and isinstance(error, psycopg.OperationalError):
+    if connection.broken or connection.closed or (state is None and isinstance(error, psycopg.OperationalError)):
         return "unknown"
     if state is None:
         return "poison"  # psycopg itself could not send a value
@@ -154,6 +151,7 @@ def in_transaction(connection: Connection, work: Callable[[Connection], Any], *s
     Raises:
         FencedError: the executor is dead.
         psycopg.Error: anything else, after a rollback.
+
     """
     try:
         connection.execute("begin isolation level read committed")

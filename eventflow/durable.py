@@ -29,6 +29,7 @@ def workflow_id() -> str:
 
     Raises:
         UsageError: outside a workflow.
+
     """
     return scope_of("workflow_id()")[0].workflow_id
 
@@ -56,6 +57,7 @@ async def run_step(
     Raises:
         UsageError: outside a workflow.
         Exception: the step's own.
+
     """
     branch = current_branch()
     if branch is None:

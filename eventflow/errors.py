@@ -73,6 +73,7 @@ class WorkflowError(EventflowError):
         type: the original exception's qualified class name.
         message: its text.
         traceback: its traceback as text, as recorded where it happened.
+
     """
 
     def __init__(self, type: str, message: str, traceback: str = "") -> None:  # noqa: A002

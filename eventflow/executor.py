@@ -51,7 +51,7 @@ class _Follow:
             while True:
                 try:
                     value = yield future
-                except BaseException as error:  # noqa: BLE001 - it is the workflow's to handle
+                except BaseException as error:
                     future = run(throw, error)
                 else:
                     future = run(send, value)
@@ -216,7 +216,7 @@ class Executor:
                 args, kwargs = spec.arguments.decode(run.arguments)
                 result = await spec.function(*args, **kwargs)
             output = spec.result.encode(result)
-        except BaseException as error:  # noqa: BLE001 - the outcome, whatever it is
+        except BaseException as error:
             self.failed(run, error)
         else:
             crash_point("executor.before_finish")
@@ -312,6 +312,7 @@ class Executor:
 
         Raises:
             Dropped: it is.
+
         """
         if run.dropped or run.ended:
             raise Dropped
@@ -342,6 +343,7 @@ class Executor:
 
         Raises:
             Dropped: the attempt is over.
+
         """
         self.submit_fresh(run)
         while not run.settled():
@@ -657,7 +659,7 @@ class Threads:
         """Run one in a thread of its own."""
         threading.Thread(target=self._one, args=(run,), name="eventflow worker", daemon=True).start()
 
-    def open(self, value: bool) -> None:  # noqa: FBT001
+    def open(self, value: bool) -> None:
         """Whether threads may take from the queue."""
         with self._ready:
             self._open = value
@@ -717,7 +719,7 @@ class Threads:
                 args, kwargs = spec.arguments.decode(run.arguments)
                 result = spec.function(*args, **kwargs)
             output = spec.result.encode(result)
-        except BaseException as error:  # noqa: BLE001 - the outcome, whatever it is
+        except BaseException as error:
             with self.lock:
                 executor.failed(run, error)
         else:
@@ -731,6 +733,7 @@ def message_of(run: Run) -> Any:
 
     Raises:
         CodecError: it cannot be.
+
     """
     claim = run.claim
     if claim is not None:
@@ -747,7 +750,7 @@ def message_of(run: Run) -> Any:
     )  # fmt: skip
 
 
-def _resolve(future: "asyncio.Future[Any]", outcome: Any, failed: bool) -> None:  # noqa: FBT001
+def _resolve(future: "asyncio.Future[Any]", outcome: Any, failed: bool) -> None:
     if future.done():
         return
     if failed:

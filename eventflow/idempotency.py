@@ -39,6 +39,7 @@ def message_workflow_id_prefix(group: str, topic: str, incarnation: int, partiti
 
     Raises:
         UsageError: group or topic is empty, or a number is negative.
+
     """
     if not group or not topic:
         raise UsageError("a message's workflow id needs a group and a topic")
@@ -54,6 +55,7 @@ def message_workflow_id(
 
     Raises:
         UsageError: as for the prefix; or the offset is negative, or the generation below 1.
+
     """
     if offset < 0 or generation < 1:
         raise UsageError(f"not an offset and a generation: {offset}, {generation}")
@@ -77,6 +79,7 @@ def check_workflow_id(workflow_id: str) -> str:
 
     Raises:
         UsageError: it is empty, too long, reserved, or holds what people could not read.
+
     """
     if not workflow_id:
         raise UsageError("a workflow id cannot be empty")

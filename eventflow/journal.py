@@ -102,6 +102,7 @@ class Lane:
         Raises:
             FencedError: this executor is over; nothing was committed, or it no longer matters.
             ClaimsLostError, RefusedError: nothing was committed, and the number is free again.
+
         """
         guard = self.guard(nonce(), claims)
         attempt, unknown = 0, False
@@ -403,9 +404,7 @@ class Journal:
     def _write(self, entries: list[Entry], gaps: list[Gap]) -> None:
         """Commit these entries, all of them or what a refusal leaves of them."""
         while entries or gaps:
-            statements, claims = flush_statements(
-                self._lane.executor, self._application, entries, gaps
-            )
+            statements, claims = flush_statements(self._lane.executor, self._application, entries, gaps)
             if not statements:
                 return
             try:
@@ -569,6 +568,7 @@ def multirange(ranges: list[tuple[int, int]]) -> str:
 
     Raises:
         EventflowError: two overlap, so a message would be accepted twice (R5, MEMORY).
+
     """
     ranges.sort()
     joined: list[str] = []

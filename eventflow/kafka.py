@@ -14,6 +14,7 @@ from eventflow.errors import CodecError, UsageError
 
 V_co = TypeVar("V_co", covariant=True)
 K_co = TypeVar("K_co", covariant=True, default=bytes | None)
+_NO_KEY = cast("Any", None)
 RawHeaders = list[tuple[str, bytes | None]] | None
 
 
@@ -24,9 +25,7 @@ class Headers(Mapping[str, bytes]):
 
     def __init__(self, items: Mapping[str, str | bytes] | None = None, /) -> None:
         pairs = (items or {}).items()
-        self._items: list[tuple[str, bytes]] = [
-            (n, v.encode() if isinstance(v, str) else v) for n, v in pairs
-        ]
+        self._items: list[tuple[str, bytes]] = [(n, v.encode() if isinstance(v, str) else v) for n, v in pairs]
 
     @classmethod
     def received(cls, raw: RawHeaders) -> "Headers":
@@ -56,6 +55,7 @@ class Headers(Mapping[str, bytes]):
 
         Raises:
             CodecError: it is not UTF-8.
+
         """
         value = self.get(name)
         try:
@@ -74,7 +74,7 @@ class Message(Generic[V_co, K_co]):
     def __init__(
         self,
         value: V_co,
-        key: K_co = cast("Any", None),
+        key: K_co = _NO_KEY,
         *,
         headers: Mapping[str, str | bytes] | Headers | None = None,
         topic: str = "",
@@ -112,9 +112,7 @@ class Message(Generic[V_co, K_co]):
     def timestamp(self) -> datetime | None:
         """When it was produced, in UTC; None where Kafka does not say."""
         if isinstance(self._timestamp, int):
-            self._timestamp = (
-                datetime.fromtimestamp(self._timestamp / 1000, UTC) if self._timestamp > 0 else None
-            )
+            self._timestamp = datetime.fromtimestamp(self._timestamp / 1000, UTC) if self._timestamp > 0 else None
         return self._timestamp
 
     def __repr__(self) -> str:
@@ -153,6 +151,7 @@ class Reader:
 
         Raises:
             CodecError: value or key cannot be decoded; names the message and the reason.
+
         """
         try:
             decoded = self._value(value)
@@ -167,6 +166,7 @@ def message_reader(annotation: Any) -> Reader:
 
     Raises:
         UsageError: nothing can be decoded to it.
+
     """
     return Reader(annotation)
 

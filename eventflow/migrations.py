@@ -58,6 +58,7 @@ def plan(database_url: str, *, schema: str = "eventflow") -> list[str]:
 
     Raises:
         UnavailableError: Postgres does not answer.
+
     """
     with Database(database_url, schema).connect("plan") as connection:
         done = _applied(connection, schema) or {}
@@ -72,6 +73,7 @@ def migrate(
     Raises:
         UnavailableError: Postgres does not answer.
         SchemaError: the role may not, or the server is too old.
+
     """
     with Database(database_url, schema, prepared=False).connect("migrate") as connection:
         _check_server(connection)
@@ -90,9 +92,7 @@ def migrate(
 
 
 def _apply(connection: Connection, schema: str, migration: Migration) -> bool:
-    connection.execute(
-        "select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"eventflow.migrate {schema}",)
-    )
+    connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"eventflow.migrate {schema}",))
     done = _applied(connection, schema)
     if done is not None and migration.version in done:
         return False
@@ -102,9 +102,7 @@ def _apply(connection: Connection, schema: str, migration: Migration) -> bool:
             connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
     connection.execute(in_schema(migration.text, schema).encode())
     connection.execute(
-        in_schema(
-            "insert into eventflow.migrations (version, name, oldest_code) values (%s, %s, %s)", schema
-        ).encode(),
+        in_schema("insert into eventflow.migrations (version, name, oldest_code) values (%s, %s, %s)", schema).encode(),
         (migration.version, migration.name, migration.oldest_code),
     )
     return True
@@ -126,6 +124,7 @@ def check_schema(connection: Connection, schema: str) -> None:
 
     Raises:
         SchemaError: it was never migrated, is older or newer than the code, or the role lacks rights; says which.
+
     """
     _check_server(connection)
     try:
@@ -136,9 +135,7 @@ def check_schema(connection: Connection, schema: str) -> None:
         raise SchemaError(f"schema {schema!r} has no ledger yet; run `eventflow migrate`")
     mine, there = code_version(), max(done, default=0)
     if there < mine:
-        raise SchemaError(
-            f"schema {schema!r} is at version {there}, this code needs {mine}; run `eventflow migrate`"
-        )
+        raise SchemaError(f"schema {schema!r} is at version {there}, this code needs {mine}; run `eventflow migrate`")
     for version, oldest in sorted(done.items()):
         if version > mine and oldest > mine:
             raise SchemaError(

@@ -25,9 +25,7 @@ def prune_once(database: Database, connection: Connection, keep: timedelta | Non
     gone = 0
     in_transaction(connection, lambda c: _flushes(database, c))
     while keep is not None:
-        count = in_transaction(
-            connection, lambda c: _workflows(database, c, keep, batch)
-        )
+        count = in_transaction(connection, lambda c: _workflows(database, c, keep, batch))
         gone += count
         if count < batch:
             break

@@ -32,15 +32,14 @@ _BATCH = 100
 _RECONCILE_EVERY = 30  # beats
 
 
-def birth(
-    database: Database, application: str, names: Mapping[str, str], lanes: int, stop: threading.Event
-) -> int:
+def birth(database: Database, application: str, names: Mapping[str, str], lanes: int, stop: threading.Event) -> int:
     """Write a new executor into the ledger; waits for the server, with backoff. Returns its id.
 
     Raises:
         UnavailableError: trying again is pointless: wrong credentials, no such database.
         UsageError: a living program has registered one of the names from another file.
         FencedError: stopped meanwhile.
+
     """
     attempt = 0
     while not stop.is_set():
@@ -59,9 +58,7 @@ def birth(
                 )  # fmt: skip
         except psycopg.Error as error:
             if error.sqlstate == "EF006":
-                raise UsageError(
-                    f"{error.diag.message_primary}; set another EVENTFLOW_APPLICATION, or name="
-                ) from None
+                raise UsageError(f"{error.diag.message_primary}; set another EVENTFLOW_APPLICATION, or name=") from None
             if error.sqlstate and not error.sqlstate.startswith(("57", "08", "40", "53")):
                 raise
             _retry_birth(error, attempt := attempt + 1, stop)

@@ -37,14 +37,13 @@ class History:
 
         Raises:
             DeterminismError: another operation was recorded there.
+
         """
         if self.recorded is None:
             return None
         found = self.recorded.get(position)
         if found is not None and found.name != name:
-            raise DeterminismError(
-                f"position {position}: {found.name!r} was recorded, the code now calls {name!r}"
-            )
+            raise DeterminismError(f"position {position}: {found.name!r} was recorded, the code now calls {name!r}")
         return found
 
     def add(
@@ -139,6 +138,7 @@ def step(
     Raises:
         DeterminismError: another step was recorded at this position.
         Exception: the step's own, recorded too and raised again by every replay.
+
     """
     recorded = history.find(position, name)
     if recorded is not None:
@@ -160,9 +160,7 @@ def step(
                 continue
             if attempts > 1:
                 error.add_note(f"eventflow: step {name!r} failed in each of {attempts} attempts")
-            checkpoint = history.add(
-                position, name, None, encode_error(error), attempts, clock() - began
-            )
+            checkpoint = history.add(position, name, None, encode_error(error), attempts, clock() - began)
             history.failures.append((error, checkpoint.seq))
             raise
         history.add(position, name, encode(result), None, attempts, clock() - began)

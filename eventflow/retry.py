@@ -16,6 +16,7 @@ def seconds(value: Seconds, what: str = "a time") -> float:
 
     Raises:
         UsageError: it is negative or not finite.
+
     """
     result = value.total_seconds() if isinstance(value, timedelta) else float(value)
     if not math.isfinite(result) or result < 0:
@@ -31,6 +32,7 @@ class Retry:
         delay: seconds before the first retry; each further one waits `factor` times longer, up to `max_delay`.
         jitter: the share of a wait that chance may add or take.
         retry_if: which exceptions are worth it: classes, or a function of the exception. All, by default.
+
     """
 
     retries: int

@@ -23,6 +23,7 @@ class Claim:
         line, busy, tail: the runs of this partition's scope, where order is kept.
         handed, finished: messages handed out, and those of them that ended durably; their difference is in flight.
         revoked: nothing of it may start any more. lost: nothing of it may be accepted any more.
+
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Run:
         wary: to be accepted before it runs, because its partition's former owner did not end cleanly (R13).
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
         before: the earlier run of its scope; its first step waits until that one is durable.
+
     """
 
     __slots__ = (

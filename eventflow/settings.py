@@ -33,6 +33,7 @@ def check_kafka_properties(properties: KafkaProperties, where: str) -> None:
 
     Raises:
         SettingsError: names the property and what to use instead.
+
     """
     for name, instead in REFUSED_KAFKA_PROPERTIES.items():
         if name in properties:
@@ -80,15 +81,12 @@ class Settings(BaseSettings):
         drain: seconds that running work gets to end at shutdown.
         prepared_statements: off where the pooler does not keep them.
         kafka: librdkafka properties for every consumer, as JSON.
+
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="EVENTFLOW_", populate_by_name=True, extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix="EVENTFLOW_", populate_by_name=True, extra="forbid", frozen=True)
 
-    database_url: str = Field(
-        validation_alias=AliasChoices("database_url", "DATABASE_URL"), repr=False
-    )
+    database_url: str = Field(validation_alias=AliasChoices("database_url", "DATABASE_URL"), repr=False)
     kafka_bootstrap_servers: str = Field(
         default="",
         validation_alias=AliasChoices("kafka_bootstrap_servers", "KAFKA_BOOTSTRAP_SERVERS"),
@@ -137,6 +135,7 @@ def load_settings(**arguments: object) -> Settings:
 
     Raises:
         SettingsError: names every variable that is missing or wrong, and never shows its value.
+
     """
     try:
         return Settings(**cast("dict[str, Any]", arguments))

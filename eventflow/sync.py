@@ -4,8 +4,9 @@ from typing import Any, Generic, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow import app
+from eventflow.app import Handle as AsyncHandle
 from eventflow.app import IfExists
+from eventflow.app import start as start_async
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.retry import Seconds
 from eventflow.workflows import AsyncStartable, SyncStartable, refuse_loop, runtime
@@ -18,7 +19,7 @@ Ts = TypeVarTuple("Ts")
 class Handle(Generic[R_co]):
     """A started workflow, for blocking code."""
 
-    def __init__(self, handle: app.Handle[R_co]) -> None:
+    def __init__(self, handle: AsyncHandle[R_co]) -> None:
         self._handle = handle
 
     @property
@@ -52,12 +53,10 @@ def start(
     workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
     workflow_id: str | None = None, if_exists: IfExists = "attach",
 ) -> Handle[R]: ...  # fmt: skip
-def start(
-    workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach"
-) -> Handle[Any]:
+def start(workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach") -> Handle[Any]:
     """Start a workflow, sync or async, from blocking code; see `eventflow.start`."""
     refuse_loop("sync.start", "await eventflow.start")
-    started: app.Handle[Any] = runtime("start").on_loop(
-        app.start(workflow, *args, workflow_id=workflow_id, if_exists=if_exists)
+    started: AsyncHandle[Any] = runtime("start").on_loop(
+        start_async(workflow, *args, workflow_id=workflow_id, if_exists=if_exists)
     )
     return Handle(started)

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from eventflow.codec import decode_error, encode_error
-from eventflow.database import Database, fenced, judge, lost_claims, unavailable
+from eventflow.database import Database, fenced, lost_claims, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError, UsageError
 from eventflow.executor import Executor, message_of
 from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce
@@ -111,7 +111,7 @@ class Port:
         if spec.isolation is not None:
             self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
 
-    def user(self, spec: TransactionSpec, call: Callable[[Any], Any], savepoint: bool) -> Any:  # noqa: FBT001
+    def user(self, spec: TransactionSpec, call: Callable[[Any], Any], savepoint: bool) -> Any:
         if spec.flavour == "connection":
             self.raw.lent = True
             try:
@@ -174,9 +174,7 @@ class AsyncPort:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._engine = create_async_engine(
-            "postgresql+psycopg://", async_creator=self._connect, poolclass=NullPool
-        )
+        self._engine = create_async_engine("postgresql+psycopg://", async_creator=self._connect, poolclass=NullPool)
         self._sa: Any = None
         self.raw: Any = None
 
@@ -205,7 +203,7 @@ class AsyncPort:
         if spec.isolation is not None:
             await self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
 
-    async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], savepoint: bool) -> Any:  # noqa: FBT001
+    async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], savepoint: bool) -> Any:
         if spec.flavour == "async connection":
             self.raw.lent = True
             try:
@@ -273,7 +271,7 @@ def drive(protocol: Protocol, port: Port) -> Any:
             send = protocol.send
             try:
                 outcome = method(*args) if callable(method) else getattr(port, method)(*args)
-            except Exception as error:  # noqa: BLE001 - the protocol decides what it means
+            except Exception as error:
                 send, outcome = protocol.throw, error
     except StopIteration as stop:
         return stop.value
@@ -292,7 +290,7 @@ async def adrive(protocol: Protocol, port: AsyncPort) -> Any:
                     outcome = await asyncio.to_thread(method, *args)
                 else:
                     outcome = await getattr(port, method)(*args)
-            except Exception as error:  # noqa: BLE001 - the protocol decides what it means
+            except Exception as error:
                 send, outcome = protocol.throw, error
     except StopIteration as stop:
         return stop.value
@@ -448,7 +446,7 @@ class Transactions:
                 crash_point("transactions.before_commit")
                 committing = True
                 yield ("commit",)
-            except Exception as error:  # noqa: BLE001 - judged below
+            except Exception as error:
                 yield ("rollback",)
                 verdict = yield from self._verdict(lane, error, committing=committing)
                 if verdict == "committed":
@@ -519,9 +517,9 @@ class Transactions:
             return "lost"
         if state in _CONFLICTS:
             return "conflict"
-        if state is None and isinstance(cause, psycopg.OperationalError) or (state or "").startswith(("57P", "08")):
+        if (state is None and isinstance(cause, psycopg.OperationalError)) or (state or "").startswith(("57P", "08")):
             if committing:
-                closed = yield (lane._close_number,)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                closed = yield (lane._close_number,)  # pyright: ignore[reportPrivateUsage]
                 if not closed:
                     lane.n += 1
                     return "committed"
@@ -610,7 +608,10 @@ class Transactions:
                 state = getattr(getattr(error, "orig", None) or error, "sqlstate", None)
                 again = spec.retry.wants(error, attempts) or (state in _CONFLICTS and attempts < 20)
                 if not isinstance(error, FencedError) and again:
-                    yield (self._stopped.wait, spec.retry.wait(attempts, 0.5) if spec.retry.retries else backoff(attempts))
+                    yield (
+                        self._stopped.wait,
+                        spec.retry.wait(attempts, 0.5) if spec.retry.retries else backoff(attempts),
+                    )
                     continue
                 if branch is not None and not isinstance(error, FencedError):
                     history = branch.run.history
@@ -668,7 +669,10 @@ class Transactions:
 
     def _read_result(self, lane: Lane, spec: TransactionSpec, branch: Branch, position: str) -> Protocol:
         rows = yield (
-            self._read, lane, "read_checkpoint", {"workflow_id": branch.run.workflow_id, "position": position}
+            self._read,
+            lane,
+            "read_checkpoint",
+            {"workflow_id": branch.run.workflow_id, "position": position},
         )
         seq, output, _, attempts = rows[0]
         _note(branch.run, Checkpoint(position, seq, spec.name, output, None, attempts))
@@ -742,5 +746,3 @@ def _call_step(
             current.reset(token)
 
     return call
-
-

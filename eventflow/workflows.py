@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,14 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, cast
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow import replay
 from eventflow.codec import Arguments, Codec, codec_for, decode_error, encode_error
 from eventflow.errors import BlockingCallError, NotRunningError, UsageError
 from eventflow.idempotency import step_idempotency_key
 from eventflow.kafka import Message, Reader, message_reader
-from eventflow.replay import BARRIER, CALL, Branch
+from eventflow.replay import BARRIER, CALL, Branch, Effect
+from eventflow.replay import step as run_protocol
 from eventflow.retry import Retry, as_retry
 from eventflow.settings import KafkaProperties, check_kafka_properties
-from eventflow.errors import SettingsError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,6 +127,7 @@ class Registry:
 
         Raises:
             UsageError: another function has the name.
+
         """
         known = self.specs.get(spec.name)
         if known is not None and not _same_source(known, spec):
@@ -144,6 +144,7 @@ class Registry:
 
         Raises:
             UsageError: its group already reads one of its topics, or the name is taken.
+
         """
         self.add(consumer.spec)
         for other in self.consumers:
@@ -151,7 +152,7 @@ class Registry:
             if other.group == consumer.group and both:
                 del self.specs[consumer.spec.name]
                 raise UsageError(
-                    f"two handlers read topic {sorted(both)[0]!r} in group {consumer.group!r}: "
+                    f"two handlers read topic {min(both)!r} in group {consumer.group!r}: "
                     f"{other.spec.name!r} and {consumer.spec.name!r}; give each its own group="
                 )
         self.consumers.append(consumer)
@@ -164,9 +165,7 @@ def _same_source(known: Spec, new: Spec) -> bool:
     return (known.file, known.line) == (new.file, new.line) or new.file.startswith("<")
 
 
-def make_spec(
-    function: Callable[..., Any], name: str | None, retry: Retry, recoveries: int
-) -> Spec:
+def make_spec(function: Callable[..., Any], name: str | None, retry: Retry, recoveries: int) -> Spec:
     """What the decorators register of a function."""
     plain = inspect.unwrap(function)
     code = plain.__code__
@@ -203,6 +202,7 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
     Raises:
         UsageError: one names something that does not exist.
+
     """
     import typing
 
@@ -229,9 +229,7 @@ def message_annotation(function: Callable[..., Any]) -> Any:
         raise UsageError(f"the handler {plain.__qualname__} must take a Message")
     annotation = hints(plain).get(parameters[-1].name, Message)
     if annotation is not Message and getattr(annotation, "__origin__", None) is not Message:
-        raise UsageError(
-            f"the handler {plain.__qualname__} must take a Message[...], not {annotation!r}"
-        )
+        raise UsageError(f"the handler {plain.__qualname__} must take a Message[...], not {annotation!r}")
     return annotation
 
 
@@ -241,16 +239,10 @@ def message_annotation(function: Callable[..., Any]) -> Any:
 class Runtime(Protocol):
     """What the running application does for the verbs; `app` provides it."""
 
-    def start_soon(
-        self, spec: Spec, arguments: str, workflow_id: str | None, if_exists: str
-    ) -> Any: ...
+    def start_soon(self, spec: Spec, arguments: str, workflow_id: str | None, if_exists: str) -> Any: ...
     async def result(self, workflow_id: str, codec: Codec, timeout: float | None) -> Any: ...
-    async def transact(
-        self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any
-    ) -> Any: ...
-    def transact_sync(
-        self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any
-    ) -> Any: ...
+    async def transact(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any: ...
+    def transact_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any: ...
     async def in_thread(self, function: Callable[[], R]) -> R: ...
     def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R: ...
 
@@ -268,11 +260,10 @@ def runtime(what: str) -> Runtime:
 
     Raises:
         NotRunningError: there is none.
+
     """
     if slot.runtime is None:
-        raise NotRunningError(
-            f"{what} needs a running eventflow: enter `async with eventflow.running():` first"
-        )
+        raise NotRunningError(f"{what} needs a running eventflow: enter `async with eventflow.running():` first")
     return slot.runtime
 
 
@@ -293,6 +284,7 @@ def current_branch() -> Branch | None:
 
     Raises:
         UsageError: from a thread that the workflow does not know.
+
     """
     branch = current.get()
     if branch is None or type(branch) is StepScope:
@@ -343,10 +335,10 @@ class StepSpec:
     def result(self) -> Codec:
         return result_codec(self.function)
 
-    def procedure(self, branch: Branch, position: str) -> "replay.Generator[replay.Effect, Any, Any]":
+    def procedure(self, branch: Branch, position: str) -> "Generator[Effect, Any, Any]":
         """The step protocol for one call of this step."""
         codec = self.result
-        return replay.step(
+        return run_protocol(
             branch.run.history, position, self.name, self.policy, codec.encode, codec.decode,
             encode_error, decode_error, branch.run.settled, time.perf_counter, random.random,
         )  # fmt: skip
@@ -358,7 +350,8 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     executor.check(run)
     position = branch.next_position()
     procedure = spec.procedure(branch, position)
-    send, outcome = procedure.send, None
+    send: Callable[[Any], Any] = procedure.send
+    outcome: Any = None
     function, scope = spec.function, StepScope(branch, position, spec.name)
     try:
         while True:
@@ -368,7 +361,7 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                 token = current.set(scope)
                 try:
                     outcome = await function(*args, **kwargs)
-                except Exception as error:  # noqa: BLE001 - the protocol decides what it means
+                except Exception as error:
                     send, outcome = procedure.throw, error
                 finally:
                     current.reset(token)
@@ -388,7 +381,8 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     executor.check(run)
     position = branch.next_position()
     procedure = spec.procedure(branch, position)
-    send, outcome = procedure.send, None
+    send: Callable[[Any], Any] = procedure.send
+    outcome: Any = None
     function, scope = spec.function, StepScope(branch, position, spec.name)
     try:
         while True:
@@ -398,7 +392,7 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                 token = current.set(scope)
                 try:
                     outcome = function(*args, **kwargs)
-                except Exception as error:  # noqa: BLE001 - the protocol decides what it means
+                except Exception as error:
                     send, outcome = procedure.throw, error
                 finally:
                     current.reset(token)
@@ -416,9 +410,7 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
 def step(function: F, /) -> F: ...
 @overload
 def step(*, name: str | None = None, retries: int | Retry = 0) -> Callable[[F], F]: ...
-def step(
-    function: F | None = None, /, *, name: str | None = None, retries: int | Retry = 0
-) -> F | Callable[[F], F]:
+def step(function: F | None = None, /, *, name: str | None = None, retries: int | Retry = 0) -> F | Callable[[F], F]:
     """Make a function a step: in a workflow its result is recorded, and a replay returns the record.
 
     Runs at least once until its checkpoint is durable, and never after that. Outside a workflow, and inside another
@@ -426,6 +418,7 @@ def step(
 
     Raises:
         UsageError: what is decorated is no function.
+
     """
 
     def decorate(function: F) -> F:
@@ -492,6 +485,7 @@ class Workflow(Generic[P, R_co]):
         Raises:
             UsageError: they do not fit the signature.
             CodecError: one cannot be encoded by its annotation.
+
         """
         return Workflow(self.spec, self.encode(args, kwargs))
 
@@ -521,9 +515,7 @@ class _WorkflowDecorator(Protocol):
 @overload
 def workflow(function: Callable[P, R], /) -> Workflow[P, R]: ...
 @overload
-def workflow(
-    *, name: str | None = None, retries: int | Retry = 0, recoveries: int = 5
-) -> _WorkflowDecorator: ...
+def workflow(*, name: str | None = None, retries: int | Retry = 0, recoveries: int = 5) -> _WorkflowDecorator: ...
 def workflow(
     function: Callable[..., Any] | None = None,
     /,
@@ -539,6 +531,7 @@ def workflow(
 
     Raises:
         UsageError: no function, or the name is taken.
+
     """
 
     def decorate(function: Callable[..., Any]) -> Workflow[..., Any]:
@@ -635,6 +628,7 @@ def transaction(
 
     Raises:
         UsageError: no function, or the first parameter's annotation names no connection.
+
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -698,6 +692,7 @@ def kafka_consumer(
     Raises:
         UsageError: the handler, an option, or the pair of topic and group cannot be.
         SettingsError: a Kafka property that belongs to eventflow, by its name.
+
     """
     properties = dict(kafka or {})
     names = _topics(topics)
@@ -762,6 +757,7 @@ def lifespan(function: L, /) -> L:
 
     Raises:
         UsageError: it is neither.
+
     """
     if not (inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)):
         raise UsageError(f"@lifespan decorates a generator function with one yield, not {function!r}")

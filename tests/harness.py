@@ -179,9 +179,7 @@ class World:
 
     def executor(self, worker: Worker) -> int | None:
         """The id of the worker's living executor."""
-        return self.one(
-            "select max(id) from eventflow.executors where pid = %s and alive", worker.pid
-        )
+        return self.one("select max(id) from eventflow.executors where pid = %s and alive", worker.pid)
 
     def owned(self, worker: Worker, group: str | None = None) -> int:
         """How many partitions the worker's living executor owns."""
@@ -204,8 +202,7 @@ class World:
 
     def unfinished(self) -> int:
         return self.one(
-            "select count(*) from eventflow.workflows "
-            "where status in ('queued', 'running', 'waiting', 'parked')"
+            "select count(*) from eventflow.workflows where status in ('queued', 'running', 'waiting', 'parked')"
         )
 
     # ---- Kafka ----
@@ -255,9 +252,7 @@ class World:
         assert self.produced == end
         self.flush()
 
-    def send(
-        self, value: object, *, key: str | None = None, partition: int = -1, topic: str | None = None
-    ) -> None:
+    def send(self, value: object, *, key: str | None = None, partition: int = -1, topic: str | None = None) -> None:
         """Produce one value: bytes and None as they are, anything else as JSON."""
         raw = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
         self.producer.produce(topic or self.topic, raw, key, partition, on_delivery=_delivered)
@@ -315,9 +310,7 @@ class World:
 
     def check(self, group: str, *, topic: str | None = None, effects: bool = False) -> None:
         """Every message of the topic completed exactly once for the group; with `effects`, one effect row each."""
-        check_exactly_once(
-            self.database_url, topic or self.topic, group, self.ends(topic), effects=effects
-        )
+        check_exactly_once(self.database_url, topic or self.topic, group, self.ends(topic), effects=effects)
 
     def check_no_incidents(self) -> None:
         assert self.sql("select kind, subject, detail from eventflow.incidents") == []

@@ -11,7 +11,10 @@ def interpreter(version: str) -> str | None:
     candidates = [shutil.which(f"python{version}")]
     candidates += [str(p) for p in sorted(Path.home().glob(f".pyenv/versions/{version}*/bin/python"))]
     for candidate in candidates:
-        if candidate and subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
+        if (
+            candidate
+            and subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False).returncode == 0
+        ):
             return candidate
     return None
 

@@ -49,9 +49,7 @@ class Contest:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The library at work, its garbage collector tuned as `eventflow run` does."""
-        settings = Settings(
-            database_url=self.through or self.dsn, kafka_bootstrap_servers=self.bootstrap
-        )
+        settings = Settings(database_url=self.through or self.dsn, kafka_bootstrap_servers=self.bootstrap)
         async with eventflow.running(settings):
             tune_garbage_collector()
             yield

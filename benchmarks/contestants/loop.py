@@ -88,9 +88,7 @@ def main() -> None:
     with psycopg.connect(arguments.dsn, autocommit=True) as connection:
         connection.execute(SCHEMA)
         for partition in range(PARTITIONS):
-            connection.execute(
-                "insert into positions values (%s, %s, 0)", (arguments.topic, partition)
-            )
+            connection.execute("insert into positions values (%s, %s, 0)", (arguments.topic, partition))
         consumer = _consumer(arguments.bootstrap, arguments.topic, arguments.group)
         seconds = Loop(connection, consumer, arguments.batch).run(arguments.count)
         consumer.close()

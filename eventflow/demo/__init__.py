@@ -93,7 +93,8 @@ class Demo:
             self._stop_workers()
 
     def _prepare(self) -> None:
-        from confluent_kafka.admin import AdminClient, NewTopic
+        from confluent_kafka.admin import AdminClient
+        from confluent_kafka.cimpl import NewTopic
 
         from eventflow.demo.app import Base
 
@@ -112,7 +113,9 @@ class Demo:
     def _produce(self) -> None:
         from confluent_kafka import Producer
 
-        producer = Producer({"bootstrap.servers": self._bootstrap, "linger.ms": 20, "queue.buffering.max.messages": 500_000})
+        producer = Producer(
+            {"bootstrap.servers": self._bootstrap, "linger.ms": 20, "queue.buffering.max.messages": 500_000}
+        )
         for number in range(self._orders):
             value = json.dumps({"order_id": number, "amount": number % 97})
             producer.produce(self._topic, value.encode(), key=str(number % 1000).encode())

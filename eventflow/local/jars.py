@@ -48,8 +48,9 @@ def pinned() -> list[Jar]:
     """The jars of `jars.lock`."""
     jars: list[Jar] = []
     for line in _LOCK.read_text(encoding="utf-8").splitlines():
-        place, digest = line.split()
-        jars.append(Jar(*place.split(":"), digest))
+        group, artifact, version, tail = line.split(":")
+        classifier, digest = tail.split(" ")
+        jars.append(Jar(group, artifact, version, classifier, digest))
     return jars
 
 
@@ -58,6 +59,7 @@ def class_path(progress: Progress | None = None) -> str:
 
     Raises:
         LocalServiceError: a jar cannot be fetched, or is not the one that is pinned.
+
     """
     jars = pinned()
     version = next(jar.version for jar in jars if jar.artifact.startswith("kafka_"))
@@ -114,7 +116,7 @@ def _fetch(jar: Jar, folder: Path) -> None:
             raise LocalServiceError(f"{jar.file} cannot be fetched: {error}") from error
         if found is None or _digest(found) != jar.sha256:
             raise LocalServiceError(f"{jar.file} is not the file that jars.lock pins; nothing of it was kept")
-        os.replace(found, folder / jar.file)
+        found.replace(folder / jar.file)
         _is_right(folder / jar.file, jar)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

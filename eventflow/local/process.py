@@ -15,32 +15,34 @@ from eventflow.local.errors import LocalServiceError
 _PR_SET_PDEATHSIG = 1
 
 
-def spawn(command: list[str], log: Path, parting: signal.Signals, **options: Any) -> "subprocess.Popen[bytes]":
+def spawn(command: list[str], log: Path, parting: signal.Signals, **options: Any) -> "subprocess.Popen[Any]":
     """Start a service. Ctrl-C does not reach it; where its parent's thread dies, Linux sends it `parting`.
 
     The signal is tied to the thread that starts it: a service belongs to a thread that lives as long as it is wanted.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    prctl: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     parent = os.getpid()
 
     def before_exec() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, int(parting))
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(parting))
             if os.getppid() != parent:
                 os._exit(1)
 
     with log.open("ab") as output:
-        return subprocess.Popen(
+        process: subprocess.Popen[Any] = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             preexec_fn=before_exec, **options,
         )  # fmt: skip
+    return process
 
 
-def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path, what: str, limit: float) -> None:
+def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[Any]", log: Path, what: str, limit: float) -> None:
     """Wait until a service is ready.
 
     Raises:
         LocalServiceError: it ended, or took longer than `limit` seconds; with the end of its log.
+
     """
     until = time.monotonic() + limit
     while not ready():
@@ -56,7 +58,7 @@ def tail(log: Path, lines: int = 15) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def end(process: "subprocess.Popen[bytes]", kind: signal.Signals, limit: float) -> None:
+def end(process: "subprocess.Popen[Any]", kind: signal.Signals, limit: float) -> None:
     """Ask a process to end, and kill it where it does not within `limit` seconds."""
     if process.poll() is not None:
         return

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.crash
 
 STEPS = ("one_step", "two_steps", "ordered", "one_step_sync", "two_steps_sync")
 TRANSACTIONS = ("ledger_psycopg", "ledger_session", "ledger_async", "transactional_step")
-GROUP = {app: "ledger" for app in TRANSACTIONS} | {"ordered": "ordered", "mixed": "mixed"}
+GROUP = dict.fromkeys(TRANSACTIONS, "ledger") | {"ordered": "ordered", "mixed": "mixed"}
 
 # Point -> the apps that pass it, and how often at most it is passed before the kill.
 UNDER_LOAD: dict[str, tuple[Sequence[str], int]] = {
@@ -128,7 +128,12 @@ def test_killed_in_a_takeover(world: World, point: str, seed: int) -> None:
 def test_killed_again_and_again(world: World, seed: int) -> None:
     """Every worker of a chain is killed at another point, all handlers at once; the last one finishes."""
     world.create_topic(3)
-    points = ["journal.before_commit", "transactions.before_commit", "journal.after_commit", "transactions.after_commit"]
+    points = [
+        "journal.before_commit",
+        "transactions.before_commit",
+        "journal.after_commit",
+        "transactions.after_commit",
+    ]
     world.produce(100)
     for point in points:
         count = pick(seed, point, choices=range(1, 4))

@@ -215,9 +215,7 @@ def test_values_of_every_kind(world: World) -> None:
 
 def test_headers_and_keys_are_kept(world: World) -> None:
     world.create_topic(1)
-    world.producer.produce(
-        world.topic, b"{not json", b"\x00\xff", headers=[("a", b"1"), ("a", b"\x00"), ("b", None)]
-    )
+    world.producer.produce(world.topic, b"{not json", b"\x00\xff", headers=[("a", b"1"), ("a", b"\x00"), ("b", None)])
     world.produced += 1
     world.flush()
     world.start("readers")

@@ -63,7 +63,11 @@ def test_an_unknown_librdkafka_property(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("app", "words"),
-    [("no_such_app", "no_such_app"), ("refused_two_handlers", "billing"), ("refused_no_function", "decorates functions")],
+    [
+        ("no_such_app", "no_such_app"),
+        ("refused_two_handlers", "billing"),
+        ("refused_no_function", "decorates functions"),
+    ],
 )
 def test_programs_that_cannot_run(world: World, app: str, words: str) -> None:
     assert words in fails(world, app)

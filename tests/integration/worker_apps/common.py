@@ -15,9 +15,7 @@ from eventflow import Message
 
 TOPIC = os.environ["TOPIC"]
 
-INSERT = (
-    'insert into effects ("group", topic, partition, "offset", note, pid) values (%s, %s, %s, %s, %s, %s)'
-)
+INSERT = 'insert into effects ("group", topic, partition, "offset", note, pid) values (%s, %s, %s, %s, %s, %s)'
 
 
 class Order(BaseModel):
