@@ -113,6 +113,7 @@ class World:
     produced: int = 0
     _connection: "psycopg.Connection[Any] | None" = None
     _producer: Producer | None = None
+    _admin: AdminClient | None = None
 
     # ---- Postgres ----
 
@@ -209,7 +210,10 @@ class World:
 
     @property
     def admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        """One client for the whole test: futures of a client that is gone fail."""
+        if self._admin is None:
+            self._admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        return self._admin
 
     def create_topic(self, partitions: int = 4, name: str | None = None) -> str:
         """Create the world's topic, and wait until the brokers know it."""

@@ -1,6 +1,6 @@
 """The world of a guarantee's test: a migrated ledger of its own, a topic's name, and workers that are killed at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -26,29 +26,8 @@ def world(database_url: str, kafka_bootstrap: str, tmp_path: Path) -> Iterator[W
 
 
 @pytest.fixture
-def make_world(tmp_path: Path) -> Iterator[Callable[[str, str], World]]:
-    worlds: list[World] = []
-
-    def make(database_url: str, bootstrap: str) -> World:
-        worlds.append(World(prepare(database_url), bootstrap, tmp_path))
-        return worlds[-1]
-
-    yield make
-    for made in worlds:
-        made.close()
-
-
-@pytest.fixture
-def world_on_private_postgres(
-    private_postgres: Postgres, kafka_bootstrap: str, tmp_path: Path
-) -> Iterator[World]:
-    made = World(prepare(private_postgres.url), kafka_bootstrap, tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def world_on_private_kafka(database_url: str, private_kafka: Kafka, tmp_path: Path) -> Iterator[World]:
-    made = World(prepare(database_url), private_kafka.bootstrap_servers, tmp_path)
+def private_world(private_postgres: Postgres, private_kafka: Kafka, tmp_path: Path) -> Iterator[World]:
+    """On servers of the test's own, which it may kill."""
+    made = World(prepare(private_postgres.url), private_kafka.bootstrap_servers, tmp_path)
     yield made
     made.close()
