@@ -37,6 +37,19 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def names(only: str) -> list[str]:
+    """The names given with --only.
+
+    Raises:
+        SystemExit: one fits nothing.
+    """
+    given = [name for name in only.split(",") if name]
+    for name in given:
+        if name not in MEASURES and not catalogue.contestants([name]):
+            raise SystemExit(f"--only: nothing is called {name!r}; --list shows the names")
+    return given
+
+
 def fill_topics(
     where: Addresses, chosen: Sequence[Contestant], counts: dict[str, int], end: ExitStack
 ) -> dict[str, tuple[str, int]]:
@@ -57,7 +70,7 @@ class Bench:
         self.where = where
         self.quick: bool = asked.quick
         self.memory: int = asked.memory
-        self.only = [name for name in asked.only.split(",") if name]
+        self.only = names(asked.only)
         self.console = console
         self.failures: list[str] = []
 
@@ -151,6 +164,7 @@ def run(asked: argparse.Namespace, where: Addresses, console: Console) -> int:
 def main() -> int:
     asked = options()
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 150)
     if asked.list:
         for contestant in catalogue.CONTESTANTS:
             console.print(f"{contestant.name:<36} {contestant.title}")

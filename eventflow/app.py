@@ -130,6 +130,14 @@ class Incarnation:
         ]  # fmt: skip
 
     def start(self) -> None:
+        """Start every part.
+
+        Raises:
+            SettingsError: librdkafka refuses a consumer's properties.
+
+        """
+        for intake in self.intakes:
+            intake.check()
         self.journal.start()
         self._lease.start()
         for intake in self.intakes:

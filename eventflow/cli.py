@@ -4,11 +4,14 @@ Exit statuses: 0 done; 1 the world refused (a server, a lease, a proof that fail
 """
 
 import importlib
+import importlib.util
 import logging
+import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -19,20 +22,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eventflow.errors import EventflowError, SettingsError, UsageError
-from eventflow.local import LocalServiceError, services
-from eventflow.migrations import migrate as apply_migrations
-from eventflow.migrations import plan as plan_migrations
-from eventflow.migrations import roles_sql
-from eventflow.settings import Settings, load_settings, masked
+from eventflow.local import LocalServiceError, LocalServices, services
+from eventflow.settings import Settings, load_settings
 from eventflow.workflows import registry
 
 app = typer.Typer(
-    help="Exactly-once event processing on Kafka and Postgres.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_PACKAGE = Path(__file__).parent
 
 
 def main() -> None:
@@ -43,8 +44,6 @@ def main() -> None:
         _exit(error, 2)
     except (EventflowError, LocalServiceError) as error:
         _exit(error, 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _exit(error: Exception, status: int) -> None:
@@ -52,8 +51,8 @@ def _exit(error: Exception, status: int) -> None:
     sys.exit(status)
 
 
-def _show_version(value: bool) -> None:
-    if value:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"eventflow {version('eventflow')}")
         raise typer.Exit
 
@@ -67,16 +66,24 @@ def _root(
     """Exactly-once event processing on Kafka and Postgres."""
 
 
+# ---- local services ----------------------------------------------------------------------------
+
+_Folder = Annotated[Path, typer.Option(help="Where the services keep their data.")]
+
+
 @app.command()
-def dev(
-    folder: Annotated[Path, typer.Option(help="Where the services keep their data.")] = Path(".eventflow"),
-) -> None:
-    """Start a real PostgreSQL and a real Apache Kafka, print their addresses, and stop them at Ctrl-C."""
-    with fetching() as progress, services(folder, progress=progress) as local:
+def dev(folder: _Folder = Path(".eventflow")) -> None:
+    """Start a real PostgreSQL and a real Apache Kafka, print their addresses, and stop them at Ctrl-C.
+
+    Their data stays in the folder. Where they run already, only print the addresses:
+    `eval "$(eventflow dev)"` in a second terminal.
+    """
+    with _local(folder) as local:
         for name, value in local.addresses.environment().items():
-            typer.echo(f"export {name}={value}")
-        typer.echo("# running; Ctrl-C stops both, their data stays", err=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+            typer.echo(f"export {name}={shlex.quote(value)}")
+        if local.postgres.pid is None and local.kafka.pid is None:
+            return
+        typer.echo("# PostgreSQL and Kafka run; Ctrl-C stops them, their data stays", err=True)
         try:
             signal.pause()
         except KeyboardInterrupt:
@@ -84,18 +91,39 @@ def dev(
 
 
 @contextmanager
-def fetching() -> Generator[Callable[[str, int, int], None], None, None]:
+def _local(folder: Path) -> Generator[LocalServices]:
+    """The local services, for as long as the context lasts; SIGTERM and SIGHUP end it as Ctrl-C does.
+
+    Raises:
+        LocalServiceError: they do not start, or the folder cannot be used.
+
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with ExitStack() as stack:
+        with _fetching() as progress:
+            try:
+                local = stack.enter_context(services(folder, progress=progress))
+            except OSError as error:
+                raise LocalServiceError(f"local services in {folder}: {error}") from error
+        yield local
+
+
+@contextmanager
+def _fetching() -> Generator[Callable[[str, int, int], None]]:
     """A progress bar for the first-time download; nothing where nothing is fetched."""
-    bar = Progress(console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True)
     tasks: dict[str, Any] = {}
 
     def progress(what: str, done: int, total: int) -> None:
         if not tasks:
-            bar.start()
-            tasks[what] = bar.add_task(f"fetching {what} (once)", total=total)
+            tasks[what] = bar.add_task(f"fetching {what}, once", total=total)
+            if console.is_terminal:
+                bar.start()
+            else:
+                console.print(f"fetching {what}, once: {total - done} files")
         bar.update(tasks[what], completed=done)
-        if done == total:
-            bar.stop()
 
     try:
         yield progress
@@ -104,83 +132,136 @@ def fetching() -> Generator[Callable[[str, int, int], None], None, None]:
 
 
 @app.command()
+def demo(
+    orders: Annotated[int, typer.Option(min=100, max=1_000_000, help="How many orders are produced.")] = 30_000,
+    folder: _Folder = Path(".eventflow/demo"),
+) -> None:
+    """Watch orders flow through Kafka into Postgres while a worker is killed; the count comes out exact.
+
+    On services of its own. Ends by itself in less than two minutes; the exit status is 0 only where everything agrees.
+    """
+    from eventflow.demo import run_demo
+    from eventflow.demo.stage import alone
+
+    with alone(folder), _local(folder) as local:
+        status = run_demo(folder, local.addresses, orders)
+    sys.exit(status)
+
+
+# ---- the database ------------------------------------------------------------------------------
+
+
+@app.command()
 def migrate(
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would be applied.")] = False,
-    roles: Annotated[str | None, typer.Option(help="Print the GRANTs that this role needs to run.")] = None,
+    roles: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print the GRANTs that a role needs to run.")
+    ] = None,
 ) -> None:
     """Bring the database of DATABASE_URL to this version's schema."""
+    from eventflow import migrations
+
     settings = load_settings()
+    url, schema = settings.database_url, settings.database_schema
+    where = f"{settings.safe_database_url}, schema {schema}"
     if roles is not None:
-        typer.echo(roles_sql(settings.database_schema, roles))
-        return
-    where = f"{masked(settings.database_url)}, schema {settings.database_schema}"
-    if plan:
-        pending = plan_migrations(settings.database_url, schema=settings.database_schema)
+        typer.echo(migrations.roles_sql(schema, roles))
+    elif plan:
+        pending = migrations.plan(url, schema=schema)
         typer.echo("\n".join(pending) if pending else f"nothing to do: {where} is up to date")
-        return
-    applied = apply_migrations(
-        settings.database_url, schema=settings.database_schema, progress=lambda title: typer.echo(f"applied {title}")
-    )
-    typer.echo(f"{len(applied)} migration(s) applied to {where}" if applied else f"{where} is up to date")
+    else:
+        applied = migrations.migrate(url, schema=schema, progress=lambda title: typer.echo(f"applied {title}"))
+        typer.echo(f"{where} is {'ready' if applied else 'up to date'}")
+
+
+# ---- a user's program --------------------------------------------------------------------------
 
 
 @app.command()
 def run(
-    module: Annotated[str, typer.Argument(help="The module that declares consumers and workflows: `app` or `app.py`.")],
+    module: Annotated[
+        str, typer.Argument(help="What declares consumers and workflows: `app`, `shop.app` or `app.py`.")
+    ],
     uvloop: Annotated[
         bool | None, typer.Option("--uvloop/--no-uvloop", help="Use uvloop; by default where it is installed.")
     ] = None,
 ) -> None:
-    """Import a module and run what it registers until SIGTERM or Ctrl-C; then drain and leave cleanly."""
+    """Import a module and run what it registers, until SIGTERM or Ctrl-C; then drain and leave cleanly.
+
+    Reads DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS and EVENTFLOW_... from the environment.
+    """
     from eventflow.app import run as run_app
 
+    if uvloop and importlib.util.find_spec("uvloop") is None:
+        raise UsageError('--uvloop: uvloop is not installed; pip install "eventflow[uvloop]"')
     settings = load_settings()
-    _log(settings)
     _import(module)
+    _log(settings)
     if not registry.specs:
-        raise UsageError(f"{module!r} declares no consumer and no workflow")
+        raise UsageError(f"{module} registers nothing to run: no @kafka_consumer, no @workflow")
     sys.exit(run_app(settings, uvloop=uvloop))
 
 
 def _log(settings: Settings) -> None:
+    """Log to stderr, where the program has not said otherwise."""
     logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT, stream=sys.stderr)
 
 
-def _import(name: str) -> ModuleType:
-    """Import the user's module, by name or by its file.
+def _import(module: str) -> ModuleType:
+    """Import the user's module, by its name or by its file.
 
     Raises:
-        UsageError: there is none, or it cannot be imported.
+        UsageError: there is none, or importing it fails; says where.
 
     """
-    path = Path(name)
-    if name.endswith(".py"):
-        if not path.is_file():
-            raise UsageError(f"there is no file {name!r}")
-        sys.path.insert(0, str(path.parent.absolute()))
-        name = path.stem
-    else:
-        sys.path.insert(0, str(Path.cwd()))
+    name, file = _locate(module)
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UsageError(f"there is no module {name!r} in {Path.cwd()} or on the path") from None
-        raise UsageError(f"importing {name!r}: there is no module {error.name!r}") from None
-    except EventflowError:
-        raise
+        imported = importlib.import_module(name)
     except Exception as error:
-        raise UsageError(f"importing {name!r} failed: {type(error).__name__}: {error}") from error
+        raise UsageError(_why_not(name, error)) from error
+    if file is not None and Path(imported.__file__ or "").resolve() != file:
+        raise UsageError(f"{module}: another module has the name {name!r}; rename the file")
+    return imported
 
 
-@app.command()
-def demo(
-    orders: Annotated[int, typer.Option(min=100, help="How many orders are produced.")] = 20_000,
-    folder: Annotated[Path, typer.Option(help="Where the services keep their data.")] = Path(".eventflow"),
-) -> None:
-    """Show the main job: orders through Kafka into Postgres while a worker is killed, and the count comes out exact."""
-    from eventflow.demo import run_demo
+def _locate(module: str) -> tuple[str, Path | None]:
+    """The name to import, and the file if that was given; makes it importable."""
+    if not module.endswith(".py") and "/" not in module:
+        sys.path.insert(0, str(Path.cwd()))
+        return module, None
+    file = Path(module).resolve().with_suffix(".py")
+    if not file.is_file():
+        raise UsageError(f"there is no file {module!r}")
+    parts, folder = [file.stem], file.parent
+    while (folder / "__init__.py").exists():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    sys.path[:0] = [str(folder), str(Path.cwd())]
+    return ".".join(parts), file
 
-    with fetching() as progress, services(folder / "demo", progress=progress) as local:
-        status = run_demo(local.addresses, orders)
-    sys.exit(status)
+
+def _why_not(name: str, error: Exception) -> str:
+    """Why the module cannot be imported, and at which line, in one line."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and (name == missing or name.startswith(f"{missing}.")):
+        return f"there is no module {name!r} in {Path.cwd()} or among the installed packages"
+    first = next(iter(str(error).splitlines()), "")
+    if isinstance(error, EventflowError):
+        return f"{_place(error)}: {first}"
+    if isinstance(error, SyntaxError):
+        return f"{_near(error.filename)}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    return f"{_place(error)}: {type(error).__name__}: {first}"
+
+
+def _place(error: Exception) -> str:
+    """The innermost line that is the user's own, as far as one can tell."""
+    ours = (str(_PACKAGE), "<frozen", str(Path(importlib.__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    mine = [f for f in frames if "site-packages" not in f.filename] or frames
+    return f"{_near(mine[-1].filename)}, line {mine[-1].lineno}" if mine else "importing it"
+
+
+def _near(file: str | None) -> str:
+    """A file as one would say it here."""
+    path = Path(file or "?")
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

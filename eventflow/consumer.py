@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import confluent_kafka
@@ -17,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from eventflow.database import Connection, Database, evicting, in_transaction
-from eventflow.errors import EventflowError, FencedError, UnavailableError
+from eventflow.errors import EventflowError, FencedError, SettingsError, UnavailableError
 from eventflow.idempotency import message_workflow_id_prefix
 from eventflow.journal import Journal, Lane, backoff
 from eventflow.runs import Claim, Run
@@ -49,6 +50,10 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
     "allow.auto.create.topics": False,
 }
 Key = tuple[str, int]
+
+
+class UnknownTopicError(UnavailableError):
+    """The brokers do not know the topic, or not any more."""
 
 
 class PartitionStoppedError(EventflowError):
@@ -112,6 +117,18 @@ class Intake:
         self._dirty = False
         self._thread = threading.Thread(target=self._main, name=f"eventflow {spec.spec.name}", daemon=True)
 
+    def check(self) -> None:
+        """Whether librdkafka takes this configuration.
+
+        Raises:
+            SettingsError: it does not; names the property.
+
+        """
+        try:
+            Consumer(self._config(), logger=_kafka_logger).close()
+        except KafkaException as error:
+            raise SettingsError(f"the Kafka properties of {self.spec.spec.name!r}: {_reason(error)}") from None
+
     # ---- life ----
 
     def start(self) -> None:
@@ -140,6 +157,9 @@ class Intake:
                 self._session()
         except FencedError:
             logger.debug("%s stops: fenced", self.spec.spec.name)
+        except EventflowError as error:
+            logger.error("%s stops: %s", self.spec.spec.name, error)
+            self._on_fatal(error)
         except Exception as error:
             logger.exception("%s stopped", self.spec.spec.name)
             self._on_fatal(error)
@@ -571,10 +591,11 @@ class Intake:
                 self._sources = {topic: self._register(topic) for topic in self.spec.topics}
             except PartitionStoppedError:
                 raise
-            except (KafkaException, psycopg.Error, EventflowError) as error:
+            except (KafkaException, psycopg.Error, UnavailableError) as error:
                 attempt += 1
                 if attempt in {1, 20}:
                     logger.warning("%s: %s; trying again", self.spec.spec.name, _reason(error))
+                self._admin_client.poll(0)
                 self._stop.wait(min(0.1 * attempt, 2.0))
                 continue
             self._changed.clear()
@@ -601,7 +622,16 @@ class Intake:
             UnavailableError: the topic is unknown, or has no id.
 
         """
-        admin = self._admin()
+        admin = self._admin_client
+        try:
+            return self._describe(admin, topic)
+        except KafkaException as error:
+            where = f"Kafka at {self._connections.bootstrap_servers}, topic {topic!r}"
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise UnknownTopicError(f"{where}: there is no such topic") from error
+            raise UnavailableError(f"{where}: {_reason(error)}") from error
+
+    def _describe(self, admin: AdminClient, topic: str) -> tuple[str, str]:
         description = admin.describe_topics(confluent_kafka.TopicCollection([topic]), request_timeout=5)[topic].result(
             timeout=6
         )
@@ -611,12 +641,11 @@ class Intake:
             raise UnavailableError(f"topic {topic!r} has no id; Apache Kafka 3.7 or newer is needed")
         return cluster.cluster_id, topic_id
 
-    def _admin(self) -> AdminClient:
-        own = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
-        shared = {
-            k: v for k, v in self._config().items() if k.startswith(("bootstrap", "security", "sasl", "ssl", "client"))
-        }
-        return AdminClient({k: v for k, v in shared.items() if k not in own}, logger=_kafka_logger)
+    @cached_property
+    def _admin_client(self) -> AdminClient:
+        prefixes = ("bootstrap", "security", "sasl", "ssl", "client", "error_cb")
+        shared = {name: value for name, value in self._config().items() if name.startswith(prefixes)}
+        return AdminClient(shared, logger=_kafka_logger)
 
     def _watch(self) -> None:
         """Ask regularly, and after every topic error, whether the topics are still what they were (R16)."""
@@ -626,9 +655,8 @@ class Intake:
             for topic, source in list(self._sources.items()):
                 try:
                     _, topic_id = self._ask(topic)
-                except KafkaException as error:
-                    if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                        self._changed.add(topic)
+                except UnknownTopicError:
+                    self._changed.add(topic)
                 except Exception as error:
                     logger.debug("asking for the id of %s: %s", topic, error)
                 else:

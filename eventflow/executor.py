@@ -229,7 +229,7 @@ class Executor:
 
     def finish(self, run: Run, output: str, result: Any) -> None:
         """The workflow succeeded."""
-        if run.dropped:
+        if run.dropped or run.ended:
             self.abandon(run)
             return
         run.outcome = result
@@ -237,7 +237,7 @@ class Executor:
 
     def failed(self, run: Run, error: BaseException) -> None:
         """The function raised: retry by policy, park, release, or fail for good."""
-        if run.dropped or isinstance(error, Dropped):
+        if run.dropped or run.ended or isinstance(error, Dropped):
             self.abandon(run)
         elif isinstance(error, asyncio.CancelledError) and self._stopping:
             self.release(run)
@@ -597,8 +597,8 @@ class Executor:
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1.0)
-        for run in list(self.runs.values()):
-            if not run.ended:
+        with self._threads.lock:
+            for run in [*self.runs.values(), *self._threads.running]:
                 self.release(run)
 
     def hold(self) -> None:
@@ -631,6 +631,7 @@ class Threads:
         self.loop_thread = threading.get_ident()
         self.stopped = threading.Event()
         self.active = 0
+        self.running: set[Run] = set()
         self._limit = limit
         self._queue: deque[Run] = deque()
         self._ready = threading.Condition()
@@ -704,7 +705,9 @@ class Threads:
                 self.executor.abandon(run)
             else:
                 self.executor.note_started(run)
+                self.running.add(run)
                 Context().run(self._run, run)
+                self.running.discard(run)
         finally:
             with self._ready:
                 self.active -= 1

@@ -7,6 +7,7 @@ A *lane* is a sequence of numbered flushes (PROTOCOL.md R3), not a connection: w
 a flush, the same number and nonce go out again, and the ledger tells which of the two was committed.
 """
 
+import json
 import logging
 import os
 import threading
@@ -17,7 +18,6 @@ from typing import Any
 
 import psycopg
 
-from eventflow.codec import encode_error
 from eventflow.database import Connection, Database, fenced, judge, lost_claims, rollback
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.kafka import headers_json
@@ -45,7 +45,9 @@ class RefusedError(EventflowError):
     """Postgres refused a value of this flush; one of its rows is to blame (R15)."""
 
     def __init__(self, error: psycopg.Error) -> None:
-        super().__init__(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        constraint = error.diag.constraint_name
+        what = f"SQLSTATE {error.sqlstate}" + (f", constraint {constraint!r}" if constraint else "")
+        super().__init__(f"Postgres refused a value that was recorded ({what})")  # never the value itself
         self.sqlstate = error.sqlstate
         self.constraint = error.diag.constraint_name
         self.table = error.diag.table_name
@@ -458,12 +460,19 @@ class Journal:
         if entry.reason == _REFUSED:
             raise FencedError(f"the failure record of {run.workflow_id} was refused: {error}")
         logger.error("%s: the ledger refused what it recorded: %s", run.workflow_id, error)
-        self._write([Entry(run, [], "failed", error=encode_error(error), reason=_REFUSED)], gaps)
+        self._write([Entry(run, [], "failed", error=_safe_record(error), reason=_REFUSED)], gaps)
         run.dropped = True
         self._on_dropped([entry])
 
 
 # ---- what a flush says -------------------------------------------------------------------------
+
+
+def _safe_record(error: RefusedError) -> str:
+    """The failure that takes a refused row's place: made of bytes that no database refuses (R15)."""
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    return json.dumps({"type": kind, "message": str(error), "arguments": None, "traceback": ""})
+
 
 _REFUSED = "the ledger refused a value that it recorded"
 
@@ -519,9 +528,7 @@ def _fast_params(executor: int, application: str, entries: list[Entry]) -> dict[
 
 def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[str, Any]:
     runs = [entry.run for entry in entries]
-    params = _state_params(executor, entries)
-    del params["held"]
-    return params | {
+    return _state_params(executor, entries) | {
         "application": application,
         "name": [r.name for r in runs], "claim": [r.claim.id if r.claim else None for r in runs],
         "offset": [r.offset for r in runs], "timestamp": [r.timestamp for r in runs],

@@ -73,7 +73,7 @@ def parser(description: str | None) -> common.argparse.ArgumentParser:
     """The arguments of every eventflow contestant."""
     arguments = common.parser(description)
     arguments.add_argument("--through", default="", help="a proxy's address for the library")
-    arguments.add_argument("--limit", type=float, default=240.0, help="seconds until giving up")
+    arguments.add_argument("--limit", type=float, default=120.0, help="seconds until giving up")
     return arguments
 
 

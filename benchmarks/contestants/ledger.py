@@ -25,6 +25,13 @@ select
   and not exists (select from eventflow.workflows
                    where status in ('queued', 'running', 'waiting', 'parked'))
 """
+STATE = {
+    "workflows": "select status, count(*) from eventflow.workflows group by 1",
+    "claims": "select partition, owner, epoch, accepted, released from eventflow.claims order by 1",
+    "deltas": "select claim, epoch, range_agg(ranges) from eventflow.deltas group by 1, 2 order by 1, 2",
+    "executors": "select id, alive, taken_by from eventflow.executors",
+    "incidents": "select kind, subject, detail from eventflow.incidents limit 5",
+}
 
 
 class Order(BaseModel):
@@ -58,13 +65,24 @@ class Contest:
         """Handle `count` messages and report; the handlers are registered and count in `tally`."""
         await asyncio.to_thread(migrate, self.dsn)
         before = databases.wal(self.dsn)
-        async with self.running(), asyncio.timeout(self.limit):
-            await tally.full.wait()
-            await self.durable()
+        async with self.running():
+            try:
+                async with asyncio.timeout(self.limit):
+                    await tally.full.wait()
+                    await self.durable()
+            except TimeoutError:
+                raise SystemExit(f"stuck: {tally.handled} handler calls; {self.state()}") from None
             seconds = time.perf_counter() - tally.started
             after = databases.wal(self.dsn)
         written = after - before
         common.report(self.count, seconds, handled=tally.handled, wal_bytes=written, **more)
+
+    def state(self) -> str:
+        """What the ledger holds, for the message of a run that got stuck."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            return "; ".join(
+                f"{name}: {connection.execute(query.encode()).fetchall()}" for name, query in STATE.items()
+            )
 
     async def durable(self) -> None:
         """Returns when all that was produced is accepted and final in the ledger."""

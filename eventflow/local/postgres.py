@@ -36,12 +36,20 @@ class Postgres:
     Attributes:
         durable: off gives up crash safety for speed; only for tests that kill no server.
         options: further settings, as for `postgres -c`.
+        installed: the folder of another PostgreSQL's programs, instead of the wheel's.
 
     """
 
     def __init__(
-        self, root: Path, *, port: int | None = None, durable: bool = True, options: Mapping[str, str] | None = None
+        self,
+        root: Path,
+        *,
+        port: int | None = None,
+        durable: bool = True,
+        options: Mapping[str, str] | None = None,
+        installed: Path | None = None,
     ) -> None:
+        self._installed = installed
         self._place = data_folder(root)
         self._home = self._place / "postgres"
         self._home.mkdir(exist_ok=True)
@@ -79,7 +87,7 @@ class Postgres:
         with locked(self._home / "lock"):
             if self._running_already():
                 return
-            binaries = accessible_copy(installation(), self._place, self._account) / "bin"
+            binaries = self._installed or accessible_copy(installation(), self._place, self._account) / "bin"
             self._initialise(binaries)
             (self._data / "postmaster.pid").unlink(missing_ok=True)
             command = [str(binaries / "postgres"), "-D", str(self._data), *self._settings()]

@@ -3,13 +3,14 @@
 insert into eventflow.workflows
   (id, name, application, status, executor, claim, "offset", timestamp, scope, attempt, retries, recoveries, wake_at,
    arguments, key, value, headers, output, error, reason, finished_at)
-select id, name, %(application)b::text, status::eventflow.status, %(executor)b::bigint, claim, o, timestamp, scope, attempt,
+select id, name, %(application)b::text, status::eventflow.status,
+       case when held then %(executor)b::bigint end, claim, o, timestamp, scope, attempt,
        retries, recoveries, now() + make_interval(secs => wake_in), arguments, key, value, headers, output, error, reason,
        case when status in ('succeeded', 'failed', 'cancelled') then now() end
   from unnest(
-    %(id)b::text[], %(name)b::text[], %(status)b::text[], %(claim)b::bigint[], %(offset)b::bigint[],
+    %(id)b::text[], %(name)b::text[], %(status)b::text[], %(held)b::bool[], %(claim)b::bigint[], %(offset)b::bigint[],
     %(timestamp)b::bigint[], %(scope)b::text[], %(attempt)b::int[], %(retries)b::int[], %(recoveries)b::int[],
     %(wake_in)b::float8[], %(arguments)b::text[], %(key)b::bytea[], %(value)b::bytea[], %(headers)b::text[],
     %(output)b::text[], %(error)b::text[], %(reason)b::text[]
-  ) as t (id, name, status, claim, o, timestamp, scope, attempt, retries, recoveries, wake_in, arguments, key, value,
+  ) as t (id, name, status, held, claim, o, timestamp, scope, attempt, retries, recoveries, wake_in, arguments, key, value,
           headers, output, error, reason)

@@ -1,7 +1,8 @@
 """The world of a guarantee's test: a migrated ledger of its own, a topic's name, and workers that are killed at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -9,6 +10,20 @@ import pytest
 from eventflow.local import Kafka, Postgres
 from eventflow.migrations import migrate
 from tests.harness import EFFECTS, World
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failing test shows the end of what each of its workers has said."""
+    report: Any = yield
+    if report.when == "call" and report.failed:
+        for made in getattr(item, "funcargs", {}).values():
+            for worker in made.workers if isinstance(made, World) else ():
+                title = f"{worker.log.name} ({worker.app}, exit {worker.process.poll()})"
+                report.sections.append((title, worker.text[-3000:]))
+    return report
 
 
 def prepare(url: str) -> str:
@@ -31,3 +46,17 @@ def private_world(private_postgres: Postgres, private_kafka: Kafka, tmp_path: Pa
     made = World(prepare(private_postgres.url), private_kafka.bootstrap_servers, tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def debian_world(kafka_bootstrap: str, private_root: Path, tmp_path: Path) -> Iterator[World]:
+    """On Debian's PostgreSQL 15, where it is installed: an older server, without `transaction_timeout`."""
+    binaries = Path("/usr/lib/postgresql/15/bin")
+    if not (binaries / "postgres").exists():
+        pytest.skip("PostgreSQL 15 is not installed here (Debian's package postgresql-15)")
+    server = Postgres(private_root, installed=binaries)
+    server.start()
+    made = World(prepare(server.url), kafka_bootstrap, tmp_path)
+    yield made
+    made.close()
+    server.stop()

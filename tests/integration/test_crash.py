@@ -109,8 +109,8 @@ def test_killed_in_a_takeover(world: World, point: str, seed: int) -> None:
     """The taker dies while it takes over: a third process takes over both."""
     app = pick(seed, point, "app", choices=["two_steps", "two_steps_sync", "ordered"])
     world.create_topic(4)
-    first = world.start(app, ready=True, PAUSE="0.3")
-    world.produce(200)
+    first = world.start(app, ready=True, PAUSE="2")
+    world.produce(20)
     world.wait(
         lambda: world.one("select count(*) from eventflow.workflows where status = 'running'"),
         "accepted work in flight",

@@ -1,0 +1,355 @@
+"""The guards in SQL, each met in the one interleaving that it exists for: the files that the workers run, two sessions.
+
+The crash tests show that nothing goes wrong; these show why: without the guard that a test names, it fails.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from eventflow.database import Connection, Database
+from eventflow.migrations import migrate
+
+Rows = list[tuple[Any, ...]]
+
+
+class Session:
+    """One session on the ledger that runs the named queries, in a transaction where it began one."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.connection: Connection = database.connect("guards")
+
+    def run(self, name: str, **params: object) -> Rows:
+        return self.database.run(self.connection, name, params)
+
+    def begin(self, isolation: str = "read committed") -> None:
+        self.connection.execute(f"begin isolation level {isolation}".encode())
+
+    def commit(self) -> None:
+        assert self.connection.execute("commit").statusmessage == "COMMIT"
+
+    def rollback(self) -> None:
+        self.connection.execute("rollback")
+
+    def waits(self, watcher: "Session") -> bool:
+        """Whether this session waits for a lock."""
+        return bool(
+            watcher.connection.execute(
+                "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'",
+                [self.connection.info.backend_pid],
+            ).fetchall()
+        )
+
+
+class Ledger:
+    """A migrated database, two executors, one claim held by the first, and any number of sessions."""
+
+    def __init__(self, url: str) -> None:
+        migrate(url)
+        self.database = Database(url)
+        self.sessions: list[Session] = []
+        self.observer = self.session()
+        self.a, self.b = self.birth(), self.birth()
+        [(self.source, _, _)] = self.observer.run("register_source", topic="t", cluster_id="c", topic_id="i")
+        self.observer.run(
+            "insert_claims", group="g", source=self.source, partition=[0], position=[0], began=["earliest"]
+        )
+        self.claim = self.observer.connection.execute("select id from eventflow.claims").fetchall()[0][0]
+        self.epoch = self.take(self.observer, self.a)
+
+    def session(self) -> Session:
+        self.sessions.append(Session(self.database))
+        return self.sessions[-1]
+
+    def birth(self) -> int:
+        [(executor,)] = self.observer.run("birth", application="x", names="{}", host="h", pid=1, lanes=1)
+        return executor
+
+    def take(self, session: Session, executor: int) -> int:
+        [(_, _, epoch)] = session.run("take_claims", executor=executor, in_flight=10, claims=[self.claim])
+        return epoch
+
+    def guard(self, session: Session, executor: int, n: int, *, nonce: int = 7, claim: bool = False) -> None:
+        session.run(
+            "guard", executor=executor, lane=0, n=n, nonce=nonce,
+            claims=[self.claim] if claim else [], epochs=[self.epoch] if claim else [],
+        )  # fmt: skip
+
+    def accept(self, session: Session, low: int, high: int) -> None:
+        session.run("insert_deltas", claims=[self.claim], epochs=[self.epoch], ranges=[f"{{[{low},{high})}}"])
+
+    def take_over(self, session: Session, dead: int, taker: int) -> None:
+        """R9, statement by statement, as recovery does it."""
+        session.begin()
+        session.run("fence", executor=taker)
+        assert session.run("lock_dead", dead=dead)
+        session.run("mark_dead", dead=dead, executor=taker)
+        session.run("orphan_rows", dead=dead)
+        session.commit()
+
+    def blocked(self, session: Session, action: Callable[[], object]) -> threading.Thread:
+        """Start an action that has to wait for another session's lock, and see that it does."""
+        thread = threading.Thread(target=action, daemon=True)
+        thread.start()
+        until = time.monotonic() + 10
+        while not session.waits(self.observer):
+            assert thread.is_alive(), "it did not wait"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return thread
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[Ledger]:
+    made = Ledger(database_url)
+    yield made
+    for session in made.sessions:
+        session.connection.close()
+
+
+def refused(state: str) -> Any:
+    return pytest.raises(psycopg.Error, check=lambda error: error.sqlstate == state)
+
+
+# ---- the fence (R2, R9) ----------------------------------------------------------------------------
+
+
+def test_a_dead_executor_writes_nothing(ledger: Ledger) -> None:
+    ledger.take_over(ledger.session(), ledger.a, ledger.b)
+    zombie = ledger.session()
+    with refused("EF001"):
+        zombie.run("fence", executor=ledger.a)
+    with refused("EF001"):
+        ledger.guard(zombie, ledger.a, 1)
+
+
+def test_a_takeover_waits_for_an_open_flush(ledger: Ledger) -> None:
+    """`FOR UPDATE` on the identity excludes the flush's KEY SHARE; an UPDATE alone would pass it by."""
+    flush, taker = ledger.session(), ledger.session()
+    flush.begin()
+    ledger.guard(flush, ledger.a, 1)
+    waiting = ledger.blocked(taker, lambda: ledger.take_over(taker, ledger.a, ledger.b))
+    flush.commit()
+    waiting.join(10)
+    with refused("EF001"):
+        ledger.guard(flush, ledger.a, 2)
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_a_zombie_with_an_old_snapshot_is_refused(ledger: Ledger, isolation: str) -> None:
+    """Its snapshot is older than the takeover: it must not see itself alive in it."""
+    zombie = ledger.session()
+    zombie.begin(isolation)
+    zombie.connection.execute("select count(*) from eventflow.executors")
+    ledger.take_over(ledger.session(), ledger.a, ledger.b)
+    with pytest.raises(psycopg.Error) as caught:
+        zombie.run("fence", executor=ledger.a)
+    assert caught.value.sqlstate in ({"EF001"} if isolation == "read committed" else {"EF001", "40001"})
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_a_zombie_that_meets_an_open_takeover_is_refused(ledger: Ledger, isolation: str) -> None:
+    zombie, taker = ledger.session(), ledger.session()
+    zombie.begin(isolation)
+    zombie.connection.execute("select count(*) from eventflow.executors")
+    taker.begin()
+    taker.run("lock_dead", dead=ledger.a)
+    taker.run("mark_dead", dead=ledger.a, executor=ledger.b)
+    caught: list[psycopg.Error] = []
+
+    def fence() -> None:
+        try:
+            zombie.run("fence", executor=ledger.a)
+        except psycopg.Error as error:
+            caught.append(error)
+
+    waiting = ledger.blocked(zombie, fence)
+    taker.commit()
+    waiting.join(10)
+    assert [error.sqlstate in {"EF001", "40001"} for error in caught] == [True]
+
+
+def test_a_takeover_sees_what_the_last_flush_accepted(ledger: Ledger) -> None:
+    """The rows are freed in a statement after the lock: a flush that it waited for leaves none behind."""
+    flush, taker = ledger.session(), ledger.session()
+    flush.begin()
+    ledger.guard(flush, ledger.a, 1)
+    flush.connection.execute(
+        "insert into eventflow.workflows (id, name, application, status, executor) values ('w', 'n', 'x', 'running', %s)",
+        [ledger.a],
+    )
+    waiting = ledger.blocked(taker, lambda: ledger.take_over(taker, ledger.a, ledger.b))
+    flush.commit()
+    waiting.join(10)
+    assert ledger.observer.connection.execute("select executor from eventflow.workflows").fetchall() == [(None,)]
+
+
+def test_a_dead_taker_takes_nothing_over(ledger: Ledger) -> None:
+    third = ledger.birth()
+    ledger.take_over(ledger.session(), ledger.b, third)
+    taker = ledger.session()
+    with refused("EF001"):
+        ledger.take_over(taker, ledger.a, ledger.b)
+    taker.rollback()
+    assert ledger.observer.run("lock_dead", dead=ledger.a)
+
+
+def test_two_takers_do_not_both_take(ledger: Ledger) -> None:
+    third = ledger.birth()
+    first, second = ledger.session(), ledger.session()
+    first.begin()
+    assert first.run("try_lock_dead", dead=ledger.a)
+    assert second.run("try_lock_dead", dead=ledger.a) == [], "it skips what another one is taking over"
+    first.run("mark_dead", dead=ledger.a, executor=third)
+    first.commit()
+    assert second.run("lock_dead", dead=ledger.a) == []
+
+
+# ---- numbered flushes (R3) -------------------------------------------------------------------------
+
+
+def test_a_flush_number_commits_once(ledger: Ledger) -> None:
+    """The second sender of a number waits for the first, and learns from the nonce whose it was."""
+    first, second = ledger.session(), ledger.session()
+    first.begin()
+    ledger.guard(first, ledger.a, 1, nonce=11)
+    caught: list[psycopg.Error] = []
+
+    def resend() -> None:
+        try:
+            ledger.guard(second, ledger.a, 1, nonce=12)
+        except psycopg.Error as error:
+            caught.append(error)
+
+    waiting = ledger.blocked(second, resend)
+    first.commit()
+    waiting.join(10)
+    assert [error.sqlstate for error in caught] == ["23505"]
+    assert second.run("read_nonce", executor=ledger.a, lane=0, n=1) == [(11,)]
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_an_orphan_of_the_first_flush_commits_never_again(ledger: Ledger, isolation: str) -> None:
+    """Old rows are deleted, so the primary key no longer refuses it: the missing predecessor does, also for flush 1."""
+    orphan, writer = ledger.session(), ledger.session()
+    orphan.begin(isolation)
+    orphan.connection.execute("select count(*) from eventflow.flushes")  # its snapshot still has row 0
+    for n in (1, 2, 3):
+        ledger.guard(writer, ledger.a, n)
+    writer.connection.execute("delete from eventflow.flushes where executor = %s and n < 3", [ledger.a])
+    with pytest.raises(psycopg.Error) as caught:
+        ledger.guard(orphan, ledger.a, 1)
+    assert caught.value.sqlstate in {"EF003", "40001", "23505"}
+
+
+def test_lost_commits_are_found(ledger: Ledger) -> None:
+    """Flush 2 was acknowledged and is gone: 3 finds no predecessor."""
+    session = ledger.session()
+    ledger.guard(session, ledger.a, 1)
+    with refused("EF003"):
+        ledger.guard(session, ledger.a, 3)
+
+
+# ---- claims, deltas, folds (R5, R7) ----------------------------------------------------------------
+
+
+def test_a_claim_waits_for_an_open_flush_and_sees_its_deltas(ledger: Ledger) -> None:
+    """`FOR SHARE` in the flush, a plain UPDATE in the claim: with KEY SHARE it would pass, and miss the deltas."""
+    flush, claimer = ledger.session(), ledger.session()
+    flush.begin()
+    ledger.guard(flush, ledger.a, 1, claim=True)
+    ledger.accept(flush, 0, 10)
+    positions: Rows = []
+
+    def claim() -> None:
+        claimer.begin()
+        ledger.take(claimer, ledger.b)
+        positions.extend(claimer.run("read_positions", claims=[ledger.claim]))
+        claimer.commit()
+
+    waiting = ledger.blocked(claimer, claim)
+    flush.commit()
+    waiting.join(10)
+    assert [accepted[0].upper for _, accepted in positions] == [10]
+
+
+def test_a_claim_that_was_lost_accepts_nothing(ledger: Ledger) -> None:
+    session = ledger.session()
+    ledger.take(ledger.session(), ledger.b)
+    with pytest.raises(psycopg.Error) as caught:
+        ledger.guard(session, ledger.a, 1, claim=True)
+    assert caught.value.sqlstate == "EF002"
+    assert caught.value.diag.message_detail == str(ledger.claim)
+
+
+def test_the_same_owner_under_an_older_epoch_accepts_nothing(ledger: Ledger) -> None:
+    """Lost and regained: what was fetched before belongs to the old epoch."""
+    ledger.take(ledger.session(), ledger.a)
+    with refused("EF002"):
+        ledger.guard(ledger.session(), ledger.a, 1, claim=True)
+
+
+def test_a_fold_loses_no_delta_of_an_open_flush(ledger: Ledger) -> None:
+    """It waits for the flush, reads afterwards, and deletes exactly what it read."""
+    flush, folder = ledger.session(), ledger.session()
+    ledger.guard(flush, ledger.a, 1)
+    ledger.accept(flush, 0, 5)
+    flush.begin()
+    ledger.guard(flush, ledger.a, 2, claim=True)
+    ledger.accept(flush, 5, 9)
+    folded: Rows = []
+
+    def fold() -> None:
+        folded.extend(folder.run("fold_claim", executor=ledger.a, claim=ledger.claim, epoch=ledger.epoch))
+
+    waiting = ledger.blocked(folder, fold)
+    flush.commit()
+    waiting.join(10)
+    assert [accepted[0].upper for (accepted,) in folded] == [9]
+    assert ledger.observer.connection.execute("select count(*) from eventflow.deltas").fetchall() == [(0,)]
+
+
+@pytest.mark.parametrize("ranges", ["{[3,4)}", "{[7,11)}"], ids=["already folded", "another delta"])
+def test_a_fold_finds_an_overlap(ledger: Ledger, ranges: str) -> None:
+    session = ledger.session()
+    ledger.accept(session, 0, 5)
+    fold = {"executor": ledger.a, "claim": ledger.claim, "epoch": ledger.epoch}
+    session.run("fold_claim", **fold)
+    ledger.accept(session, 5, 10)
+    session.run("insert_deltas", claims=[ledger.claim], epochs=[ledger.epoch], ranges=[ranges])
+    with refused("EF005"):
+        session.run("fold_claim", **fold)
+
+
+def test_only_the_owner_folds(ledger: Ledger) -> None:
+    with refused("EF002"):
+        ledger.session().run("fold_claim", executor=ledger.b, claim=ledger.claim, epoch=ledger.epoch)
+
+
+def test_a_release_after_the_claim_has_gone_changes_nothing(ledger: Ledger) -> None:
+    session = ledger.session()
+    ledger.take(session, ledger.b)
+    session.run("release_claims", claims=[ledger.claim], epochs=[ledger.epoch], executor=ledger.a)
+    assert session.connection.execute("select released from eventflow.claims").fetchall() == [(False,)]
+
+
+# ---- sources (R16) ---------------------------------------------------------------------------------
+
+
+def test_a_recreated_topic_supersedes_the_old_one(ledger: Ledger) -> None:
+    session = ledger.session()
+    [(second, incarnation, foreign)] = session.run("register_source", topic="t", cluster_id="c", topic_id="j")
+    assert (incarnation, foreign) == (2, False)
+    assert session.run("register_source", topic="t", cluster_id="c", topic_id="j") == [(second, 2, False)]
+    assert session.run("lock_source", source=ledger.source) == [], "the old one is not claimed any more"
+    assert session.run("lock_source", source=second)
+
+
+def test_another_cluster_is_told_apart(ledger: Ledger) -> None:
+    [(_, _, foreign)] = ledger.session().run("register_source", topic="t", cluster_id="d", topic_id="i")
+    assert foreign
