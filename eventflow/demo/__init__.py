@@ -31,10 +31,11 @@ def run_demo(folder: Path, addresses: Addresses, orders: int) -> int:
     try:
         stage.set_up()
         console.print(
-            f"[bold]eventflow demo[/bold]: {orders:,} orders through a real Kafka into a real Postgres; "
-            "two groups read them,\n  [cyan]billing[/cyan], a workflow with a step, and [cyan]ledger[/cyan], "
-            "a transaction per order; one worker will be killed.\n",
+            f"[bold]eventflow demo[/bold]: {orders:,} orders through a real Kafka into a real Postgres.\n"
+            "Two handlers get each of them: [cyan]billing[/cyan] is a workflow with a step, "
+            "[cyan]ledger[/cyan] a transaction.\nTwo workers run both; one will be killed.\n",
             highlight=False,
+            soft_wrap=True,
         )
         with psycopg.connect(stage.url, autocommit=True) as connection, make_screen(console) as screen:
             play = Play(stage, connection, screen, orders)
@@ -136,7 +137,9 @@ def _prove(console: Console, stage: Stage, orders: int, takeover: float | None) 
         proof = prove(connection, orders)
     produced = stage.produced()
     unclean = [w for w in stage.workers if w.killed_at is None and w.status != 0]
-    console.print("\nthe proof, read from Kafka, from the ledger and from the rows that the handlers wrote:\n")
+    console.print(
+        "\nThe proof, read from Kafka, from Postgres and from the rows that the handlers wrote:\n", soft_wrap=True
+    )
     console.print(_table(proof, produced, takeover))
     for worker in unclean:
         console.print(f"{worker.title} did not end cleanly (status {worker.status}): {worker.log}")

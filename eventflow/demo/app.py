@@ -37,7 +37,7 @@ class Order(BaseModel):
 @eventflow.step(retries=3)
 async def charge(order: Order) -> str:
     """Stands for a call of the outside world: quick as a rule, and once in fifty times slow."""
-    await asyncio.sleep(0.5 if order.order_id % 50 == 0 else 0.01)
+    await asyncio.sleep(0.2 if order.order_id % 50 == 0 else 0.01)
     return f"charge-{order.order_id}"
 
 

@@ -1,0 +1,117 @@
+"""What the decorators refuse, at the earliest moment."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy.orm import Session
+
+import eventflow
+from eventflow import Message
+from eventflow.errors import BlockingCallError, NotRunningError, SettingsError, UsageError
+from eventflow.workflows import Registry, registry
+
+
+@pytest.fixture(autouse=True)
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setattr(registry, "specs", {})
+    monkeypatch.setattr(registry, "consumers", [])
+    monkeypatch.setattr(registry, "lifespans", [])
+    return registry
+
+
+async def handler(message: Message[int]) -> None: ...
+async def not_a_handler(order: int) -> None: ...
+
+
+@pytest.mark.parametrize("bad", [3, "f", Message, lambda: (yield)])
+def test_what_is_no_function(bad: Any) -> None:
+    for decorate in (eventflow.step, eventflow.workflow, eventflow.kafka_consumer("t", group="g")):
+        with pytest.raises(UsageError):
+            decorate(bad)
+
+
+def test_two_handlers_of_one_topic_and_group() -> None:
+    eventflow.kafka_consumer("t", group="g", name="one")(handler)
+    with pytest.raises(UsageError, match="'t'.*'g'"):
+        eventflow.kafka_consumer("t", group="g", name="two")(handler)
+
+
+def test_two_workflows_of_one_name() -> None:
+    def make(number: int) -> Callable[[], int]:
+        def flow() -> int:
+            return number
+
+        def other() -> int:
+            return number
+
+        return flow if number else other
+
+    eventflow.workflow(name="same")(make(0))
+    with pytest.raises(UsageError, match="same"):
+        eventflow.workflow(name="same")(make(1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"group": ""}, {"group": "g", "ordering": "key"}, {"group": "g", "start": "middle"}, {"group": "g", "max_in_flight": 0},
+     {"group": "g", "retries": -1}, {"group": "g", "recoveries": -1}],
+)  # fmt: skip
+def test_options_that_cannot_be(options: Any) -> None:
+    with pytest.raises(UsageError):
+        eventflow.kafka_consumer("t", **options)(handler)
+
+
+def test_kafka_properties_are_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"auto\.offset\.reset.*start="):
+        eventflow.kafka_consumer("t", group="g", kafka={"auto.offset.reset": "latest"})
+
+
+def test_a_handler_takes_a_message() -> None:
+    with pytest.raises(UsageError, match="Message"):
+        eventflow.kafka_consumer("t", group="g")(not_a_handler)  # type: ignore[type-var]
+
+
+def test_a_transaction_takes_a_connection() -> None:
+    with pytest.raises(UsageError, match="Session"):
+
+        @eventflow.transaction
+        def wrong(order: int) -> None: ...
+
+    with pytest.raises(UsageError, match="async"):
+
+        @eventflow.transaction
+        async def mixed(session: Session) -> None: ...
+
+
+def test_a_transaction_stacks_under_a_consumer() -> None:
+    @eventflow.kafka_consumer("t", group="g")
+    @eventflow.transaction
+    def enter(connection: psycopg.Connection[Any], message: Message[int]) -> None: ...
+
+    assert registry.consumers[0].transaction is not None
+
+
+async def test_outside_running() -> None:
+    @eventflow.workflow
+    async def flow() -> None: ...
+
+    @eventflow.workflow
+    def blocking() -> None: ...
+
+    with pytest.raises(NotRunningError, match="running"):
+        await flow()
+    with pytest.raises(NotRunningError):
+        await eventflow.start(flow)
+    with pytest.raises(BlockingCallError, match="start"):
+        blocking()
+
+
+async def test_outside_a_workflow_a_step_is_the_plain_function() -> None:
+    @eventflow.step(retries=3)
+    async def double(number: int) -> int:
+        return number * 2
+
+    assert await double(4) == 8
+    assert await handler(Message(3)) is None

@@ -1,0 +1,62 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventflow.errors import UsageError
+from eventflow.idempotency import (
+    MessageIdentity,
+    check_workflow_id,
+    message_workflow_id,
+    message_workflow_id_prefix,
+    parse_message_workflow_id,
+)
+
+names = st.text(min_size=1, max_size=40).filter(lambda t: t.isprintable())
+numbers = st.integers(0, 2**62)
+identities = st.builds(
+    MessageIdentity, names, names, st.integers(1, 2**31), st.integers(0, 2**31), numbers, st.integers(1, 50)
+)
+
+
+def id_of(i: MessageIdentity) -> str:
+    return message_workflow_id(i.group, i.topic, i.incarnation, i.partition, i.offset, i.generation)
+
+
+@given(identities)
+def test_the_id_says_everything(identity: MessageIdentity) -> None:
+    assert parse_message_workflow_id(id_of(identity)) == identity
+
+
+@given(identities, identities)
+def test_two_messages_never_share_an_id(one: MessageIdentity, other: MessageIdentity) -> None:
+    assert (id_of(one) == id_of(other)) == (one == other)
+
+
+@given(identities)
+def test_the_prefix_and_the_offset_make_the_id(i: MessageIdentity) -> None:
+    whole = message_workflow_id(i.group, i.topic, i.incarnation, i.partition, i.offset)
+    assert whole == message_workflow_id_prefix(i.group, i.topic, i.incarnation, i.partition) + str(i.offset)
+
+
+def test_the_format_never_changes() -> None:
+    assert message_workflow_id("billing", "orders", 1, 3, 42) == "kafka:billing:orders:1:3:42"
+    assert message_workflow_id("a:b", "t.1-x_y", 2, 0, 0, 3) == "kafka:a%3Ab:t.1-x_y:2:0:0:g3"
+
+
+def test_names_that_a_dash_would_confuse() -> None:
+    assert message_workflow_id("g", "a-1", 1, 2, 0) != message_workflow_id("2-g", "a", 1, 1, 0)
+
+
+@pytest.mark.parametrize("text", ["", "kafka:", "kafka:g:t:0:1:1", "kafka:g:t:1:01:1", "kafka:g:t:1:1:1:g1", "x"])
+def test_other_ids_are_no_messages(text: str) -> None:
+    assert parse_message_workflow_id(text) is None
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 513, "a\0b", "a\nb", "kafka:x", "\ud800"])
+def test_ids_that_people_may_not_give(bad: str) -> None:
+    with pytest.raises(UsageError):
+        check_workflow_id(bad)
+
+
+def test_ids_that_people_may_give() -> None:
+    assert check_workflow_id("refund:o-1 ä") == "refund:o-1 ä"
