@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
-from uuid import uuid4
 
 from rich.console import Console
 
@@ -56,8 +55,7 @@ def fill_topics(
     """One topic per size that is needed: name and number of orders."""
     topics: dict[str, tuple[str, int]] = {}
     for size in sorted({contestant.size for contestant in chosen}):
-        name = f"bench-{size}-{uuid4().hex[:8]}"
-        end.enter_context(orders.topic(where.bootstrap, name))
+        name = end.enter_context(orders.topic(where.bootstrap))
         orders.fill(where.bootstrap, name, counts[size])
         topics[size] = (name, counts[size])
     return topics

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from uuid import uuid4
 
 from benchmarks import databases, orders, verify
 from benchmarks.catalogue import Contestant, contestants
@@ -73,7 +72,7 @@ def _percentiles(delays: Sequence[float]) -> dict[str, float]:
 
 @contextmanager
 def _new_topic(where: Addresses, count: int = 0) -> Iterator[str]:
-    with orders.topic(where.bootstrap, f"bench-{uuid4().hex[:12]}") as topic:
+    with orders.topic(where.bootstrap) as topic:
         orders.fill(where.bootstrap, topic, count)
         yield topic
 

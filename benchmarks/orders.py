@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import uuid4
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
@@ -37,8 +38,9 @@ def _padded(head: str) -> bytes:
 
 
 @contextmanager
-def topic(bootstrap: str, name: str) -> Iterator[str]:
-    """A topic for the length of the block."""
+def topic(bootstrap: str) -> Iterator[str]:
+    """A new topic for the length of the block; its name is short, because ids are made of it."""
+    name = f"orders-{uuid4().hex[:4]}"
     admin = AdminClient({"bootstrap.servers": bootstrap})
     new = NewTopic(name, num_partitions=PARTITIONS, replication_factor=1)
     for created in admin.create_topics([new]).values():
@@ -60,6 +62,7 @@ def fill(bootstrap: str, name: str, count: int) -> None:
         {
             "bootstrap.servers": bootstrap,
             "enable.idempotence": True,
+            "log_level": 3,
             "linger.ms": 20,
             "queue.buffering.max.messages": 1_000_000,
         }

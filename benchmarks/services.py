@@ -31,4 +31,10 @@ def services() -> Iterator[Addresses]:
 
     with local.services(ROOT / ".eventflow" / "bench", throughput=True) as running:
         addresses = running.addresses
-        yield Addresses(addresses.database_url, addresses.kafka_bootstrap_servers, "local")
+        yield Addresses(addresses.database_url, addresses.kafka_bootstrap_servers, "local", _kafka_version())
+
+
+def _kafka_version() -> str:
+    from eventflow.local.jars import pinned
+
+    return next((jar.version for jar in pinned() if jar.artifact == "kafka-clients"), "unknown")

@@ -99,8 +99,8 @@ class Executor:
     def _launch(self, runs: list[Run]) -> None:
         wary = [run for run in runs if run.wary]
         if wary:
+            runs = [run for run in runs if not run.wary]  # before the loop sees them: it makes them unwary
             self.loop.call_soon_threadsafe(self._accept_first, wary)
-            runs = [run for run in runs if not run.wary]
         plain: list[Run] = []
         transactional: list[Run] = []
         threaded: list[Run] = []
