@@ -81,7 +81,7 @@ def half_sent_flush(world: World, app: str) -> None:
     victim = world.start(app, stop="journal.after_begin:3", ready=True)
     old = world.executor(victim)
     assert old is not None
-    world.produce(300, over=0.5)
+    world.produce(300, over=3)
     world.wait(lambda: victim.frozen, "the worker stops with a flush half sent")
     assert world.one(
         "select count(*) from pg_stat_activity where application_name like 'eventflow journal%%' "
