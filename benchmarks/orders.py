@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.cimpl import NewTopic
 
 PARTITIONS = 8
 SIZE = 200

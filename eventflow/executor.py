@@ -105,8 +105,7 @@ class Executor:
         transactional: list[Run] = []
         threaded: list[Run] = []
         for run in runs:
-            consumer = run.spec.consumer
-            if consumer is not None and consumer.transaction is not None:
+            if _is_transactional(run):
                 transactional.append(run)
             elif run.spec.is_async:
                 plain.append(run)
@@ -290,6 +289,8 @@ class Executor:
         run.submitted += 1
         if ended:
             run.ended = True
+        else:
+            self.runs[run.workflow_id] = run  # its row will carry our id: R10b must find it running
         self.journal.submit(entry)
         if ended:
             self.next_in_line(run)
@@ -297,13 +298,18 @@ class Executor:
     def abandon(self, run: Run) -> None:
         """This attempt is over and is recorded by nobody here."""
         run.dropped = run.ended = True
-        self.runs.pop(run.workflow_id, None)
+        self._forget(run)
         claim = run.claim
         if claim is not None:
             with claim.lock:
                 claim.finished += 1
         run.wake()
         self.next_in_line(run)
+
+    def _forget(self, run: Run) -> None:
+        """It is ours no more; another run of the same message may have taken its place."""
+        if self.runs.get(run.workflow_id) is run:
+            del self.runs[run.workflow_id]
 
     # ---- durability ----
 
@@ -411,7 +417,7 @@ class Executor:
         """These were committed by a transaction of their own, result and position included."""
         for run in runs:
             run.in_ledger = run.ended = True
-            self.runs.pop(run.workflow_id, None)
+            self._forget(run)
             if run.claim is not None:
                 with run.claim.lock:
                     run.claim.finished += 1
@@ -419,7 +425,7 @@ class Executor:
             self.next_in_line(run)
 
     def _answer(self, run: Run, entry: Entry) -> None:
-        self.runs.pop(run.workflow_id, None)
+        self._forget(run)
         future = run.future
         if future is not None and entry.status in {"succeeded", "failed"}:
             outcome, failed = run.outcome, entry.status == "failed"
@@ -599,7 +605,8 @@ class Executor:
             await asyncio.wait(list(self._tasks), timeout=1.0)
         with self._threads.lock:
             for run in [*self.runs.values(), *self._threads.running]:
-                self.release(run)
+                if not _is_transactional(run):  # those commit in their own lanes, or not at all
+                    self.release(run)
 
     def hold(self) -> None:
         """Start nothing new."""
@@ -620,6 +627,11 @@ class Executor:
         self._threads.stop()
         for task in list(self._tasks):
             task.cancel()
+
+
+def _is_transactional(run: Run) -> bool:
+    consumer = run.spec.consumer
+    return consumer is not None and consumer.transaction is not None
 
 
 class Threads:

@@ -71,7 +71,7 @@ def _order(message: KafkaMessage) -> dict[str, Any]:
 
 def consume(arguments: Any) -> None:
     """Register the consumer: the received time is that of the fetched batch, seen at the first call."""
-    handler = bill_async if arguments.kind == "async" else bill
+    handler: Any = bill_async if arguments.kind == "async" else bill
     kafka = {"bootstrap.servers": arguments.bootstrap, "group.id": arguments.group}
     DBOS.kafka_consumer(kafka, [arguments.topic])(DBOS.workflow()(handler))
 

@@ -144,6 +144,8 @@ $$;
 create function eventflow.fence(executor_id bigint) returns void language plpgsql volatile as $$
 declare born text;
 begin
+  -- A plan made while a table was empty would scan it for ever: plan each flush at the tables' real size.
+  perform set_config('plan_cache_mode', 'force_custom_plan', true);
   select timeline into born from eventflow.executors where id = executor_id and alive for key share;
   if not found then
     raise exception 'executor % is dead: its lease ran out and a peer took over', executor_id

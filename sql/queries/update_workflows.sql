@@ -1,13 +1,16 @@
 -- New states of rows that this executor holds; a released row loses its holder (R8a). Raises EF004 if one is not ours.
--- Locks the rows in order of id; others never lock rows of a living executor.
+-- Locks the rows in order of id before it writes the first; others never lock rows of a living executor. Rows are found
+-- by their key alone, and whose they are is counted after: planned from stale statistics, "the one row of executor 7"
+-- makes a nested loop of the lists, a thousand times a thousand.
 with sent as materialized (
   select * from unnest(
     %(id)b::text[], %(status)b::text[], %(held)b::bool[], %(attempt)b::int[], %(retries)b::int[],
     %(recoveries)b::int[], %(wake_in)b::float8[], %(output)b::text[], %(error)b::text[], %(reason)b::text[]
   ) as t (id, status, held, attempt, retries, recoveries, wake_in, output, error, reason)
-), held as (
-  select w.id from eventflow.workflows w join sent on sent.id = w.id
-   where w.executor = %(executor)b::bigint order by w.id for update of w
+), held as materialized (
+  select w.id, w.executor from eventflow.workflows w join sent on sent.id = w.id order by w.id for update of w
+), ours as (
+  select count(*) filter (where executor = %(executor)b::bigint) as n from held
 ), written as (
   update eventflow.workflows w
      set status = sent.status::eventflow.status, attempt = sent.attempt, retries = sent.retries,
@@ -15,7 +18,7 @@ with sent as materialized (
          recoveries = sent.recoveries, wake_at = now() + make_interval(secs => sent.wake_in),
          output = sent.output, error = sent.error, reason = sent.reason,
          finished_at = case when sent.status in ('succeeded', 'failed', 'cancelled') then now() end
-    from sent join held using (id) where w.id = sent.id
+    from sent, ours where w.id = sent.id and ours.n = (select count(*) from sent)
   returning 1
 )
 select eventflow.expect((select count(*) from written), (select count(*) from sent))

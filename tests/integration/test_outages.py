@@ -19,6 +19,7 @@ def finish(world: World, timeout: float = 90) -> None:
     world.check_no_incidents()
 
 
+@pytest.mark.long
 def test_postgres_killed_and_restarted_under_load(private_world: World, private_postgres) -> None:
     world = private_world
     world.create_topic(3)
@@ -72,6 +73,7 @@ def test_sessions_are_terminated_again_and_again(world: World, role: str) -> Non
     assert all(worker.alive for worker in workers)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("app", ["two_steps", "ledger_psycopg", "ledger_session", "transactional_step"])
 def test_connections_cut_at_any_byte(world: World, app: str, seed: int) -> None:

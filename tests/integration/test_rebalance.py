@@ -21,6 +21,7 @@ def finish(world: World) -> None:
     world.check_no_incidents()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["kill", "mixed"])
 def test_three_workers_join_and_leave_every_second(world: World, how: str) -> None:
     world.create_topic(4)
@@ -44,6 +45,7 @@ def test_three_workers_join_and_leave_every_second(world: World, how: str) -> No
         assert worker.process.wait(30) == 0
 
 
+@pytest.mark.long
 def test_rolling_restart_under_load(world: World) -> None:
     """Three workers are replaced one by one under load: no message stands still for more than a second."""
     world.create_topic(6)
@@ -80,6 +82,7 @@ def stopped_group(world: World, app: str = "ledger_psycopg", group: str = "ledge
     assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_committed_offsets_deleted(world: World) -> None:
     """Kafka's committed offsets are advisory: without them the ledger still knows where to go on."""
     world.create_topic(3)
@@ -92,6 +95,7 @@ def test_committed_offsets_deleted(world: World) -> None:
     world.check_no_incidents()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["beginning", "end"])
 def test_committed_offsets_reset(world: World, where: str) -> None:
     """Reset to the beginning nothing is done again; to the end, nothing is skipped."""
@@ -117,6 +121,7 @@ def altered(world: World, places: list[TopicPartition]) -> bool:
     return all(place.error is None for place in result.topic_partitions)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("running", [True, False], ids=["while running", "while stopped"])
 @pytest.mark.parametrize("again", [100, 500], ids=["shorter", "longer"])
 def test_topic_deleted_and_recreated(world: World, running: bool, again: int) -> None:
@@ -145,6 +150,7 @@ def test_topic_deleted_and_recreated(world: World, running: bool, again: int) ->
     assert sum(f":{world.topic}:2:" in id_ for id_ in ids) == again
 
 
+@pytest.mark.long
 def test_partitions_added(world: World) -> None:
     """Partitions added later are read from their beginning."""
     from confluent_kafka.admin import NewPartitions
@@ -161,6 +167,7 @@ def test_partitions_added(world: World) -> None:
     world.check("ledger", effects=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("committed", [None, 40])
 def test_where_a_group_begins(world: World, committed: int | None) -> None:
     """The ledger has never seen it: at the group's committed offset, for a team that moves over, else at the start."""

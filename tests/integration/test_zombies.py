@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.harness import DEFAULTS, Worker, World
+from tests.harness import DEFAULTS, Load, Worker, World
 
 
 def fingerprint(world: World, executor: int) -> object:
@@ -28,6 +28,7 @@ def wait_taken(world: World, executor: int, timeout: float = 20) -> None:
 def wakes_up_anew(world: World, zombie: Worker, old: int, group: str) -> None:
     """SIGCONT: it commits nothing as what it was, and works again as a new incarnation."""
     before = fingerprint(world, old)
+    world.mark_effects(zombie)
     zombie.thaw()
     world.wait(lambda: (world.executor(zombie) or 0) > old, "the zombie starts again as a new incarnation")
     assert fingerprint(world, old) == before
@@ -44,6 +45,7 @@ def wakes_up_anew(world: World, zombie: Worker, old: int, group: str) -> None:
         ("ordered", "ordered"),
     ],
 )  # fmt: skip
+@pytest.mark.long
 def test_frozen_with_work_in_flight(world: World, app: str, group: str) -> None:
     world.create_topic(4)
     victim = world.start(app, ready=True, PAUSE="0.1")
@@ -64,12 +66,14 @@ def test_frozen_with_work_in_flight(world: World, app: str, group: str) -> None:
     world.check_no_incidents()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("app", ["one_step", "two_steps", "ordered"])
 def test_frozen_with_a_flush_half_sent(world: World, app: str) -> None:
     """The server waits for the rest of a transaction that holds the identity: the taker ends its session (R9)."""
     half_sent_flush(world, app)
 
 
+@pytest.mark.long
 def test_frozen_with_a_flush_half_sent_on_postgres_15(debian_world: World) -> None:
     """The same where no `transaction_timeout` exists."""
     half_sent_flush(debian_world, "one_step")
@@ -96,6 +100,7 @@ def half_sent_flush(world: World, app: str) -> None:
     world.check_no_incidents()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("app", ["ledger_psycopg", "ledger_session", "transactional_step"])
 def test_frozen_in_a_transaction(world: World, app: str) -> None:
     """Frozen between a user's statements and their commit: the effect is the taker's, once."""
@@ -114,29 +119,38 @@ def test_frozen_in_a_transaction(world: World, app: str) -> None:
     world.check_no_incidents()
 
 
+def passed(world: World, ends: dict[int, int]) -> bool:
+    """Whether each partition is done up to these offsets."""
+    rows = world.sql(
+        """select c.partition, w."offset" from eventflow.workflows w join eventflow.claims c on c.id = w.claim
+           where w.status = 'succeeded'"""
+    )
+    return {(p, o) for p, end in ends.items() for o in range(end)} <= set(rows)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["sigkill", "sigstop"])
 def test_takeover_within_ten_seconds_by_default(world: World, how: str) -> None:
     """With the defaults of a deployment: lease 5 s, session timeout 6 s."""
     world.defaults = DEFAULTS
     world.create_topic(4)
-    victim = world.start("two_steps", ready=True, PAUSE="0.2")
+    victim = world.start("two_steps", ready=True, PAUSE="0.05")
     world.wait_owner(victim, 4)
-    peer = world.start("two_steps", PAUSE="0.2")
+    peer = world.start("two_steps", PAUSE="0.05")
     world.wait_owner(peer, 2)
     world.wait_owner(victim, 2)
-    world.produce(400)
-    old = world.executor(victim)
-    held = "select count(*) from eventflow.workflows where executor = %s and status = 'running'"
-    world.wait(lambda: world.one(held, old), "the victim has work in flight")
-    began = time.monotonic()
-    if how == "sigkill":
-        victim.kill()
-    else:
-        victim.freeze()
-    world.produce(40)  # some of these are in the victim's partitions
-    world.wait_completed("billing")
-    took = time.monotonic() - began
+    with Load(world, 150):
+        world.wait(lambda: world.completed("billing") > 100, "messages pass")
+        began = time.monotonic()
+        if how == "sigkill":
+            victim.kill()
+        else:
+            victim.freeze()
+        ends = world.ends()
+        world.wait(lambda: passed(world, ends), "all that was produced until then is done")
+        took = time.monotonic() - began
     print(f"takeover after {how}: {took:.1f} s")
+    world.wait_completed("billing")
     assert took < 10, f"the victim's work was done after {took:.1f} s"
     world.check("billing")
     world.check_steps("billing")
