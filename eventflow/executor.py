@@ -459,6 +459,7 @@ class Executor:
             else:
                 with self._threads.lock:
                     self.accept(run)
+                self._threads.grow()
         self._tick = self.loop.call_later(max(self._accept_after / 2, 0.005), self._accept_slow)
 
     def note_started(self, run: Run) -> None:
@@ -667,6 +668,15 @@ class Threads:
             thread = threading.Thread(target=self._work, name="eventflow worker", daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def grow(self) -> None:
+        """A run is slow: what waits gets threads of its own, up to the limit. Fast ones need few."""
+        with self._ready:
+            wanted = min(len(self._queue), self._limit - len(self._threads)) if self._open else 0
+            for _ in range(wanted):
+                thread = threading.Thread(target=self._work, name="eventflow worker", daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
     def alone(self, run: Run) -> None:
         """Run one in a thread of its own."""
