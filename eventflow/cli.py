@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from eventflow.errors import EventflowError, SettingsError, UsageError
 from eventflow.local import LocalServiceError, LocalServices, services
@@ -39,15 +39,18 @@ _PACKAGE = Path(__file__).parent
 def main() -> None:
     """The entry point of the command `eventflow`."""
     try:
-        app()
-    except (SettingsError, UsageError) as error:
-        _exit(error, 2)
+        app(prog_name="eventflow")
+    except SettingsError as error:
+        hint = "; `eventflow dev` starts local services and prints their addresses"
+        _exit(f"{error}{hint if str(error).endswith('is not set') else ''}", 2)
+    except UsageError as error:
+        _exit(str(error), 2)
     except (EventflowError, LocalServiceError) as error:
-        _exit(error, 1)
+        _exit(str(error), 1)
 
 
-def _exit(error: Exception, status: int) -> None:
-    typer.echo(f"error: {error}", err=True)
+def _exit(complaint: str, status: int) -> None:
+    typer.echo(f"error: {complaint}", err=True)
     sys.exit(status)
 
 
@@ -101,7 +104,7 @@ def _local(folder: Path) -> Generator[LocalServices]:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
-        with _fetching() as progress:
+        with _starting() as progress:
             try:
                 local = stack.enter_context(services(folder, progress=progress))
             except OSError as error:
@@ -110,30 +113,32 @@ def _local(folder: Path) -> Generator[LocalServices]:
 
 
 @contextmanager
-def _fetching() -> Generator[Callable[[str, int, int], None]]:
-    """A progress bar for the first-time download; nothing where nothing is fetched."""
+def _starting() -> Generator[Callable[[str, int, int], None]]:
+    """Something to look at while the services start; a bar for the first-time download."""
     console = Console(stderr=True)
-    bar = Progress(console=console, transient=True)
+    bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console, transient=True)
     tasks: dict[str, Any] = {}
 
     def progress(what: str, done: int, total: int) -> None:
         if not tasks:
-            tasks[what] = bar.add_task(f"fetching {what}, once", total=total)
-            if console.is_terminal:
-                bar.start()
-            else:
+            tasks[what] = bar.add_task(f"fetching {what}, once: {total - done} files", total=total)
+            if not console.is_terminal:
                 console.print(f"fetching {what}, once: {total - done} files")
         bar.update(tasks[what], completed=done)
 
     try:
+        if console.is_terminal:
+            bar.start()
+            bar.add_task("starting PostgreSQL and Kafka", total=None)
         yield progress
     finally:
-        bar.stop()
+        if console.is_terminal:
+            bar.stop()
 
 
 @app.command()
 def demo(
-    orders: Annotated[int, typer.Option(min=100, max=1_000_000, help="How many orders are produced.")] = 30_000,
+    orders: Annotated[int, typer.Option(min=100, max=150_000, help="How many orders are produced.")] = 30_000,
     folder: _Folder = Path(".eventflow/demo"),
 ) -> None:
     """Watch orders flow through Kafka into Postgres while a worker is killed; the count comes out exact.
@@ -143,8 +148,12 @@ def demo(
     from eventflow.demo import run_demo
     from eventflow.demo.stage import alone
 
-    with alone(folder), _local(folder) as local:
-        status = run_demo(folder, local.addresses, orders)
+    try:
+        with alone(folder), _local(folder) as local:
+            status = run_demo(folder, local.addresses, orders)
+    except KeyboardInterrupt:
+        typer.echo("stopped, with everything that it had started", err=True)
+        status = 130
     sys.exit(status)
 
 

@@ -2,22 +2,37 @@
 
 Migrations are numbered, only go up, and lock by `pg_advisory_xact_lock`, so that any number of processes may migrate at
 once and a pooler in transaction mode may stand between. Each says in its second line the oldest schema version whose
-code may go on working on it.
+code may go on working on it. What a running program may do is one table, `RIGHTS`: the GRANTs are made from it, and the
+check at start goes by it.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import sql as compose
 
-from eventflow.database import Connection, Database, in_schema, in_transaction, sql_folder
-from eventflow.errors import SchemaError
+from eventflow.database import Connection, Database, in_schema, in_transaction, sql, sql_folder, unavailable
+from eventflow.errors import SchemaError, UnavailableError
 
-_OLDEST_SERVER = 140000
-_TABLES = ("executors", "beats", "flushes", "sources", "claims", "deltas", "workflows", "checkpoints", "incidents")
+OLDEST_SERVER = 140000
+
+# UPDATE where nothing is updated stands for a row lock: SELECT … FOR KEY SHARE asks for that right.
+RIGHTS = {
+    "migrations": ("select",),
+    "executors": ("select", "insert", "update", "delete"),
+    "beats": ("select", "insert", "update", "delete"),
+    "flushes": ("select", "insert", "update", "delete"),
+    "sources": ("select", "insert", "update"),
+    "claims": ("select", "insert", "update"),
+    "deltas": ("select", "insert", "delete"),
+    "workflows": ("select", "insert", "update", "delete"),
+    "checkpoints": ("select", "insert", "delete"),
+    "incidents": ("select", "insert"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +53,26 @@ class Migration:
 @lru_cache(maxsize=1)
 def migrations() -> tuple[Migration, ...]:
     """All migrations of this code, in order."""
+    paths = sorted((sql_folder() / "migrations").glob("*.sql"))
+    return numbered((path.name, path.read_text(encoding="utf-8")) for path in paths)
+
+
+def numbered(files: Iterable[tuple[str, str]]) -> tuple[Migration, ...]:
+    """The migrations in these files, given as name and text.
+
+    Raises:
+        SchemaError: a file lacks its header, or is not called what its header says, or a number is missing.
+
+    """
     found: list[Migration] = []
-    for path in sorted((sql_folder() / "migrations").glob("*.sql")):
-        text = path.read_text(encoding="utf-8")
-        head = re.match(r"-- migration: (\d+) (\S+)\n-- oldest_code: (\d+)\n", text)
+    for file, text in files:
+        head = re.match(r"-- migration: (\d+) (\w+)\n-- oldest_code: (\d+)\n", text)
         if head is None:
-            raise SchemaError(f"{path.name} lacks its two header lines")
-        found.append(Migration(int(head[1]), head[2], int(head[3]), text))
+            raise SchemaError(f"{file} lacks its two header lines")
+        migration = Migration(int(head[1]), head[2], int(head[3]), text)
+        if file != f"{migration.version:04d}_{migration.name}.sql" or migration.version != len(found) + 1:
+            raise SchemaError(f"{file} is not migration {len(found) + 1}, or not the one that its header names")
+        found.append(migration)
     return tuple(found)
 
 
@@ -53,15 +81,62 @@ def code_version() -> int:
     return migrations()[-1].version
 
 
+# ---- what is there -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What can be said of a schema by a role without any right on it."""
+
+    server: int
+    role: str
+    database: str
+    exists: bool
+    usable: bool
+    creatable: bool
+    migrated: bool
+    readable: bool
+
+
+def _facts(connection: Connection, schema: str) -> _Facts:
+    if len(schema.encode()) > 63 or "%" in schema or "$$" in schema or "\0" in schema or schema.startswith("pg_"):
+        raise SchemaError(
+            f"a ledger's schema can not be called {schema!r}: at most 63 bytes, no % and no $$, and pg_ is the server's own"
+        )
+    [row] = _ask(connection, schema, "schema_facts", {"schema": schema})
+    facts = _Facts(*row)
+    if facts.server < OLDEST_SERVER:
+        raise SchemaError(f"PostgreSQL {OLDEST_SERVER // 10000} or newer is needed, this is {facts.server // 10000}")
+    return facts
+
+
+def _applied(connection: Connection, schema: str, facts: _Facts) -> dict[int, int]:
+    """Applied versions with the oldest code that each admits; empty where there is no ledger."""
+    if not facts.exists or (facts.usable and not facts.migrated):
+        return {}
+    if not (facts.usable and facts.readable):
+        raise _no_rights(facts, schema, "usage of the schema" if not facts.usable else "select on migrations")
+    return dict(_ask(connection, schema, "applied_migrations"))
+
+
+def _ask(connection: Connection, schema: str, name: str, params: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+    cursor = connection.execute(sql(name, schema), params or {})
+    return cursor.fetchall() if cursor.description else []
+
+
+# ---- migrate -----------------------------------------------------------------------------------
+
+
 def plan(database_url: str, *, schema: str = "eventflow") -> list[str]:
     """The migrations that `migrate` would apply.
 
     Raises:
         UnavailableError: Postgres does not answer.
+        SchemaError: the role may not look, or the server is too old.
 
     """
-    with Database(database_url, schema).connect("plan") as connection:
-        done = _applied(connection, schema) or {}
+    with Database(database_url, schema, prepared=False).connect("plan") as connection:
+        done = _applied(connection, schema, _facts(connection, schema))
     return [m.title for m in migrations() if m.version not in done]
 
 
@@ -72,51 +147,48 @@ def migrate(
 
     Raises:
         UnavailableError: Postgres does not answer.
-        SchemaError: the role may not, or the server is too old.
+        SchemaError: the role may not, the server is too old, or a migration failed, of which nothing is left then.
 
     """
+    applied: list[str] = []
     with Database(database_url, schema, prepared=False).connect("migrate") as connection:
-        _check_server(connection)
-        applied: list[str] = []
-        try:
-            for migration in migrations():
-                if in_transaction(connection, lambda c, m=migration: _apply(c, schema, m)):
-                    applied.append(migration.title)
-                    if progress is not None:
-                        progress(migration.title)
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise SchemaError(
-                f"the role {connection.info.user!r} may not migrate schema {schema!r}: {error.diag.message_primary}"
-            ) from None
-        return applied
+        _facts(connection, schema)
+        for migration in migrations():
+            if _attempt(connection, schema, migration, database_url):
+                applied.append(migration.title)
+                if progress is not None:
+                    progress(migration.title)
+    return applied
+
+
+def _attempt(connection: Connection, schema: str, migration: Migration, url: str) -> bool:
+    try:
+        return in_transaction(connection, lambda c: _apply(c, schema, migration))
+    except psycopg.Error as error:
+        if connection.closed:
+            raise unavailable(error, url) from error
+        raise SchemaError(
+            f"migration {migration.title} failed in schema {schema!r}, nothing of it is left: {error.diag.message_primary}"
+        ) from error
 
 
 def _apply(connection: Connection, schema: str, migration: Migration) -> bool:
-    connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"eventflow.migrate {schema}",))
-    done = _applied(connection, schema)
-    if done is not None and migration.version in done:
+    _ask(connection, schema, "lock_migrations", {"schema": schema})
+    facts = _facts(connection, schema)  # a later statement: it sees what the lock waited for
+    if migration.version in _applied(connection, schema, facts):
         return False
-    if done is None:
-        exists = connection.execute("select 1 from pg_namespace where nspname = %s", (schema,)).fetchone()
-        if exists is None:
-            connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+    if not facts.creatable:
+        what = f"schema {schema!r}" if facts.exists else f"database {facts.database!r}"
+        raise SchemaError(f"the role {facts.role!r} may not migrate schema {schema!r}: it lacks create on {what}")
+    if not facts.exists:
+        connection.execute(compose.SQL("create schema {}").format(compose.Identifier(schema)))
     connection.execute(in_schema(migration.text, schema).encode())
-    connection.execute(
-        in_schema("insert into eventflow.migrations (version, name, oldest_code) values (%s, %s, %s)", schema).encode(),
-        (migration.version, migration.name, migration.oldest_code),
-    )
+    record = {"version": migration.version, "name": migration.name, "oldest_code": migration.oldest_code}
+    _ask(connection, schema, "insert_migration", record)
     return True
 
 
-def _applied(connection: Connection, schema: str) -> dict[int, int] | None:
-    """Applied versions with the oldest code that each admits; None where there is no ledger."""
-    found = connection.execute(
-        "select 1 from pg_tables where schemaname = %s and tablename = 'migrations'", (schema,)
-    ).fetchone()
-    if found is None:
-        return None
-    text = in_schema("select version, oldest_code from eventflow.migrations", schema)
-    return dict(connection.execute(text.encode()).fetchall())
+# ---- may this code work here -------------------------------------------------------------------
 
 
 def check_schema(connection: Connection, schema: str) -> None:
@@ -124,16 +196,24 @@ def check_schema(connection: Connection, schema: str) -> None:
 
     Raises:
         SchemaError: it was never migrated, is older or newer than the code, or the role lacks rights; says which.
+        UnavailableError: the connection broke meanwhile.
 
     """
-    _check_server(connection)
     try:
-        done = _applied(connection, schema)
-    except psycopg.errors.InsufficientPrivilege:
-        raise _no_rights(connection, schema) from None
-    if done is None:
+        facts = _facts(connection, schema)
+        done = _applied(connection, schema, facts)
+        _check_version(done, schema)
+        lacking = _ask(connection, schema, "missing_rights", _rights(schema))
+    except psycopg.OperationalError as error:
+        raise UnavailableError(f"Postgres went away: {str(error).splitlines()[0]}") from error
+    if lacking:
+        raise _no_rights(facts, schema, ", ".join(f"{right} on {name}" for right, name in lacking))
+
+
+def _check_version(done: dict[int, int], schema: str) -> None:
+    if not done:
         raise SchemaError(f"schema {schema!r} has no ledger yet; run `eventflow migrate`")
-    mine, there = code_version(), max(done, default=0)
+    mine, there = code_version(), max(done)
     if there < mine:
         raise SchemaError(f"schema {schema!r} is at version {there}, this code needs {mine}; run `eventflow migrate`")
     for version, oldest in sorted(done.items()):
@@ -142,41 +222,29 @@ def check_schema(connection: Connection, schema: str) -> None:
                 f"schema {schema!r} is at version {there}, which code of version {mine} may not use "
                 f"(migration {version} needs at least {oldest}); update eventflow"
             )
-    _check_rights(connection, schema)
 
 
-def _check_server(connection: Connection) -> None:
-    if connection.info.server_version < _OLDEST_SERVER:
-        raise SchemaError(f"PostgreSQL 14 or newer is needed, this is {connection.info.server_version // 10000}")
+def _rights(schema: str) -> dict[str, Any]:
+    pairs = [(table, right) for table, rights in RIGHTS.items() for right in rights]
+    return {"schema": schema, "tables": [t for t, _ in pairs], "rights": [r for _, r in pairs]}
 
 
-def _check_rights(connection: Connection, schema: str) -> None:
-    names = [f"{sql.Identifier(schema).as_string(None)}.{t}" for t in _TABLES]
-    [(enough,)] = connection.execute(
-        "select bool_and(has_table_privilege(t, 'select') and has_table_privilege(t, 'insert') "
-        "and has_table_privilege(t, 'update')) from unnest(%s::text[]) t",
-        (names,),
-    ).fetchall()
-    if not enough:
-        raise _no_rights(connection, schema)
-
-
-def _no_rights(connection: Connection, schema: str) -> SchemaError:
+def _no_rights(facts: _Facts, schema: str, lacking: str) -> SchemaError:
     return SchemaError(
-        f"the role {connection.info.user!r} lacks rights on schema {schema!r}; `eventflow migrate --roles NAME` "
-        "prints the grants"
+        f"the role {facts.role!r} lacks rights on schema {schema!r}: {lacking}; "
+        f"`eventflow migrate --roles {facts.role}` prints the grants"
     )
 
 
 def roles_sql(schema: str, role: str) -> str:
-    """The least rights that a running program needs, as GRANT statements for a role."""
-    where, who = sql.Identifier(schema).as_string(None), sql.Identifier(role).as_string(None)
+    """The least rights that a running program needs, as GRANT statements for a role; again after each migration."""
+    where, who = compose.Identifier(schema).as_string(None), compose.Identifier(role).as_string(None)
+    tables = (f"grant {', '.join(rights)} on {where}.{table} to {who};" for table, rights in RIGHTS.items())
     return "\n".join(
         (
             f"grant usage on schema {where} to {who};",
-            f"grant select, insert, update, delete on all tables in schema {where} to {who};",
-            f"grant usage on all sequences in schema {where} to {who};",
+            f"grant usage on type {where}.status to {who};",
+            *tables,
             f"grant execute on all functions in schema {where} to {who};",
-            f"revoke insert, update, delete on {where}.migrations from {who};",
         )
     )

@@ -1,12 +1,15 @@
 """What is kept is a policy: one background pruner deletes in small batches what nobody needs any more.
 
 Succeeded workflows older than `EVENTFLOW_KEEP`, the numbers of old flushes (never a lane's newest, R3), and executors
-that died long ago. One process at a time prunes, under an advisory lock; a batch never stalls the hot path.
+that died long ago. One process at a time prunes, under an advisory lock; a batch never stalls the hot path, and a pass
+over the table takes at most a quarter of the time. Why there is no index to find old rows by: docs/adr/0002-pruning.md.
 """
 
 import logging
 import random
 import threading
+import time
+from collections.abc import Generator
 from datetime import timedelta
 
 import psycopg
@@ -16,20 +19,32 @@ from eventflow.errors import EventflowError
 
 logger = logging.getLogger(__name__)
 
-_EVERY = 60.0
-_BATCH = 1000
+_EVERY = 60.0  # seconds between two rounds of flush numbers and executors
+_BATCH = 1000  # workflows per transaction
+_PAGES = 1024  # of the table, looked at per transaction
+_SHARE = 3  # rest this many times as long as a batch took
 
 
-def prune_once(database: Database, connection: Connection, keep: timedelta | None, batch: int = _BATCH) -> int:
-    """One round; how many workflows went. Does nothing where another process prunes just now."""
-    gone = 0
-    in_transaction(connection, lambda c: _flushes(database, c))
-    while keep is not None:
-        count = in_transaction(connection, lambda c: _workflows(database, c, keep, batch))
-        gone += count
-        if count < batch:
-            break
-    return gone
+def prune_ledger(database: Database, connection: Connection) -> None:
+    """Old flush numbers and executors. Does nothing where another process prunes just now."""
+    in_transaction(connection, lambda c: _ledger(database, c))
+
+
+def prune_workflows(database: Database, connection: Connection, keep: timedelta) -> Generator[int]:
+    """One pass over the workflows; yields after each batch how many went. Ends where another process prunes."""
+    [(pages,)] = database.run(connection, "workflow_pages")
+    page, after = 0, "(0,0)"
+    while page <= pages:
+        place: dict[str, object] = {"after": after, "page": page + _PAGES, "keep": keep, "batch": _BATCH}
+        found = in_transaction(connection, lambda c, p=place: _batch(database, c, p))
+        if found is None:
+            return
+        gone, last = found
+        if gone < _BATCH:
+            page += _PAGES
+            last = f"({page},0)"
+        after = last
+        yield gone
 
 
 def _locked(database: Database, connection: Connection) -> bool:
@@ -37,16 +52,18 @@ def _locked(database: Database, connection: Connection) -> bool:
     return got
 
 
-def _flushes(database: Database, connection: Connection) -> None:
+def _ledger(database: Database, connection: Connection) -> None:
     if _locked(database, connection):
         database.run(connection, "prune_flushes")
         database.run(connection, "prune_executors")
 
 
-def _workflows(database: Database, connection: Connection, keep: timedelta, batch: int) -> int:
+def _batch(database: Database, connection: Connection, place: dict[str, object]) -> tuple[int, str] | None:
     if not _locked(database, connection):
-        return 0
-    return len(database.run(connection, "prune_workflows", {"keep": keep, "batch": batch}))
+        return None
+    connection.execute("set local synchronous_commit = off")
+    [(workflows, _, last)] = database.run(connection, "prune_workflows", place)
+    return workflows, last
 
 
 class Pruner:
@@ -55,6 +72,7 @@ class Pruner:
     def __init__(self, database: Database, keep: timedelta | None) -> None:
         self._database, self._keep = database, keep
         self._stop = threading.Event()
+        self._passed = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="eventflow pruner", daemon=True)
 
     def start(self) -> None:
@@ -64,9 +82,26 @@ class Pruner:
         self._stop.set()
 
     def _loop(self) -> None:
-        while not self._stop.wait(_EVERY * (0.5 + random.random())):
+        while not self._stop.wait(min(_EVERY, self._period()) * (0.5 + random.random())):
             try:
                 with self._database.connect("pruner") as connection:
-                    prune_once(self._database, connection, self._keep)
+                    prune_ledger(self._database, connection)
+                    self._pass(connection)
             except (psycopg.Error, EventflowError) as error:
                 logger.debug("pruning: %s", error)
+
+    def _period(self) -> float:
+        """Seconds between two passes: a hundredth of the time that workflows are kept, at least one, at most an hour."""
+        return _EVERY if self._keep is None else min(max(self._keep.total_seconds() / 100, 1.0), 3600.0)
+
+    def _pass(self, connection: Connection) -> None:
+        if self._keep is None or time.monotonic() - self._passed < self._period() / 2:
+            return
+        began, gone = time.monotonic(), 0
+        for count in prune_workflows(self._database, connection, self._keep):
+            gone += count
+            if self._stop.wait(_SHARE * (time.monotonic() - began)):
+                return
+            began = time.monotonic()
+        self._passed = time.monotonic()
+        logger.debug("pruned %d workflows", gone)

@@ -122,7 +122,6 @@ create index workflows_scope on eventflow.workflows (scope, "offset")
   where scope is not null and status in ('queued', 'running', 'waiting', 'parked');
 create index workflows_claim on eventflow.workflows (claim, "offset")
   where status in ('queued', 'running', 'waiting', 'parked');
-create index workflows_finished on eventflow.workflows using brin (finished_at);
 
 -- What a workflow's operations came to; replayed, never run again (R12).
 create table eventflow.checkpoints (

@@ -18,7 +18,8 @@ from eventflow.demo.screen import Gauge, Screen, WorkerView, make_screen
 from eventflow.demo.stage import PARTITIONS, Stage, Worker
 from eventflow.local import Addresses
 
-_SPREAD = 12.0  # seconds over which the orders are produced
+_SPREAD = 12.0  # seconds over which the orders are produced, at least
+_MOST = 2_500  # orders per second, at most
 _LIMIT = 100.0  # seconds after set-up; then the proof shows what is missing
 _KILL_AT = 0.4  # the share of the orders after which a worker is killed
 _CLAIMS = PARTITIONS * 2  # a claim per partition and group
@@ -27,7 +28,7 @@ _CLAIMS = PARTITIONS * 2  # a claim per partition and group
 def run_demo(folder: Path, addresses: Addresses, orders: int) -> int:
     """Run the demo on these services; the exit status: 0 only where everything agrees."""
     console = Console()
-    stage = Stage(folder, addresses, orders, _SPREAD)
+    stage = Stage(folder, addresses, orders, max(_SPREAD, orders / _MOST))
     try:
         stage.set_up()
         console.print(

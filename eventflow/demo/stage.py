@@ -35,11 +35,15 @@ def alone(folder: Path) -> Generator[None]:
     """Hold the folder: a second demo in it would share the first one's services.
 
     Raises:
-        LocalServiceError: another demo has it.
+        LocalServiceError: another demo has it, or it cannot be written.
 
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "demo.lock").open("w", encoding="utf-8") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "demo.lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise LocalServiceError(f"the folder {folder} cannot be used: {error}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -92,7 +96,7 @@ class Orders(threading.Thread):
     def __init__(self, bootstrap_servers: str, topic: str, orders: int, spread: float) -> None:
         super().__init__(name="orders", daemon=True)
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "linger.ms": 10, "log_level": 3}
+            {"bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "linger.ms": 10, "log_level": 0}
         )
         self._topic, self._orders, self._pace = topic, orders, spread / orders
         self._stopped = threading.Event()
@@ -146,7 +150,7 @@ class Stage:
         self._make_topic()
 
     def _make_topic(self) -> None:
-        admin = AdminClient({"bootstrap.servers": self._addresses.kafka_bootstrap_servers, "log_level": 3})
+        admin = AdminClient({"bootstrap.servers": self._addresses.kafka_bootstrap_servers, "log_level": 0})
         old = [name for name in admin.list_topics(timeout=20).topics if name.startswith(_PREFIX)]
         if old:
             for future in admin.delete_topics(old).values():
@@ -181,7 +185,8 @@ class Stage:
 
     def produced(self) -> int:
         """How many messages Kafka holds in the topic, by its own word."""
-        reader = Consumer({"bootstrap.servers": self._addresses.kafka_bootstrap_servers, "group.id": self.name})
+        servers = self._addresses.kafka_bootstrap_servers
+        reader = Consumer({"bootstrap.servers": servers, "group.id": self.name, "log_level": 0})
         try:
             marks: list[Any] = [
                 reader.get_watermark_offsets(TopicPartition(self.name, n), timeout=10) for n in range(PARTITIONS)

@@ -1,0 +1,104 @@
+"""What the policy lets go, and what it never touches."""
+
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from eventflow.database import Database
+from eventflow.migrations import migrate
+from eventflow.pruner import prune_ledger, prune_workflows
+from tests.harness import World
+
+ROWS = """
+insert into eventflow.workflows (id, name, application, status, executor, finished_at)
+select status || n, 'w', 'default', status::eventflow.status, 1,
+       case when status in ('succeeded', 'failed', 'cancelled') then now() - make_interval(days => n % 2) end
+  from generate_series(1, 5000) n, unnest('{succeeded,failed,cancelled,running,parked}'::text[]) status
+"""
+CHECKPOINTS = """
+insert into eventflow.checkpoints (workflow_id, position, seq, name, attempts, seconds)
+select id, '1.1', 1, 'step', 1, 0 from eventflow.workflows
+"""
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    migrate(database_url)
+    return Database(database_url)
+
+
+def counted(connection: psycopg.Connection[Any], table: str) -> int:
+    row = connection.execute(f"select count(*) from eventflow.{table}".encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def test_only_old_succeeded_workflows_go(database: Database) -> None:
+    with database.connect("test") as connection:
+        connection.execute(ROWS.encode())
+        connection.execute(CHECKPOINTS.encode())
+        assert sum(prune_workflows(database, connection, timedelta(hours=12))) == 2500
+        assert counted(connection, "workflows") == counted(connection, "checkpoints") == 22_500
+        left = connection.execute("select count(*) from eventflow.workflows where status = 'succeeded'").fetchone()
+        assert left == (2500,)
+        assert sum(prune_workflows(database, connection, timedelta(hours=12))) == 0
+
+
+def test_one_process_prunes_at_a_time(database: Database) -> None:
+    with database.connect("test") as connection, database.connect("other") as other:
+        connection.execute(ROWS.encode())
+        other.execute("begin")
+        database.run(other, "lock_pruning", {"name": "eventflow.prune eventflow"})
+        assert list(prune_workflows(database, connection, timedelta(hours=12))) == []
+        other.execute("commit")
+        assert sum(prune_workflows(database, connection, timedelta(hours=12))) == 2500
+
+
+def test_the_newest_flush_number_stays(database: Database) -> None:
+    with database.connect("test") as connection:
+        birth = {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2}
+        [(executor,)] = database.run(connection, "birth", birth)
+        connection.execute(
+            "insert into eventflow.flushes select %s, 0, n, 0 from generate_series(1, 100) n", (executor,)
+        )
+        prune_ledger(database, connection)
+        rows = connection.execute("select lane, n from eventflow.flushes order by 1").fetchall()
+        assert rows == [(0, 100), (1, 0)]
+
+
+def test_a_dead_executor_goes_when_nothing_refers_to_it(database: Database) -> None:
+    with database.connect("test") as connection:
+        birth = {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2}
+        ids = [database.run(connection, "birth", birth)[0][0] for _ in range(4)]
+        dead, young, holds, alive = ids
+        connection.execute(
+            "update eventflow.executors set alive = false, died_at = now() - interval '2 days' where id = any(%s)",
+            ([dead, holds],),
+        )
+        connection.execute("update eventflow.executors set alive = false, died_at = now() where id = %s", (young,))
+        connection.execute(
+            "insert into eventflow.workflows (id, name, application, status, executor) values ('p', 'w', 'a', 'parked', %s)",
+            (holds,),
+        )
+        prune_ledger(database, connection)
+        assert connection.execute("select id from eventflow.executors order by id").fetchall() == [
+            (young,), (holds,), (alive,),
+        ]  # fmt: skip
+        for table in ("beats", "flushes"):
+            assert (
+                connection.execute(
+                    f"select executor from eventflow.{table} where executor = {dead}".encode()
+                ).fetchall()
+                == []
+            )
+
+
+def test_a_worker_prunes_by_its_setting(world: World) -> None:
+    world.create_topic(2)
+    world.start(ready=True, EVENTFLOW_KEEP="5")
+    world.produce(500)
+    world.wait_completed("billing")
+    world.wait(lambda: world.one("select count(*) from eventflow.workflows") == 0, "they have gone")
+    world.check_no_incidents()
