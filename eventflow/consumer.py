@@ -4,6 +4,7 @@ One thread per handler owns its Kafka consumer: `poll` is served while handlers 
 blocks the event loop. Kafka's committed offsets are advisory; from its first claim on, only the ledger counts.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 1000
 _FOLD_EVERY = 5.0
-_ASK_IDENTITY_EVERY = 10.0
+_ASK_IDENTITY_EVERY = 2.0
 _PAUSE_AFTER = 1.0
 _READ_COMMITTED: dict[str, str | int | float | bool] = {
     "enable.auto.commit": False,
@@ -41,11 +42,12 @@ _READ_COMMITTED: dict[str, str | int | float | bool] = {
 _DEFAULTS: dict[str, str | int | float | bool] = {
     "partition.assignment.strategy": "cooperative-sticky",
     "session.timeout.ms": 6000,
-    "heartbeat.interval.ms": 1500,
+    "heartbeat.interval.ms": 200,
     "fetch.queue.backoff.ms": 5,
     "fetch.wait.max.ms": 100,
     "queued.max.messages.kbytes": 32768,
     "topic.metadata.refresh.interval.ms": 10000,
+    "topic.metadata.propagation.max.ms": 1,  # a topic that was identified and is unknown now was deleted
     "reconnect.backoff.max.ms": 1000,
     "allow.auto.create.topics": False,
 }
@@ -105,7 +107,9 @@ class Intake:
         self._hold = threading.Event()
         self._abandoned = False
         self._sources: dict[str, Source] = {}
-        self._suspect = threading.Event()
+        self._suspect = threading.Event()  # a topic may have been recreated: nothing is taken until its id is known
+        self._unsure = False
+        self._rebalanced = False
         self._changed: set[str] = set()
         self._lost: list[Claim] = []
         self._connection: Connection | None = None
@@ -209,7 +213,9 @@ class Intake:
     def _turn(self) -> None:
         if self._lost:
             self._claim_again()
-        if self._hold.is_set():
+        if self._rebalanced:
+            self._may_join_at_once()
+        if self._hold.is_set() or self._suspect.is_set():
             self._serve()
             return
         room = self._bound - self._in_flight()
@@ -245,6 +251,10 @@ class Intake:
 
     def _resume(self) -> None:
         self._full_since = None
+        if self._unsure:  # what came after a topic error was thrown away, and is fetched again
+            self._unsure = False
+            for claim in self.claims.values():
+                self._consumer.seek(TopicPartition(claim.topic, claim.partition, claim.next_offset))
         if self._paused:
             self._paused = False
             self._consumer.resume([TopicPartition(t, p) for t, p in self.claims])
@@ -268,6 +278,9 @@ class Intake:
             error = message.error()
             if error is not None:
                 self._problem(message, error)
+                continue
+            if self._suspect.is_set():
+                self._unsure = True
                 continue
             here: Key = (message.topic(), message.partition())
             if here != key:
@@ -329,12 +342,23 @@ class Intake:
         consumer.incremental_assign([TopicPartition(c.topic, c.partition, c.next_offset) for c in claims if not c.lost])
         if self._paused:
             consumer.pause([TopicPartition(c.topic, c.partition) for c in claims if not c.lost])
+        self._rebalanced = True
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = [(p.topic, p.partition) for p in partitions]
         if not self._abandoned:
             self._give_up(gone)
         self._forget(consumer, gone)
+        self._rebalanced = True
+
+    def _may_join_at_once(self) -> None:
+        """Let the next round of this rebalance begin: librdkafka joins once a second, counted anew by each metadata answer.
+
+        What is to move stands still between the round that revokes it and the one that assigns it.
+        """
+        self._rebalanced = False
+        with contextlib.suppress(KafkaException):
+            self._consumer.list_topics(self.spec.topics[0], timeout=1)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = [(p.topic, p.partition) for p in partitions]
@@ -651,24 +675,31 @@ class Intake:
         """Ask regularly, and after every topic error, whether the topics are still what they were (R16)."""
         while not self._stop.is_set() and not self._changed:
             self._suspect.wait(_ASK_IDENTITY_EVERY)
-            self._suspect.clear()
-            for topic, source in list(self._sources.items()):
-                try:
-                    _, topic_id = self._ask(topic)
-                except UnknownTopicError:
-                    self._changed.add(topic)
-                except Exception as error:
-                    logger.debug("asking for the id of %s: %s", topic, error)
-                else:
-                    if topic_id != source.topic_id:
-                        self._changed.add(topic)
+            read = [(claim, claim.next_offset) for claim in list(self.claims.values())]
+            try:
+                changed = {topic for topic, source in self._sources.items() if not self._is(topic, source)}
+            except (KafkaException, UnavailableError) as error:
+                logger.debug("asking for topic ids: %s", error)
+            else:
+                self._changed |= changed
+                for claim, offset in read:
+                    if claim.topic not in changed:
+                        claim.verified = offset
+                self._suspect.clear()
             self._stop.wait(0.2)
+
+    def _is(self, topic: str, source: Source) -> bool:
+        try:
+            return self._ask(topic)[1] == source.topic_id
+        except UnknownTopicError:
+            return False
 
     def _note_changes(self) -> None:
         for key, claim in list(self.claims.items()):
             if key[0] in self._changed:
                 logger.error("topic %s was deleted or recreated; its partitions begin anew", key[0])
-                detail = f"was deleted or recreated; read up to offset {claim.next_offset} under its old id"
+                suspect = f"offsets {claim.verified} to {claim.next_offset} may be those of the new one"
+                detail = f"was deleted or recreated; read under its old id, {suspect}"
                 claim.lost = claim.revoked = True
                 self._incident("recreated", f"{claim.group} {claim.topic}/{claim.partition}", detail)
                 del self.claims[key]

@@ -18,6 +18,7 @@ class Claim:
 
     Attributes:
         next_offset: everything below was handed out under this claim, or is covered by a gap.
+        verified: everything below was read before the topic was last seen to be still the same (R16).
         accepted_above: ranges above the position that the ledger has accepted already.
         unfinished: ids of rows of its scope that were accepted before and are not final.
         line, busy, tail: the runs of this partition's scope, where order is kept.
@@ -28,7 +29,8 @@ class Claim:
 
     __slots__ = (
         "accepted_above", "busy", "epoch", "finished", "group", "handed", "id", "id_prefix", "incarnation", "line", "lock",
-        "lost", "next_offset", "partition", "revoked", "scope", "source", "tail", "topic", "unfinished", "wary_until",
+        "lost", "next_offset", "partition", "revoked", "scope", "source", "tail", "topic", "unfinished",
+        "verified", "wary_until",
     )  # fmt: skip
 
     def __init__(
@@ -47,7 +49,7 @@ class Claim:
         self.accepted_above: list[tuple[int, int]] = []
         self.scope: str | None = None
         self.unfinished: list[str] = []
-        self.wary_until = next_offset
+        self.wary_until = self.verified = next_offset
         self.handed = 0
         self.finished = 0
         self.lost = False

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ APPS = ROOT / "tests" / "integration" / "worker_apps"
 FAST = {
     "EVENTFLOW_LEASE": "1",
     "EVENTFLOW_BEAT": "0.2",
-    "EVENTFLOW_KAFKA": json.dumps({"session.timeout.ms": 2000, "heartbeat.interval.ms": 300}),
+    "EVENTFLOW_KAFKA": json.dumps({"session.timeout.ms": 2000}),
 }
 # The defaults of a deployment, for tests that measure them.
 DEFAULTS: dict[str, str] = {}
@@ -273,6 +273,13 @@ class World:
         partitions = admin.list_topics(name, 10).topics[name].partitions
         places = {TopicPartition(name, p): OffsetSpec.latest() for p in partitions}
         return {p.partition: f.result(20).offset for p, f in admin.list_offsets(places).items()}
+
+    def has_partitions(self, count: int) -> bool:
+        """Whether the brokers lead so many partitions of the topic by now."""
+        try:
+            return len(self.ends()) == count
+        except KafkaException:
+            return False
 
     # ---- workers ----
 
@@ -525,11 +532,12 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, budget: int | None) -> None:
         try:
             while data := source.recv(65536):
-                if budget is not None:
-                    data, budget = data[:budget], budget - len(data)
-                if data:
+                if budget is None or self._budget is None:
                     sink.sendall(data)
-                if budget is not None and budget <= 0 and self._budget is not None:
+                    continue
+                sink.sendall(data[:budget])
+                budget -= len(data)
+                if budget <= 0:
                     self.cuts += 1
                     break
         except OSError:

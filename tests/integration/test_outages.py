@@ -19,7 +19,6 @@ def finish(world: World, timeout: float = 90) -> None:
     world.check_no_incidents()
 
 
-@pytest.mark.long
 def test_postgres_killed_and_restarted_under_load(private_world: World, private_postgres) -> None:
     world = private_world
     world.create_topic(3)
@@ -73,7 +72,6 @@ def test_sessions_are_terminated_again_and_again(world: World, role: str) -> Non
     assert all(worker.alive for worker in workers)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("app", ["two_steps", "ledger_psycopg", "ledger_session", "transactional_step"])
 def test_connections_cut_at_any_byte(world: World, app: str, seed: int) -> None:
@@ -88,8 +86,8 @@ def test_connections_cut_at_any_byte(world: World, app: str, seed: int) -> None:
             "select pg_terminate_backend(pid) from pg_stat_activity "
             "where datname = current_database() and application_name like 'eventflow%%'"
         )  # what is open already would never be cut
-        world.produce(1000, over=3.0)
-        world.wait(lambda: proxy.cuts >= 10, "connections are cut", 20)
+        with Load(world, 300):
+            world.wait(lambda: proxy.cuts >= 10, "connections are cut")
         proxy.heal()
         world.wait_completed(group)
         print(f"{proxy.cuts} connections cut")

@@ -45,7 +45,6 @@ def wakes_up_anew(world: World, zombie: Worker, old: int, group: str) -> None:
         ("ordered", "ordered"),
     ],
 )  # fmt: skip
-@pytest.mark.long
 def test_frozen_with_work_in_flight(world: World, app: str, group: str) -> None:
     world.create_topic(4)
     victim = world.start(app, ready=True, PAUSE="0.1")
@@ -66,14 +65,12 @@ def test_frozen_with_work_in_flight(world: World, app: str, group: str) -> None:
     world.check_no_incidents()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("app", ["one_step", "two_steps", "ordered"])
 def test_frozen_with_a_flush_half_sent(world: World, app: str) -> None:
     """The server waits for the rest of a transaction that holds the identity: the taker ends its session (R9)."""
     half_sent_flush(world, app)
 
 
-@pytest.mark.long
 def test_frozen_with_a_flush_half_sent_on_postgres_15(debian_world: World) -> None:
     """The same where no `transaction_timeout` exists."""
     half_sent_flush(debian_world, "one_step")
@@ -100,7 +97,6 @@ def half_sent_flush(world: World, app: str) -> None:
     world.check_no_incidents()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("app", ["ledger_psycopg", "ledger_session", "transactional_step"])
 def test_frozen_in_a_transaction(world: World, app: str) -> None:
     """Frozen between a user's statements and their commit: the effect is the taker's, once."""
@@ -128,7 +124,6 @@ def passed(world: World, ends: dict[int, int]) -> bool:
     return {(p, o) for p, end in ends.items() for o in range(end)} <= set(rows)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("how", ["sigkill", "sigstop"])
 def test_takeover_within_ten_seconds_by_default(world: World, how: str) -> None:
     """With the defaults of a deployment: lease 5 s, session timeout 6 s."""
