@@ -42,7 +42,8 @@ def test_three_workers_join_and_leave_every_second(world: World, how: str) -> No
             time.sleep(max(0.0, due - time.monotonic()))
     finish(world)
     for worker in leaving:
-        assert worker.process.wait(30) == 0
+        status = worker.process.wait(30)
+        assert status == 0 or (status == -signal.SIGTERM and "runs" not in worker.text), "it had begun"
 
 
 def test_rolling_restart_under_load(world: World) -> None:
