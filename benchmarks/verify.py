@@ -86,6 +86,13 @@ def limit(connection: psycopg.Connection, count: int, report: Report) -> None:
     _check(connection, *_ledger_rows(count))
 
 
+_STEPS = """(
+    select workflow_id, output, error from eventflow.checkpoints
+    union all
+    select id, s ->> 2, s ->> 3 from eventflow.workflows, jsonb_array_elements(steps::jsonb) as t (s)
+) as steps"""
+
+
 def _ledger_rows(count: int) -> tuple[Wanted, Wanted]:
     order_id = "(convert_from(value, 'UTF8')::json ->> 'order_id')::bigint"
     workflows = (
@@ -94,8 +101,7 @@ def _ledger_rows(count: int) -> tuple[Wanted, Wanted]:
         ' count(distinct (claim, "offset")) from eventflow.workflows'
     )
     checkpoints = (
-        "select count(*), count(distinct workflow_id), sum(output::bigint)::bigint,"
-        " count(error) from eventflow.checkpoints"
+        f"select count(*), count(distinct workflow_id), sum(output::bigint)::bigint, count(error) from {_STEPS}"
     )
     total = orders.total(count)
     return (
@@ -143,7 +149,7 @@ def two_steps(connection: psycopg.Connection, count: int, report: Report) -> Non
     _equal("handler calls", len(report["delays"]), count)
     _equal("second steps", len(report["durable_delays"]), count)
     succeeded = "select count(*) from eventflow.workflows where status = 'succeeded'"
-    checkpoints = "select count(*), count(distinct workflow_id) from eventflow.checkpoints"
+    checkpoints = f"select count(*), count(distinct workflow_id) from {_STEPS}"
     _check(
         connection,
         *_accepted(count),

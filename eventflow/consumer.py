@@ -403,8 +403,12 @@ class Intake:
             return []
         self._first_positions(topic, source, partitions)
         connection, database = self._database()
-        with evicting(database, connection, after=1.0):
-            rows = in_transaction(connection, lambda c: self._take_claims(c, source, partitions))
+
+        def work(connection: Connection) -> list[Any]:
+            with evicting(database, connection, after=1.0):
+                return self._take_claims(connection, source, partitions)
+
+        rows = in_transaction(connection, work)
         claims = [self._make_claim(topic, source, row) for row in rows]
         return [claim for claim in claims if self._in_log(claim)]
 

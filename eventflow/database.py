@@ -188,9 +188,9 @@ def evicting(database: Database, connection: Connection, after: float) -> Genera
     """End whatever blocks this connection's transaction for longer than `after` seconds (R7, R9).
 
     A frozen process can hold a lock for ever, half-way through a flush: no timeout of older servers ends that, and
-    a role may always terminate the backends of its own.
+    a role may always terminate the backends of its own. Inside the transaction: behind a pooler only that is one backend.
     """
-    pid = connection.info.backend_pid
+    [(pid,)] = connection.execute("select pg_backend_pid()").fetchall()
     done = threading.Event()
 
     def watch() -> None:

@@ -483,12 +483,11 @@ def flush_statements(
     """The statements that write these entries, in the order of R4, and the claims that they stand on."""
     fast: list[Entry] = []
     new: list[Entry] = []
-    old: list[Entry] = []
+    kept: list[Entry] = []  # rows that exist
     for entry in entries:
         run = entry.run
         if run.in_ledger:
-            if entry.changed:
-                old.append(entry)
+            kept.append(entry)
         elif entry.status == "succeeded" and run.claim is not None and entry.attempt == 1:
             fast.append(entry)
         else:
@@ -501,13 +500,14 @@ def flush_statements(
         statements.append(("insert_succeeded", _fast_params(executor, application, fast)))
     if new:
         statements.append(("insert_workflows", _new_params(executor, application, new)))
-    if old:
-        statements.append(("update_workflows", _state_params(executor, old)))
+    changed = [entry for entry in kept if entry.changed]
+    if changed:
+        statements.append(("update_workflows", _state_params(executor, changed)))
     drops = [e for e in entries if e.drop_from is not None]
     if drops:
         ids, seqs = [e.run.workflow_id for e in drops], [e.drop_from for e in drops]
         statements.append(("delete_checkpoints", {"workflow_id": ids, "seq": seqs}))
-    rows = [(e.run.workflow_id, c) for e in entries for c in e.checkpoints]
+    rows = [(e.run.workflow_id, c) for part in (new, kept) for e in part for c in e.checkpoints]
     if rows:
         statements.append(("insert_checkpoints", _checkpoint_params(rows)))
     return statements, set(ranges)
@@ -523,7 +523,14 @@ def _fast_params(executor: int, application: str, entries: list[Entry]) -> dict[
         "scope": [r.scope for r in runs], "key": [r.key for r in runs], "value": [r.value for r in runs],
         "headers": [r.headers and headers_json(r.headers) for r in runs],
         "output": [e.output for e in entries],
+        "steps": [_steps(e.checkpoints) if e.checkpoints else None for e in entries],
     }  # fmt: skip
+
+
+def _steps(checkpoints: list[Checkpoint]) -> str:
+    """Checkpoints inside their workflow's row, in the order in which they were recorded, as `read_steps.sql` reads them."""
+    rows = [[c.position, c.name, c.output, c.error, c.attempts, round(c.seconds, 6)] for c in checkpoints]
+    return json.dumps(rows, separators=(",", ":"))
 
 
 def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[str, Any]:

@@ -212,9 +212,15 @@ class Lease:
         until = time.monotonic() + 1.0 + random.random() / 2
         query = "try_lock_dead"
 
+        def lock(connection: Connection) -> bool:
+            if query == "try_lock_dead":
+                return bool(run(connection, query, {"dead": dead}))
+            with evicting(self._database, connection, after=0.2):
+                return bool(run(connection, query, {"dead": dead}))
+
         def work(connection: Connection) -> bool:
             run(connection, "fence", {"executor": self._executor})
-            if not run(connection, query, {"dead": dead}):
+            if not lock(connection):
                 return False
             run(connection, "mark_dead", {"dead": dead, "executor": self._executor})
             run(connection, "orphan_rows", {"dead": dead})
@@ -223,11 +229,7 @@ class Lease:
         while not self._stop.is_set():
             if time.monotonic() > until:
                 query = "lock_dead"
-                with evicting(self._database, connection, after=0.2):
-                    taken = in_transaction(connection, work)
-            else:
-                taken = in_transaction(connection, work)
-            if taken:
+            if in_transaction(connection, work):
                 logger.warning("executor %d is dead; executor %d takes its work over", dead, self._executor)
                 crash_point("recovery.after_takeover")
                 self._seen.pop(dead, None)

@@ -741,7 +741,9 @@ def _check_consumer(group: str, ordering: str, start: str, identity: str, bound:
         raise UsageError(f"@kafka_consumer: no such ordering: {ordering!r}")
     if start not in {"earliest", "latest"}:
         raise UsageError(f"@kafka_consumer: start is 'earliest' or 'latest', not {start!r}")
-    if identity not in {"topic_id", "name"}:
+    if identity == "name":
+        raise UsageError("@kafka_consumer: identity='name' is not built yet; brokers must give topics an id")
+    if identity != "topic_id":
         raise UsageError(f"@kafka_consumer: identity is 'topic_id' or 'name', not {identity!r}")
     if bound is not None and bound < 1:
         raise UsageError("@kafka_consumer: max_in_flight must be at least 1")

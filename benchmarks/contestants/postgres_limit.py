@@ -16,18 +16,12 @@ from benchmarks.contestants import common
 SCHEMA = Path(__file__).resolve().parents[2] / "sql" / "schema.sql"
 WORKFLOWS = """
 insert into eventflow.workflows
-  (id, name, application, status, executor, claim, "offset", timestamp, value, output, finished_at)
-select id, 'bill', 'default', 'succeeded', 1, claim, "offset", 1764000000000, value, output, now()
-from unnest(%b::text[], %b::int8[], %b::int8[], %b::bytea[], %b::text[])
-  as t (id, claim, "offset", value, output)
+  (id, name, application, status, executor, claim, "offset", timestamp, value, output, steps, finished_at)
+select id, 'bill', 'default', 'succeeded', 1, claim, "offset", 1764000000000, value, output, steps, now()
+from unnest(%b::text[], %b::int8[], %b::int8[], %b::bytea[], %b::text[], %b::text[])
+  as t (id, claim, "offset", value, output, steps)
 """
-CHECKPOINTS = """
-insert into eventflow.checkpoints (workflow_id, position, seq, name, attempts, seconds, output)
-select id, '1', 1, 'charge', 1, 0, output
-from unnest(%b::text[], %b::text[]) as t (id, output)
-"""
-
-Batch = tuple[list[str], list[int], list[int], list[bytes], list[str]]
+Batch = tuple[list[str], list[int], list[int], list[bytes], list[str], list[str]]
 
 
 def batch(topic: str, group: str, order_ids: Sequence[int]) -> Batch:
@@ -39,6 +33,7 @@ def batch(topic: str, group: str, order_ids: Sequence[int]) -> Batch:
         [offset for offset, _ in places],
         [orders.value(order_id) for order_id in order_ids],
         [str(orders.amount(order_id)) for order_id in order_ids],
+        [f'[["1.1","charge","{orders.amount(order_id)}",null,1,0.000021]]' for order_id in order_ids],
     )
 
 
@@ -46,7 +41,6 @@ def insert(connection: psycopg.Connection, rows: Batch) -> None:
     """One batch, one transaction, one round trip."""
     with connection.pipeline(), connection.transaction():
         connection.execute(WORKFLOWS, rows, prepare=True)
-        connection.execute(CHECKPOINTS, (rows[0], rows[-1]), prepare=True)
 
 
 def main() -> None:

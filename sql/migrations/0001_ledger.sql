@@ -101,6 +101,7 @@ create table eventflow.workflows (
   value       bytea,
   headers     text,                       -- JSON: [[name, base64 or null], ...]
   output      text,                       -- JSON
+  steps       text,                       -- JSON: its checkpoints, where row and outcome were written at once (ADR 3)
   error       text,                       -- JSON: type, message, arguments, traceback
   reason      text,                       -- why it is parked, in words
   check ((finished_at is not null) = (status in ('succeeded', 'failed', 'cancelled')))

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
+from eventflow.database import Database
 from tests.harness import World
 
 
@@ -100,3 +101,23 @@ def test_the_broker_refuses_the_credentials(world: World) -> None:
     worker = world.start("one_step", EVENTFLOW_KAFKA=json.dumps(kafka))
     world.wait(lambda: "Kafka" in worker.text or not worker.alive, "it complains", 30)
     assert "s3cret-pw" not in worker.text
+
+
+def test_what_steps_came_to_is_there_however_the_row_was_written(world: World) -> None:
+    """Written once, a workflow carries its checkpoints inside its row; accepted before, they have rows of their own."""
+    world.create_topic(1)
+    once = world.start("one_step", ready=True)
+    world.produce(1)
+    world.wait_completed("billing")
+    once.stop()
+    world.start("two_steps")
+    world.produce(1)
+    world.wait_completed("billing")
+    database = Database(world.database_url)
+    with database.connect("test") as connection:
+        found = [
+            [(row[0], row[1], row[2], row[5]) for row in database.run(connection, "read_steps", {"id": id_})]
+            for (id_,) in world.sql('select id from eventflow.workflows order by "offset"')
+        ]
+    assert found == [[("1.1", "charge", 1, None)], [("1.1", "one", 1, None), ("1.2", "two", 1, None)]]
+    assert world.one("select count(*) from eventflow.checkpoints") == 2
