@@ -375,6 +375,7 @@ def check_exactly_once(
         effects: whether each message must have left exactly one row in `effects`.
     """
     with psycopg.connect(database_url) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # workers still fold deltas into claims
         _check_rows(connection, topic, group, ends)
         _check_ranges(connection, topic, group, ends)
         if effects:
