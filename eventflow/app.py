@@ -6,6 +6,7 @@ incarnation is fenced, everything it held is dropped and the next one begins; li
 
 import asyncio
 import contextlib
+import faulthandler
 import functools
 import gc
 import inspect
@@ -71,6 +72,13 @@ R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 IfExists = Literal["attach", "reject"]
 _FIRST_LANE = 2  # 0 is the journal's, 1 starts workflows
+_LEAVE = 10.0  # seconds to leave the consumer groups
+_OVERDUE = 20.0  # seconds after the drain's budget, after which a process that has not ended is ended
+
+
+def lane_count(settings: Settings) -> int:
+    """How many lanes an executor has: the journal's, the starter's, and four kinds for transactions."""
+    return _FIRST_LANE + 4 * settings.transaction_lanes
 
 
 def tune_garbage_collector() -> None:
@@ -90,41 +98,38 @@ class Incarnation:
         database: Database,
         specs: dict[str, Spec],
         consumers: list[Any],
-        stop: threading.Event,
-        on_end: Callable[[BaseException], None],
+        executor: int,
     ) -> None:
         self._loop, self._settings, self.database = loop, settings, database
-        self._specs, self._on_end = specs, on_end
+        self._specs = specs
         self._stopped = threading.Event()
-        self._ended = False
-        count = _FIRST_LANE + 4 * settings.transaction_lanes
-        names = names_with_files(specs)
-        self.id = birth(database, settings.application, names, count, stop)
-        application = settings.application
+        self.ended: asyncio.Future[BaseException] = loop.create_future()
+        application, count = settings.application, lane_count(settings)
+        self.id = executor
         self.executor = Executor(loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random)
         self.journal = Journal(
             Lane(database, self.id, 0, self._stopped), application,
             on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self._lost,
-            on_fenced=self._fenced, on_incident=self._incident,
+            on_fenced=self._end, on_incident=self._incident,
         )  # fmt: skip
         self._starter = Lane(database, self.id, 1, self._stopped, ["set local lock_timeout = '2s'"])
         self._starting = threading.Lock()
         lanes = [Lane(database, self.id, n, self._stopped) for n in range(_FIRST_LANE, count)]
         self.transactions = Transactions(
-            database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._fenced
+            database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._end
         )
         self.executor.journal = self.journal
         self.executor.transact = self.transactions.put
         self._lease = Lease(
             database, self.id, application, specs, beat=settings.beat, lease=settings.lease,
             adopt=self._adopt, running=self.executor.runs.__contains__, stuck_for=self.journal.waiting_for,
-            on_fenced=self._fenced,
+            on_fenced=self._end,
         )  # fmt: skip
         where = Connections(database, settings.kafka_bootstrap_servers, dict(settings.kafka), self.id, application)
         self.intakes = [
             Intake(
                 consumer, where, self.journal, max_in_flight=settings.max_in_flight, dispatch=self.executor.dispatch,
-                accept=self.executor.accept_claims, unblock=self.executor.unblock, on_fatal=self._fatal,
+                accept=self.executor.accept_claims, unblock=self.executor.unblock, on_fatal=self._end,
             )
             for consumer in consumers
         ]  # fmt: skip
@@ -155,16 +160,10 @@ class Incarnation:
         for intake in self.intakes:
             intake.lose(claims)
 
-    def _fenced(self, error: FencedError) -> None:
-        self._end(error)
-
-    def _fatal(self, error: Exception) -> None:
-        self._end(error)
-
     def _end(self, error: BaseException) -> None:
-        if not self._ended:
-            self._ended = True
-            self._loop.call_soon_threadsafe(self._on_end, error)
+        """Fenced, or something that no retry can mend; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program has left already
+            self._loop.call_soon_threadsafe(_done_with, self.ended, error)
 
     def _incident(self, kind: str, subject: str, detail: str) -> None:
         logger.error("%s: %s: %s", kind, subject, detail)
@@ -216,21 +215,30 @@ class Incarnation:
     # ---- the end ----
 
     async def drain(self) -> None:
-        """SIGTERM's way out: fetch nothing more, let work end within the budget, flush, let go of everything."""
+        """SIGTERM's way out: let work end, record it, let go of everything. Fenced on the way: drop the rest at once."""
+        leaving = asyncio.ensure_future(self._leave())
+        await asyncio.wait({leaving, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if leaving.done():
+            leaving.result()
+        else:
+            leaving.cancel()
+            await self.abort()
+
+    async def _leave(self) -> None:
         budget = self._settings.drain
+        until = time.monotonic() + budget
+        logger.info("executor %d leaves; what runs has %g s to end", self.id, budget)
         for intake in self.intakes:
             intake.hold()
-        until = time.monotonic() + budget
-        while self._busy() and time.monotonic() < until and not self._ended:
+        while self._busy() and time.monotonic() < until:
             await asyncio.sleep(0.01)
         for intake in self.intakes:
             intake.stop()
         await self.executor.drain(max(0.0, until - time.monotonic()))
-        for intake in self.intakes:
-            await asyncio.to_thread(intake.join, 10.0)
+        await self._join_intakes()
         self.transactions.stop()
         self._lease.stop()
-        if await asyncio.to_thread(self.journal.close, 10.0) and not self._ended:
+        if await asyncio.to_thread(self.journal.close, 10.0) and not self.ended.done():
             await asyncio.to_thread(self._die)
         self._stopped.set()
         self.executor.abort()
@@ -248,17 +256,21 @@ class Incarnation:
 
     async def abort(self) -> None:
         """Fenced: nothing held here can be recorded; drop it all."""
-        self._ended = True
         self._stopped.set()
         for intake in self.intakes:
             intake.stop(abandon=True)
         self.executor.abort()
         self.transactions.stop()
         self._lease.stop()
-        for intake in self.intakes:
-            await asyncio.to_thread(intake.join, 10.0)
+        await self._join_intakes()
         await asyncio.to_thread(self.journal.close, 2.0)
         await asyncio.to_thread(self._lease.join, 2.0)
+
+    async def _join_intakes(self) -> None:
+        """Wait until the consumers have left their groups; for all of them together no longer than for one."""
+        until = time.monotonic() + _LEAVE
+        for intake in self.intakes:
+            await asyncio.to_thread(intake.join, max(0.0, until - time.monotonic()))
 
 
 class App:
@@ -275,7 +287,6 @@ class App:
         )
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
-        self._ending: asyncio.Future[BaseException]
         self._supervisor: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[BaseException]
 
@@ -336,25 +347,20 @@ class App:
                 return
 
     async def _begin(self) -> None:
-        self._ending = self._loop.create_future()
-        ending = self._ending
-
-        def on_end(error: BaseException) -> None:
-            if not ending.done():
-                ending.set_result(error)
-
-        self._incarnation = Incarnation(
-            self._loop, self._settings, self._database, self._specs, self._consumers, self._stop, on_end
+        settings, specs = self._settings, self._specs
+        executor = await asyncio.to_thread(
+            birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop
         )
-        self._incarnation.start()
+        incarnation = Incarnation(self._loop, settings, self._database, specs, self._consumers, executor)
+        incarnation.start()
+        self._incarnation = incarnation
 
     async def _supervise(self) -> None:
         """When an incarnation ends, begin the next; what no retry can mend ends the program."""
-        while True:
-            error = await asyncio.shield(self._ending)
+        while self._incarnation is not None:
+            error = await asyncio.shield(self._incarnation.ended)
             incarnation, self._incarnation = self._incarnation, None
-            if incarnation is not None:
-                await incarnation.abort()
+            await incarnation.abort()
             if not isinstance(error, FencedError):
                 if not self.failed.done():
                     self.failed.set_result(error)
@@ -471,12 +477,7 @@ class App:
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:
-    loop.call_soon_threadsafe(_done, future)
-
-
-def _done(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
+    loop.call_soon_threadsafe(_done_with, future, None)
 
 
 async def _wait(future: "asyncio.Future[Any]") -> Any:
@@ -677,6 +678,8 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
         entering.result()
         tune_garbage_collector()
         await asyncio.wait({stop, context.app.failed}, return_when=asyncio.FIRST_COMPLETED)
+        # A library that hangs must not keep a process that was told to go: peers take over what it held.
+        faulthandler.dump_traceback_later(settings.drain + _OVERDUE, exit=True)
         await context.__aexit__(None, None, None)
         if context.app.failed.done():
             raise context.app.failed.result()
@@ -688,10 +691,13 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
             import uvloop as fast
 
             factory = fast.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main())
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main())
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
-def _done_with(future: "asyncio.Future[int]", value: int) -> None:
+def _done_with(future: "asyncio.Future[Any]", value: Any) -> None:
     if not future.done():
         future.set_result(value)

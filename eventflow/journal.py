@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from json.encoder import encode_basestring_ascii as json_text
 from typing import Any
 
 import psycopg
@@ -529,8 +530,15 @@ def _fast_params(executor: int, application: str, entries: list[Entry]) -> dict[
 
 def _steps(checkpoints: list[Checkpoint]) -> str:
     """Checkpoints inside their workflow's row, in the order in which they were recorded, as `read_steps.sql` reads them."""
-    rows = [[c.position, c.name, c.output, c.error, c.attempts, round(c.seconds, 6)] for c in checkpoints]
-    return json.dumps(rows, separators=(",", ":"))
+    return f"[{','.join(map(_step, checkpoints))}]"
+
+
+def _step(checkpoint: Checkpoint) -> str:
+    position, _, name, output, error, attempts, seconds = checkpoint
+    return (
+        f'["{position}",{json_text(name)},{"null" if output is None else json_text(output)},'
+        f"{'null' if error is None else json_text(error)},{attempts},{seconds:.6f}]"
+    )
 
 
 def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[str, Any]:

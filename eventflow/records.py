@@ -5,7 +5,7 @@ The state machine is this table and nothing else; the ledger's CHECKs hold the s
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Status = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "parked"]
 
@@ -47,8 +47,7 @@ class StepRecord:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """What one operation of a workflow came to: `output` or `error`, both JSON, never both."""
 
     position: str

@@ -1,6 +1,7 @@
 """Real services for the tests, started when the first test asks for them."""
 
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,12 @@ import pytest
 
 from eventflow.local import Kafka, Postgres
 from tests import services
+
+
+def pytest_configure() -> None:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and so would children
 
 
 def pytest_report_header() -> str:

@@ -99,3 +99,21 @@ def test_a_second_signal_is_not_needed_when_postgres_is_gone(private_world: Worl
     world.start("one_step")
     world.wait_completed("billing")
     world.check("billing")
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_fenced_while_it_drains(world: World, colour: str) -> None:
+    """What still runs can be recorded by nobody here: it leaves at once, not when its budget is over."""
+    world.create_topic(2)
+    worker = world.start("slow", ready=True, COLOUR=colour, PAUSE="60", EVENTFLOW_DRAIN="60")
+    executor = world.executor(worker)
+    world.produce(10)
+    world.wait(lambda: running_effects(world) == 10, "all are running")
+    worker.signal(signal.SIGTERM)
+    world.wait(lambda: "leaves" in worker.text, "it drains")
+    world.sql("update eventflow.executors set alive = false, died_at = now() where id = %s", executor)
+    world.sql("update eventflow.workflows set executor = null where executor = %s", executor)  # what a peer would do
+    assert worker.process.wait(15) == 0, worker.text[-2000:]
+    world.start("slow", COLOUR=colour, PAUSE="0")
+    world.wait_completed("billing")
+    world.check("billing")
