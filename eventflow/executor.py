@@ -66,6 +66,7 @@ class Executor:
         self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, draw: Callable[[], float]
     ) -> None:
         self.loop = loop
+        self._loop_thread = threading.get_ident()
         self.journal: Journal
         self.transact: Callable[[list[Run]], None]
         self.runs: dict[str, Run] = {}
@@ -323,6 +324,16 @@ class Executor:
         if run.dropped or run.ended:
             raise Dropped
 
+    def home(self) -> object:
+        """The task or the thread that this code runs in; a loop where it runs in a callback."""
+        if threading.get_ident() == self._loop_thread:
+            loop = self.loop  # Python 3.11 asks the kernel for the process's id when it is not told
+        else:
+            loop = asyncio._get_running_loop()
+            if loop is None:
+                return threading.current_thread()
+        return asyncio.current_task(loop) or loop
+
     def recorded(self, run: Run) -> None:
         """A step ended: its checkpoint goes to the journal soon, with whatever else this turn of the loop records."""
         crash_point("executor.after_step")
@@ -363,7 +374,7 @@ class Executor:
         self.check(run)
 
     def _release(self, future: "asyncio.Future[None]") -> None:
-        if threading.get_ident() == self._threads.loop_thread:
+        if threading.get_ident() == self._loop_thread:
             if not future.done():
                 future.set_result(None)
         else:
@@ -641,7 +652,6 @@ class Threads:
     def __init__(self, executor: Executor, limit: int) -> None:
         self.executor = executor
         self.lock = threading.Lock()
-        self.loop_thread = threading.get_ident()
         self.stopped = threading.Event()
         self.active = 0
         self.running: set[Run] = set()

@@ -273,7 +273,11 @@ def refuse_loop(what: str, instead: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise BlockingCallError(f"{what} would block the running event loop; use {instead}")
+    raise _would_block(what, instead)
+
+
+def _would_block(what: str, instead: str) -> BlockingCallError:
+    return BlockingCallError(f"{what} would block the running event loop; use {instead}")
 
 
 # ---- where am I --------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ def current_branch() -> Branch | None:
     if branch is None or type(branch) is StepScope:
         return None
     branch = cast("Branch", branch)
-    home = _home()
+    home = branch.run.executor.home()
     if branch.home is home:
         return branch
     if isinstance(home, threading.Thread):
@@ -300,14 +304,6 @@ def current_branch() -> Branch | None:
     child = branch.child(home)
     current.set(child)
     return child
-
-
-def _home() -> object:
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return task if task is not None else threading.current_thread()
 
 
 def scope_of(what: str) -> tuple[Any, str]:
@@ -446,7 +442,8 @@ def _sync_step(spec: StepSpec) -> Callable[..., Any]:
         branch = current_branch()
         if branch is None:
             return spec.function(*args, **kwargs)
-        refuse_loop(f"the sync step {spec.name!r}", "await eventflow.durable.run_step(...)")
+        if not isinstance(branch.home, threading.Thread):
+            raise _would_block(f"the sync step {spec.name!r}", "await eventflow.durable.run_step(...)")
         return drive_sync(branch, spec, args, kwargs)
 
     call.__eventflow_step__ = spec  # type: ignore[attr-defined]
