@@ -23,6 +23,7 @@ from eventflow.journal import Entry, Journal
 from eventflow.replay import Branch
 from eventflow.runs import Claim, Run
 from eventflow.telemetry import crash_point
+from eventflow.threads import Threads
 from eventflow.workflows import current
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class Executor:
         self._active = 0
         self._quiet = asyncio.Event()
         self._clock = loop.time
-        self._threads = Threads(self, threads)
+        self._threads = Threads(threads, self._run_in_thread)
+        self._in_threads: set[Run] = set()
         self._tick = loop.call_later(max(accept_after / 2, 0.005), self._accept_slow)
 
     # ---- intake ----
@@ -211,7 +213,7 @@ class Executor:
         spec = run.spec
         try:
             if run.claim is not None or run.arguments is None:
-                result = await spec.function(self._message(run))
+                result = await spec.function(message_of(run))
             else:
                 args, kwargs = spec.arguments.decode(run.arguments)
                 result = await spec.function(*args, **kwargs)
@@ -222,8 +224,34 @@ class Executor:
             crash_point("executor.before_finish")
             self.finish(run, output, result)
 
-    def _message(self, run: Run) -> Any:
-        return message_of(run)
+    # ---- sync runs ----
+
+    def _run_in_thread(self, run: Run) -> None:
+        if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
+            self.abandon(run)
+            return
+        self._started.append((self._clock(), run))
+        self._in_threads.add(run)
+        Context().run(self._run_sync, run)
+        self._in_threads.discard(run)
+
+    def _run_sync(self, run: Run) -> None:
+        current.set(Branch(run, threading.current_thread()))
+        spec = run.spec
+        try:
+            if run.claim is not None or run.arguments is None:
+                result = spec.function(message_of(run))
+            else:
+                args, kwargs = spec.arguments.decode(run.arguments)
+                result = spec.function(*args, **kwargs)
+            output = spec.result.encode(result)
+        except BaseException as error:
+            with run.lock:
+                self.failed(run, error)
+        else:
+            crash_point("executor.before_finish")
+            with run.lock:
+                self.finish(run, output, result)
 
     # ---- outcomes ----
 
@@ -382,7 +410,7 @@ class Executor:
 
     def barrier_sync(self, run: Run) -> None:
         """The same for a worker thread."""
-        with self._threads.lock:
+        with run.lock:
             self.submit_fresh(run)
         while not run.settled():
             if run.dropped:
@@ -465,17 +493,8 @@ class Executor:
             run = started.popleft()[1]
             if run.ended or run.dropped:
                 continue
-            if run.spec.is_async:
-                self.accept(run)
-            else:
-                with self._threads.lock:
-                    self.accept(run)
-                self._threads.grow()
+            self.accept(run)
         self._tick = self.loop.call_later(max(self._accept_after / 2, 0.005), self._accept_slow)
-
-    def note_started(self, run: Run) -> None:
-        """A worker thread begins with it."""
-        self._started.append((self._clock(), run))
 
     def accept_claims(self, claims: set[Claim], timeout: float) -> None:
         """Accept what has started of these claims, and wait until that is durable; from a consumer's thread (R8)."""
@@ -486,9 +505,8 @@ class Executor:
 
         def accept() -> None:
             for _, run in list(self._started):
-                if run.claim in claims and not run.ended and not run.dropped:
-                    with self._threads.lock:
-                        self.accept(run)
+                if run.claim in claims:
+                    self.accept(run)
             self.journal.mark(reached.set)
 
         if any(c.handed != c.finished for c in claims):
@@ -497,8 +515,9 @@ class Executor:
 
     def accept(self, run: Run) -> None:
         """Write its row now, with what it has recorded."""
-        if (run.submitted == 0 or run.history.fresh) and not run.ended and not run.dropped:
-            self._hand(run, Entry(run, run.history.take_fresh()))
+        with run.lock:
+            if (run.submitted == 0 or run.history.fresh) and not run.ended and not run.dropped:
+                self._hand(run, Entry(run, run.history.take_fresh()))
 
     def _accept_first(self, runs: list[Run]) -> None:
         """R13: these may have killed their last process; they get a row before they run."""
@@ -591,14 +610,14 @@ class Executor:
     async def _silence(self, timeout: float) -> None:
         """Wait until nothing runs, or for the time given."""
         until = self._clock() + timeout
-        while (self._active or self._threads.active) and self._clock() < until:
+        while (self._active or self._threads.active()) and self._clock() < until:
             await asyncio.sleep(0.005)
 
     # ---- the end ----
 
     def busy(self) -> int:
         """How many runs are under way or waiting to start."""
-        return len(self._queue) + self._active + self._threads.active + self._threads.waiting() + len(self._timers)
+        return len(self._queue) + self._active + self._threads.active() + self._threads.waiting() + len(self._timers)
 
     async def drain(self, budget: float) -> None:
         """Let running work end within `budget` seconds; then let go of the rest."""
@@ -607,7 +626,7 @@ class Executor:
             timer.cancel()
             self.release(run)
         self._timers.clear()
-        while (self._active or self._threads.active) and self._clock() < until:
+        while (self._active or self._threads.active()) and self._clock() < until:
             await asyncio.sleep(0.01)
         self._stopping = True
         self._threads.stop()
@@ -615,15 +634,10 @@ class Executor:
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1.0)
-        with self._threads.lock:
-            for run in [*self.runs.values(), *self._threads.running]:
-                if not _is_transactional(run):  # those commit in their own lanes, or not at all
+        for run in [*self.runs.values(), *self._in_threads]:
+            if not _is_transactional(run):  # those commit in their own lanes, or not at all
+                with run.lock:
                     self.release(run)
-
-    def hold(self) -> None:
-        """Start nothing new."""
-        self._gate = True
-        self._threads.open(False)
 
     def abort(self) -> None:
         """The incarnation is over: nothing that runs can be recorded any more. On the loop's thread."""
@@ -644,123 +658,6 @@ class Executor:
 def _is_transactional(run: Run) -> bool:
     consumer = run.spec.consumer
     return consumer is not None and consumer.transaction is not None
-
-
-class Threads:
-    """Worker threads for sync runs: they pull whole workflows from one deque; no hop per message or step."""
-
-    def __init__(self, executor: Executor, limit: int) -> None:
-        self.executor = executor
-        self.lock = threading.Lock()
-        self.stopped = threading.Event()
-        self.active = 0
-        self.running: set[Run] = set()
-        self._limit = limit
-        self._queue: deque[Run] = deque()
-        self._ready = threading.Condition()
-        self._sleeping = 0
-        self._threads: list[threading.Thread] = []
-        self._open = True
-
-    def put(self, runs: list[Run]) -> None:
-        """Queue runs, and wake or make as many threads as can be of use."""
-        with self._ready:
-            self._queue.extend(runs)
-            self._wake()
-
-    def _wake(self) -> None:
-        wanted = min(len(self._queue), self._limit) if self._open else 0
-        if self._sleeping:
-            self._ready.notify(min(wanted, self._sleeping))
-        missing = min(wanted - self._sleeping, self._limit - len(self._threads))
-        busy = len(self._threads) - self._sleeping
-        for _ in range(max(0, missing) if busy == 0 else max(0, min(missing, 2))):
-            thread = threading.Thread(target=self._work, name="eventflow worker", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def grow(self) -> None:
-        """A run is slow: what waits gets threads of its own, up to the limit. Fast ones need few."""
-        with self._ready:
-            wanted = min(len(self._queue), self._limit - len(self._threads)) if self._open else 0
-            for _ in range(wanted):
-                thread = threading.Thread(target=self._work, name="eventflow worker", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-
-    def alone(self, run: Run) -> None:
-        """Run one in a thread of its own."""
-        threading.Thread(target=self._one, args=(run,), name="eventflow worker", daemon=True).start()
-
-    def open(self, value: bool) -> None:
-        """Whether threads may take from the queue."""
-        with self._ready:
-            self._open = value
-            if value:
-                self._wake()
-
-    def waiting(self) -> int:
-        return len(self._queue)
-
-    def stop(self) -> None:
-        self.stopped.set()
-        with self._ready:
-            self._queue.clear()
-            self._ready.notify_all()
-
-    def _next(self) -> Run | None:
-        with self._ready:
-            while not (self._queue and self._open):
-                if self.stopped.is_set():
-                    return None
-                self._sleeping += 1
-                self._ready.wait()
-                self._sleeping -= 1
-            self.active += 1
-            return self._queue.popleft()
-
-    def _work(self) -> None:
-        while (run := self._next()) is not None:
-            self._one_counted(run)
-            if len(self._queue) > 0:
-                with self._ready:
-                    self._wake()
-
-    def _one(self, run: Run) -> None:
-        with self._ready:
-            self.active += 1
-        self._one_counted(run)
-
-    def _one_counted(self, run: Run) -> None:
-        try:
-            if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
-                self.executor.abandon(run)
-            else:
-                self.executor.note_started(run)
-                self.running.add(run)
-                Context().run(self._run, run)
-                self.running.discard(run)
-        finally:
-            with self._ready:
-                self.active -= 1
-
-    def _run(self, run: Run) -> None:
-        executor, spec = self.executor, run.spec
-        current.set(Branch(run, threading.current_thread()))
-        try:
-            if run.claim is not None or run.arguments is None:
-                result = spec.function(message_of(run))
-            else:
-                args, kwargs = spec.arguments.decode(run.arguments)
-                result = spec.function(*args, **kwargs)
-            output = spec.result.encode(result)
-        except BaseException as error:
-            with self.lock:
-                executor.failed(run, error)
-        else:
-            crash_point("executor.before_finish")
-            with self.lock:
-                executor.finish(run, output, result)
 
 
 def message_of(run: Run) -> Any:

@@ -7,10 +7,13 @@ everything else to the thread or loop that runs it, until it has been handed to 
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from eventflow.replay import History
 from eventflow.workflows import Spec
+
+_ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
 
 
 class Claim:
@@ -69,6 +72,7 @@ class Run:
         submitted, durable: entries handed to the journal, and those that it has committed. Each has one writer, so
             that no lock is needed: the runner counts the first, who settles counts the second.
         wary: to be accepted before it runs, because its partition's former owner did not end cleanly (R13).
+        lock: held to hand something to the journal, where the loop and a worker thread may both do so.
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
         before: the earlier run of its scope; its first step waits until that one is durable.
 
@@ -76,7 +80,7 @@ class Run:
 
     __slots__ = (
         "after", "application", "arguments", "attempt", "before", "claim", "dropped", "durable", "ended", "executor",
-        "first", "future", "headers", "history", "in_ledger", "key", "name", "offset", "outcome", "recoveries",
+        "first", "future", "headers", "history", "in_ledger", "key", "lock", "name", "offset", "outcome", "recoveries",
         "retries", "scope", "spec", "submitted", "task", "timestamp", "value", "waiters", "wary", "workflow_id",
     )  # fmt: skip
 
@@ -111,6 +115,7 @@ class Run:
         self.future: Any = None
         self.outcome: Any = None
         self.task: Any = None
+        self.lock: Any = _ONE_THREAD if spec.is_async else threading.Lock()
 
     def settled(self) -> bool:
         """Whether everything recorded before, in this workflow and in its scope, is durable (R12)."""

@@ -1,0 +1,146 @@
+"""Threads that pull whole pieces of work from one deque: no hop per piece, no lock between threads that have work.
+
+How many run at once follows what the work does. Work that waits wants many threads; work that computes wants few, since
+each further one only takes the interpreter lock (GIL) from the others, the loop and the journal. So a *governor* measures,
+while work is queued, how late it is given the lock: early, it lets twice as many run; late, an eighth fewer.
+(The measure is that of the gilknocker project; the two speeds are those of congestion control.)
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_FEW = 2  # threads that run at once in any case
+_PROBE = 0.005  # seconds between two measures
+_LATE = 0.003  # seconds; who holds the interpreter lock is asked for it after 0.005
+
+
+class Threads(Generic[T]):
+    """Calls `work(item)` for each item that is put, in as many threads as are of use, `limit` at most."""
+
+    def __init__(self, limit: int, work: Callable[[T], None]) -> None:
+        self.stopped = threading.Event()
+        self._limit = limit
+        self._work = work
+        self._allowed = min(_FEW, limit)
+        self._queue: deque[T] = deque()
+        self._busy: set[int] = set()  # idents of threads that work, or are about to look for work
+        self._open = True
+        self._ready = threading.Condition()
+        self._sleeping = 0
+        self._made = 0
+        self._filled = threading.Event()
+
+    def put(self, items: Iterable[T]) -> None:
+        """Queue these, in order; from any thread."""
+        self._queue.extend(items)
+        self._wake()
+        if not self._filled.is_set():
+            self._filled.set()
+
+    def alone(self, item: T) -> None:
+        """Work on this one at once, in a thread of its own, even while closed."""
+        threading.Thread(target=self._one, args=(item,), name="eventflow worker", daemon=True).start()
+
+    def open(self, value: bool) -> None:
+        """Whether queued work may begin."""
+        self._open = value
+        if value:
+            self._wake()
+
+    def active(self) -> int:
+        """How many threads work."""
+        return len(self._busy)
+
+    def waiting(self) -> int:
+        """How much is queued."""
+        return len(self._queue)
+
+    def stop(self) -> None:
+        """Begin nothing more, and drop what is queued; work under way ends by itself."""
+        self.stopped.set()
+        self._queue.clear()
+        self._filled.set()
+        with self._ready:
+            self._ready.notify_all()
+
+    # ---- the threads ----
+
+    def _wake(self) -> None:
+        """Wake or make as many threads as there is work and leave for."""
+        if not self._open or self.stopped.is_set():
+            return
+        with self._ready:
+            wanted = min(len(self._queue), self._allowed - len(self._busy))
+            if wanted > 0 and self._sleeping:
+                self._ready.notify(min(wanted, self._sleeping))
+            for _ in range(min(wanted - self._sleeping, self._limit - self._made)):
+                if not self._made:
+                    threading.Thread(target=self._govern, name="eventflow governor", daemon=True).start()
+                self._made += 1
+                threading.Thread(target=self._pull, name="eventflow worker", daemon=True).start()
+
+    def _pull(self) -> None:
+        me = threading.get_ident()
+        while not self.stopped.is_set():
+            self._busy.add(me)  # before the look at the gate: who closes it and then sees nobody busy is right
+            item = self._next()
+            if item is not None:
+                self._work(item)
+            else:
+                self._busy.discard(me)
+                self._sleep()
+        self._busy.discard(me)
+
+    def _next(self) -> T | None:
+        if not self._open or len(self._busy) > self._allowed:
+            return None
+        try:
+            return self._queue.popleft()
+        except IndexError:
+            return None
+
+    def _sleep(self) -> None:
+        with self._ready:
+            self._sleeping += 1
+            if not (self.stopped.is_set() or (self._queue and self._open and len(self._busy) < self._allowed)):
+                self._ready.wait()
+            self._sleeping -= 1
+
+    def _one(self, item: T) -> None:
+        me = threading.get_ident()
+        self._busy.add(me)
+        try:
+            self._work(item)
+        finally:
+            self._busy.discard(me)
+
+    # ---- the governor ----
+
+    def _govern(self) -> None:
+        while self._filled.wait() and not self.stopped.is_set():
+            late = _lateness()
+            if self._queue:
+                self._adjust(late)
+            else:
+                self._filled.clear()
+                if self._queue:
+                    self._filled.set()  # it was put between the look and the clearing
+
+    def _adjust(self, late: float) -> None:
+        if late >= _LATE:
+            self._allowed = max(min(_FEW, self._limit), self._allowed - max(1, self._allowed // 8))
+        elif len(self._busy) >= self._allowed:
+            self._allowed = min(self._limit, self._allowed * 2)
+            self._wake()
+
+
+def _lateness() -> float:
+    """For how many seconds a thread that wakes up waits for the interpreter lock."""
+    began = time.perf_counter()
+    time.sleep(_PROBE)
+    return time.perf_counter() - began - _PROBE

@@ -1,0 +1,97 @@
+"""How many threads work at once follows what the work does."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from eventflow.threads import Threads
+
+
+def until(condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
+    """Wait for an event of another thread."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.001)
+
+
+def test_everything_is_worked_on_once_and_in_order_by_one_thread() -> None:
+    done: list[int] = []
+    threads = Threads[int](1, done.append)
+    for start in range(0, 1000, 10):
+        threads.put(range(start, start + 10))
+    until(lambda: len(done) == 1000, "all are done")
+    assert done == list(range(1000))
+    threads.stop()
+
+
+def test_work_that_waits_gets_threads_up_to_the_limit() -> None:
+    release = threading.Event()
+    threads = Threads[int](16, lambda _: release.wait(10) and None)
+    threads.put(range(100))
+    until(lambda: threads.active() == 16, "as many wait as may")
+    assert threads.waiting() == 84
+    release.set()
+    until(lambda: not threads.waiting() and not threads.active(), "all are done")
+    threads.stop()
+
+
+def test_work_that_computes_stays_with_few_threads() -> None:
+    most = 0
+
+    def compute(_: int) -> None:
+        nonlocal most
+        most = max(most, threads.active())
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+
+    threads = Threads[int](40, compute)
+    threads.put(range(30))
+    until(lambda: not threads.waiting() and not threads.active(), "all are done")
+    assert most <= 10, "more threads would only have taken the interpreter lock from each other"
+    threads.stop()
+
+
+def test_many_putters_and_many_workers_lose_nothing() -> None:
+    done: list[int] = []
+    threads = Threads[int](8, done.append)
+
+    def put(first: int) -> None:
+        for number in range(first, 4000, 4):
+            threads.put([number])
+
+    putters = [threading.Thread(target=put, args=(first,)) for first in range(4)]
+    for putter in putters:
+        putter.start()
+    until(lambda: len(done) == 4000, "all are done")
+    assert sorted(done) == list(range(4000))
+    threads.stop()
+
+
+def test_closed_it_begins_nothing_but_what_is_to_run_alone() -> None:
+    done: list[int] = []
+    threads = Threads[int](4, done.append)
+    threads.open(False)
+    threads.put([1, 2])
+    threads.alone(3)
+    until(lambda: done == [3], "the one that runs alone")
+    until(lambda: not threads.active(), "it has ended")
+    threads.open(True)
+    until(lambda: sorted(done) == [1, 2, 3], "the rest")
+    threads.stop()
+
+
+@pytest.mark.parametrize("queued", [0, 5])
+def test_stopped_it_drops_what_waits(queued: int) -> None:
+    release = threading.Event()
+    threads = Threads[int](1, lambda _: release.wait(10) and None)
+    threads.put([0])
+    until(lambda: threads.active() == 1 and not threads.waiting(), "it works")
+    threads.put(range(queued))
+    threads.stop()
+    assert threads.waiting() == 0
+    release.set()
+    until(lambda: threads.active() == 0, "what was under way ended")
