@@ -2,7 +2,8 @@
 
 How many run at once follows what the work does. Work that waits wants many threads; work that computes wants few, since
 each further one only takes the interpreter lock (GIL) from the others, the loop and the journal. So a *governor* measures,
-while work is queued, how late it is given the lock: early, it lets twice as many run; late, an eighth fewer.
+while work is queued, how late it is given the lock: early, it lets twice as many run; late, an eighth fewer. A few that
+are not at one piece for long may run in any case, however late a crowded machine makes everything.
 (The measure is that of the gilknocker project; the two speeds are those of congestion control.)
 """
 
@@ -14,7 +15,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_FEW = 2  # threads that run at once in any case
+_FEW = 2  # threads that run at once in any case, beside those that take long
+_LONG = 0.05  # seconds at one piece of work
 _PROBE = 0.005  # seconds between two measures
 _LATE = 0.003  # seconds; who holds the interpreter lock is asked for it after 0.005
 
@@ -28,7 +30,7 @@ class Threads(Generic[T]):
         self._work = work
         self._allowed = min(_FEW, limit)
         self._queue: deque[T] = deque()
-        self._busy: set[int] = set()  # idents of threads that work, or are about to look for work
+        self._busy: dict[int, float] = {}  # threads that work or look for work, and since when
         self._open = True
         self._ready = threading.Condition()
         self._sleeping = 0
@@ -87,14 +89,14 @@ class Threads(Generic[T]):
     def _pull(self) -> None:
         me = threading.get_ident()
         while not self.stopped.is_set():
-            self._busy.add(me)  # before the look at the gate: who closes it and then sees nobody busy is right
+            self._busy[me] = time.perf_counter()  # before the look at the gate: who closes it may trust `active`
             item = self._next()
             if item is not None:
                 self._work(item)
             else:
-                self._busy.discard(me)
+                self._busy.pop(me, None)
                 self._sleep()
-        self._busy.discard(me)
+        self._busy.pop(me, None)
 
     def _next(self) -> T | None:
         if not self._open or len(self._busy) > self._allowed:
@@ -113,11 +115,11 @@ class Threads(Generic[T]):
 
     def _one(self, item: T) -> None:
         me = threading.get_ident()
-        self._busy.add(me)
+        self._busy[me] = time.perf_counter()
         try:
             self._work(item)
         finally:
-            self._busy.discard(me)
+            self._busy.pop(me, None)
 
     # ---- the governor ----
 
@@ -133,10 +135,17 @@ class Threads(Generic[T]):
 
     def _adjust(self, late: float) -> None:
         if late >= _LATE:
-            self._allowed = max(min(_FEW, self._limit), self._allowed - max(1, self._allowed // 8))
+            wanted = self._allowed - max(1, self._allowed // 8)
         elif len(self._busy) >= self._allowed:
-            self._allowed = min(self._limit, self._allowed * 2)
-            self._wake()
+            wanted = self._allowed * 2
+        else:
+            return
+        self._allowed = min(self._limit, max(wanted, _FEW + self._taking_long()))
+        self._wake()
+
+    def _taking_long(self) -> int:
+        since = time.perf_counter() - _LONG
+        return sum(began < since for began in list(self._busy.values()))
 
 
 def _lateness() -> float:

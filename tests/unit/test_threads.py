@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from eventflow import threads as threads_module
 from eventflow.threads import Threads
 
 
@@ -15,6 +16,13 @@ def until(condition: Callable[[], bool], what: str, timeout: float = 10) -> None
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.001)
+
+
+def waiting(release: threading.Event) -> Callable[[int], None]:
+    def work(_: int) -> None:
+        release.wait(10)
+
+    return work
 
 
 def test_everything_is_worked_on_once_and_in_order_by_one_thread() -> None:
@@ -29,12 +37,26 @@ def test_everything_is_worked_on_once_and_in_order_by_one_thread() -> None:
 
 def test_work_that_waits_gets_threads_up_to_the_limit() -> None:
     release = threading.Event()
-    threads = Threads[int](16, lambda _: release.wait(10) and None)
+    threads = Threads[int](16, waiting(release))
     threads.put(range(100))
     until(lambda: threads.active() == 16, "as many wait as may")
     assert threads.waiting() == 84
     release.set()
     until(lambda: not threads.waiting() and not threads.active(), "all are done")
+    threads.stop()
+
+
+def test_work_that_waits_gets_threads_on_a_crowded_machine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def always_late() -> float:
+        time.sleep(0.005)
+        return 1.0
+
+    monkeypatch.setattr(threads_module, "_lateness", always_late)
+    release = threading.Event()
+    threads = Threads[int](16, waiting(release))
+    threads.put(range(100))
+    until(lambda: threads.active() == 16, "as many wait as may")
+    release.set()
     threads.stop()
 
 
@@ -87,7 +109,7 @@ def test_closed_it_begins_nothing_but_what_is_to_run_alone() -> None:
 @pytest.mark.parametrize("queued", [0, 5])
 def test_stopped_it_drops_what_waits(queued: int) -> None:
     release = threading.Event()
-    threads = Threads[int](1, lambda _: release.wait(10) and None)
+    threads = Threads[int](1, waiting(release))
     threads.put([0])
     until(lambda: threads.active() == 1 and not threads.waiting(), "it works")
     threads.put(range(queued))
