@@ -16,6 +16,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql as compose
 
+from eventflow.arrays import register as register_arrays
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.settings import masked
 
@@ -71,7 +72,8 @@ class Database:
         return connection
 
     def adopt(self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
-        """Set how this connection prepares statements."""
+        """Set how this connection prepares statements and sends arrays."""
+        register_arrays(connection)
         connection.prepare_threshold = 5 if self.prepared else None
 
     def options(self, role: str) -> dict[str, Any]:

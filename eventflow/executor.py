@@ -86,7 +86,7 @@ class Executor:
         self._stopping = False
         self._active = 0
         self._quiet = asyncio.Event()
-        self._clock = loop.time
+        self._clock = time.monotonic
         self._threads = Threads(threads, self._run_in_thread)
         self._in_threads: set[Run] = set()
         self._tick = loop.call_later(max(accept_after / 2, 0.005), self._accept_slow)
@@ -181,8 +181,6 @@ class Executor:
             if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
                 self.abandon(run)
                 continue
-            now = clock()
-            self._started.append((now, run))
             self._active += 1
             context = Context()
             coroutine = self._run(run, task)
@@ -191,6 +189,7 @@ class Executor:
             except StopIteration:
                 pass
             else:
+                self._started.append((clock(), run))
                 self._spawn()
                 await _Follow(context, coroutine, future)
                 if task is not None and task.cancelling():
@@ -199,7 +198,7 @@ class Executor:
             self._active -= 1
             if not self._active:
                 self._quiet.set()
-            if now > until:
+            if clock() > until:
                 if self._idle:
                     return  # another runner is on its way
                 self._idle += 1
@@ -209,7 +208,6 @@ class Executor:
 
     async def _run(self, run: Run, task: Any) -> None:
         current.set(Branch(run, task))
-        run.task = task
         spec = run.spec
         try:
             if run.claim is not None or run.arguments is None:
@@ -261,7 +259,7 @@ class Executor:
             self.abandon(run)
             return
         run.outcome = result
-        self._hand(run, Entry(run, run.history.take_fresh(), "succeeded", output=output), ended=True)
+        self._hand(run, Entry(run, run.history.take_last(), "succeeded", output=output), ended=True)
 
     def failed(self, run: Run, error: BaseException) -> None:
         """The function raised: retry by policy, park, release, or fail for good."""
@@ -282,18 +280,18 @@ class Executor:
         level = logging.WARNING if run.claim is not None else logging.INFO
         logger.log(level, "%s failed: %s: %s", run.workflow_id, type(error).__name__, _line(error))
         run.outcome = error
-        entry = Entry(run, run.history.take_fresh(), "failed", error=encode_error(error))
+        entry = Entry(run, run.history.take_last(), "failed", error=encode_error(error))
         self._hand(run, entry, ended=True)
 
     def _park(self, run: Run, reason: str) -> None:
-        entry = Entry(run, run.history.take_fresh(), "parked", reason=reason, held=False)
+        entry = Entry(run, run.history.take_last(), "parked", reason=reason, held=False)
         self._hand(run, entry, ended=True)
 
     def release(self, run: Run) -> None:
         """Let go of a run that has not ended, so that any process may go on with it at once (R8a)."""
         if run.ended or run.dropped:
             return
-        self._hand(run, Entry(run, run.history.take_fresh(), "queued", held=False), ended=True)
+        self._hand(run, Entry(run, run.history.take_last(), "queued", held=False), ended=True)
 
     def _retry(self, run: Run, error: Exception) -> None:
         """Drop the failure that ended it, and run it again after a while; others go on meanwhile."""

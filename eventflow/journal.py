@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 
+from eventflow.arrays import BigintArray, ByteaArray, TextArray
 from eventflow.database import Connection, Database, fenced, judge, lost_claims, rollback
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.kafka import headers_json
@@ -482,7 +483,7 @@ def flush_statements(
     executor: int, application: str, entries: list[Entry], gaps: list[Gap]
 ) -> tuple[list[Statement], set[Claim]]:
     """The statements that write these entries, in the order of R4, and the claims that they stand on."""
-    fast: list[Entry] = []
+    fast: dict[str, list[Entry]] = {}  # by the workflow's name
     new: list[Entry] = []
     kept: list[Entry] = []  # rows that exist
     for entry in entries:
@@ -490,15 +491,15 @@ def flush_statements(
         if run.in_ledger:
             kept.append(entry)
         elif entry.status == "succeeded" and run.claim is not None and entry.attempt == 1:
-            fast.append(entry)
+            fast.setdefault(run.name, []).append(entry)
         else:
             new.append(entry)
     statements: list[Statement] = []
-    ranges = _ranges(fast, new, gaps)
+    ranges = _ranges([*fast.values(), new], gaps)
     if ranges:
         statements.append(("insert_deltas", _delta_params(ranges)))
-    if fast:
-        statements.append(("insert_succeeded", _fast_params(executor, application, fast)))
+    for name, succeeded in fast.items():
+        statements.append(("insert_succeeded", _fast_params(executor, application, name, succeeded)))
     if new:
         statements.append(("insert_workflows", _new_params(executor, application, new)))
     changed = [entry for entry in kept if entry.changed]
@@ -514,18 +515,27 @@ def flush_statements(
     return statements, set(ranges)
 
 
-def _fast_params(executor: int, application: str, entries: list[Entry]) -> dict[str, Any]:
-    runs = [entry.run for entry in entries]
+def _fast_params(executor: int, application: str, name: str, entries: list[Entry]) -> dict[str, Any]:
+    runs: list[Any] = [entry.run for entry in entries]
     return {
-        "application": application, "executor": executor,
-        "id": [r.workflow_id for r in runs], "name": [r.name for r in runs],
-        "claim": [r.claim.id for r in runs],  # type: ignore[union-attr]
-        "offset": [r.offset for r in runs], "timestamp": [r.timestamp for r in runs],
-        "scope": [r.scope for r in runs], "key": [r.key for r in runs], "value": [r.value for r in runs],
-        "headers": [r.headers and headers_json(r.headers) for r in runs],
-        "output": [e.output for e in entries],
-        "steps": [_steps(e.checkpoints) if e.checkpoints else None for e in entries],
+        "application": application, "executor": executor, "name": name,
+        "id": TextArray([r.workflow_id for r in runs]), "claim": BigintArray([r.claim.id for r in runs]),
+        "offset": BigintArray([r.offset for r in runs]), "timestamp": BigintArray([r.timestamp for r in runs]),
+        "scope": _texts([r.scope for r in runs]), "key": _bytes([r.key for r in runs]),
+        "value": _bytes([r.value for r in runs]),
+        "headers": _texts([r.headers and headers_json(r.headers) for r in runs]),
+        "output": TextArray([e.output for e in entries]),
+        "steps": _texts([_steps(e.checkpoints) if e.checkpoints else None for e in entries]),
     }  # fmt: skip
+
+
+def _texts(values: list[str | None]) -> TextArray | None:
+    """A column; None, which `unnest` fills up with nulls, where it holds nothing."""
+    return None if values.count(None) == len(values) else TextArray(values)
+
+
+def _bytes(values: list[bytes | None]) -> ByteaArray | None:
+    return None if values.count(None) == len(values) else ByteaArray(values)
 
 
 def _steps(checkpoints: list[Checkpoint]) -> str:
@@ -564,10 +574,10 @@ def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ranges(fast: list[Entry], new: list[Entry], gaps: list[Gap]) -> dict[Claim, list[tuple[int, int]]]:
+def _ranges(accepted: list[list[Entry]], gaps: list[Gap]) -> dict[Claim, list[tuple[int, int]]]:
     """Per claim, the ranges of offsets that a flush accepts: each message with the gap before it."""
     result: dict[Claim, list[tuple[int, int]]] = {}
-    for entries in (fast, new):
+    for entries in accepted:
         for entry in entries:
             run = entry.run
             if run.claim is not None:

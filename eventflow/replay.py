@@ -64,6 +64,11 @@ class History:
             self.recorded[checkpoint.position] = checkpoint
         return fresh
 
+    def take_last(self) -> list[Checkpoint]:
+        """The same where the attempt is over and nothing will be looked up again."""
+        last, self.fresh = self.fresh, []
+        return last
+
     def drop_failed(self, error: BaseException) -> int | None:
         """Drop the checkpoint whose exception ended the workflow and everything after it (API.md 2.3.7).
 

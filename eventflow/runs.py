@@ -81,7 +81,7 @@ class Run:
     __slots__ = (
         "after", "application", "arguments", "attempt", "before", "claim", "dropped", "durable", "ended", "executor",
         "first", "future", "headers", "history", "in_ledger", "key", "lock", "name", "offset", "outcome", "recoveries",
-        "retries", "scope", "spec", "submitted", "task", "timestamp", "value", "waiters", "wary", "workflow_id",
+        "retries", "scope", "spec", "submitted", "timestamp", "value", "waiters", "wary", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, workflow_id: str, application: str) -> None:
@@ -114,7 +114,6 @@ class Run:
         self.executor: Any = None
         self.future: Any = None
         self.outcome: Any = None
-        self.task: Any = None
         self.lock: Any = _ONE_THREAD if spec.is_async else threading.Lock()
 
     def settled(self) -> bool:

@@ -4,10 +4,10 @@
 insert into eventflow.workflows
   (id, name, application, status, executor, claim, "offset", timestamp, scope, key, value, headers, output, steps,
    finished_at)
-select id, name, %(application)b::text, 'succeeded', %(executor)b::bigint, claim, o, timestamp, scope, key, value, headers,
+select id, %(name)b::text, %(application)b::text, 'succeeded', %(executor)b::bigint, claim, o, timestamp, scope, key, value, headers,
        output, steps, now()
   from unnest(
-    %(id)b::text[], %(name)b::text[], %(claim)b::bigint[], %(offset)b::bigint[], %(timestamp)b::bigint[],
+    %(id)b::text[], %(claim)b::bigint[], %(offset)b::bigint[], %(timestamp)b::bigint[],
     %(scope)b::text[], %(key)b::bytea[], %(value)b::bytea[], %(headers)b::text[], %(output)b::text[],
     %(steps)b::text[]
-  ) as t (id, name, claim, o, timestamp, scope, key, value, headers, output, steps)
+  ) as t (id, claim, o, timestamp, scope, key, value, headers, output, steps)
