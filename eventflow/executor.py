@@ -85,7 +85,9 @@ class Executor:
         self._gate = False
         self._stopping = False
         self._active = 0
-        self._quiet = asyncio.Event()
+        self._beginning: Run | None = (
+            None  # it has not waited yet; what it records is handed over when it does, or ends
+        )
         self._clock = time.monotonic
         self._threads = Threads(threads, self._run_in_thread)
         self._in_threads: set[Run] = set()
@@ -182,6 +184,7 @@ class Executor:
                 self.abandon(run)
                 continue
             self._active += 1
+            self._beginning = run
             context = Context()
             coroutine = self._run(run, task)
             try:
@@ -189,6 +192,8 @@ class Executor:
             except StopIteration:
                 pass
             else:
+                self._beginning = None
+                self.submit_fresh(run)
                 self._started.append((clock(), run))
                 self._spawn()
                 await _Follow(context, coroutine, future)
@@ -196,8 +201,6 @@ class Executor:
                     while task.uncancel():
                         pass
             self._active -= 1
-            if not self._active:
-                self._quiet.set()
             if clock() > until:
                 if self._idle:
                     return  # another runner is on its way
@@ -363,7 +366,7 @@ class Executor:
     def recorded(self, run: Run) -> None:
         """A step ended: its checkpoint goes to the journal soon, with whatever else this turn of the loop records."""
         crash_point("executor.after_step")
-        if not run.history.fresh:
+        if run is self._beginning or not run.history.fresh:
             return
         if not run.spec.is_async:
             return  # sync runs hand over at the next barrier, at the end, or when the acceptance time is over
