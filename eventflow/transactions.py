@@ -11,21 +11,18 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any, cast
 
 import psycopg
-from sqlalchemy import create_engine
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
 
 from eventflow.codec import decode_error, encode_error
-from eventflow.database import Database, fenced, lost_claims, unavailable
-from eventflow.errors import EventflowError, FencedError, UnavailableError, UsageError
+from eventflow.database import Database, fenced, lost_claims
+from eventflow.errors import FencedError, UnavailableError
 from eventflow.executor import Executor, message_of
 from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce
+from eventflow.ports import AsyncPort, Port, Protocol, adrive, drive
 from eventflow.records import Checkpoint
 from eventflow.replay import Branch
 from eventflow.runs import Claim, Run
@@ -35,265 +32,7 @@ from eventflow.workflows import StepScope, TransactionSpec, current
 logger = logging.getLogger(__name__)
 
 GROUP = 50
-Ask = tuple[Any, ...]
-Protocol = Generator[Ask, Any, Any]
 _CONFLICTS = {"40001", "40P01"}
-
-
-class RolledBackError(EventflowError):
-    """The user's code rolled the shared transaction back."""
-
-
-class _Lent(psycopg.Connection[Any]):
-    """A connection lent to user code: when it commits is not the user's to decide."""
-
-    lent = False
-
-    def commit(self) -> None:
-        if self.lent:
-            raise UsageError("the transaction commits by itself; raise an exception to roll it back")
-        super().commit()
-
-    def rollback(self) -> None:
-        if self.lent:
-            raise UsageError("raise an exception to roll the transaction back")
-        super().rollback()
-
-
-class _AsyncLent(psycopg.AsyncConnection[Any]):
-    """The same for async code."""
-
-    lent = False
-
-    async def commit(self) -> None:
-        if self.lent:
-            raise UsageError("the transaction commits by itself; raise an exception to roll it back")
-        await super().commit()
-
-    async def rollback(self) -> None:
-        if self.lent:
-            raise UsageError("raise an exception to roll the transaction back")
-        await super().rollback()
-
-
-class Port:
-    """What the protocol asks for, on a sync connection."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._engine = create_engine("postgresql+psycopg://", creator=self._connect, poolclass=NullPool)
-        self._sa: Any = None
-        self.raw: Any = None
-
-    def _connect(self) -> _Lent:
-        try:
-            connection = _Lent.connect(self._database.url, **self._database.options("transaction"))
-        except psycopg.OperationalError as error:
-            raise unavailable(error, self._database.url) from error
-        self._database.adopt(connection)
-        return connection
-
-    def begin(self, spec: TransactionSpec) -> None:
-        if self.raw is None or self.raw.closed:
-            self.close()
-            if "session" in spec.flavour:
-                self._sa = self._engine.connect()
-                self._sa.rollback()
-                self.raw = self._sa.connection.driver_connection
-            else:
-                self.raw = self._connect()
-        if self._sa is None and "session" in spec.flavour:
-            self.close()
-            self.begin(spec)
-            return
-        if self._sa is not None:
-            self._sa.begin()
-        if spec.isolation is not None:
-            self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
-
-    def user(self, spec: TransactionSpec, call: Callable[[Any], Any], savepoint: bool) -> Any:
-        if spec.flavour == "connection":
-            self.raw.lent = True
-            try:
-                result = call(self.raw)
-            finally:
-                self.raw.lent = False
-        else:
-            mode: Any = "create_savepoint" if savepoint else "rollback_only"
-            session = Session(bind=self._sa, join_transaction_mode=mode)
-            try:
-                result = call(session)
-                session.flush()
-                if savepoint:
-                    session.commit()
-            finally:
-                session.close()
-            if not self._sa.in_transaction():
-                raise RolledBackError("the handler rolled its transaction back")
-        return result
-
-    def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
-        cursor = self.raw.execute(statement, params, binary=True)
-        return cursor.fetchall() if cursor.description else []
-
-    def batch(self, statements: list[tuple[bytes, dict[str, Any] | None]]) -> None:
-        with self.raw.pipeline():
-            for statement, params in statements:
-                self.raw.execute(statement, params)
-
-    def commit(self) -> None:
-        tag = self.raw.execute(b"commit").statusmessage
-        self._end()
-        if tag != "COMMIT":
-            raise RolledBackError(f"COMMIT answered {tag}")
-
-    def rollback(self) -> None:
-        if self.raw is None or self.raw.closed:
-            return
-        try:
-            self.raw.rollback()
-            self._end()
-        except psycopg.Error:
-            self.raw.close()
-
-    def _end(self) -> None:
-        if self._sa is not None and self._sa.in_transaction():
-            self._sa.get_transaction().close()
-
-    def close(self) -> None:
-        if self.raw is not None:
-            self.raw.close()
-        if self._sa is not None:
-            self._sa.invalidate()
-            self._sa.close()
-        self._sa = self.raw = None
-
-
-class AsyncPort:
-    """What the protocol asks for, on an async connection."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._engine = create_async_engine("postgresql+psycopg://", async_creator=self._connect, poolclass=NullPool)
-        self._sa: Any = None
-        self.raw: Any = None
-
-    async def _connect(self) -> _AsyncLent:
-        try:
-            connection = await _AsyncLent.connect(self._database.url, **self._database.options("transaction"))
-        except psycopg.OperationalError as error:
-            raise unavailable(error, self._database.url) from error
-        self._database.adopt(connection)
-        return connection
-
-    async def begin(self, spec: TransactionSpec) -> None:
-        if self.raw is None or self.raw.closed:
-            await self.close()
-            if "session" in spec.flavour:
-                self._sa = await self._engine.connect()
-                self.raw = (await self._sa.get_raw_connection()).driver_connection
-            else:
-                self.raw = await self._connect()
-        if self._sa is None and "session" in spec.flavour:
-            await self.close()
-            await self.begin(spec)
-            return
-        if self._sa is not None and not self._sa.in_transaction():
-            await self._sa.begin()
-        if spec.isolation is not None:
-            await self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
-
-    async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], savepoint: bool) -> Any:
-        if spec.flavour == "async connection":
-            self.raw.lent = True
-            try:
-                result = await call(self.raw)
-            finally:
-                self.raw.lent = False
-        else:
-            mode: Any = "create_savepoint" if savepoint else "rollback_only"
-            session = AsyncSession(bind=self._sa, join_transaction_mode=mode)
-            try:
-                result = await call(session)
-                await session.flush()
-                if savepoint:
-                    await session.commit()
-            finally:
-                await session.close()
-            if not self._sa.in_transaction():
-                raise RolledBackError("the handler rolled its transaction back")
-        return result
-
-    async def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
-        cursor = await self.raw.execute(statement, params, binary=True)
-        return await cursor.fetchall() if cursor.description else []
-
-    async def batch(self, statements: list[tuple[bytes, dict[str, Any] | None]]) -> None:
-        async with self.raw.pipeline():
-            for statement, params in statements:
-                await self.raw.execute(statement, params)
-
-    async def commit(self) -> None:
-        tag = (await self.raw.execute(b"commit")).statusmessage
-        await self._end()
-        if tag != "COMMIT":
-            raise RolledBackError(f"COMMIT answered {tag}")
-
-    async def rollback(self) -> None:
-        if self.raw is None or self.raw.closed:
-            return
-        try:
-            await self.raw.rollback()
-            await self._end()
-        except psycopg.Error:
-            await self.raw.close()
-
-    async def _end(self) -> None:
-        if self._sa is not None and self._sa.in_transaction():
-            await self._sa.get_transaction().close()
-
-    async def close(self) -> None:
-        if self.raw is not None:
-            await self.raw.close()
-        if self._sa is not None:
-            await self._sa.invalidate()
-            await self._sa.close()
-        self._sa = self.raw = None
-
-
-def drive(protocol: Protocol, port: Port) -> Any:
-    """The sync driver."""
-    send: Callable[[Any], Ask] = protocol.send
-    outcome: Any = None
-    try:
-        while True:
-            method, *args = send(outcome)
-            send = protocol.send
-            try:
-                outcome = method(*args) if callable(method) else getattr(port, method)(*args)
-            except Exception as error:
-                send, outcome = protocol.throw, error
-    except StopIteration as stop:
-        return stop.value
-
-
-async def adrive(protocol: Protocol, port: AsyncPort) -> Any:
-    """The async driver."""
-    send: Callable[[Any], Ask] = protocol.send
-    outcome: Any = None
-    try:
-        while True:
-            method, *args = send(outcome)
-            send = protocol.send
-            try:
-                if callable(method):
-                    outcome = await asyncio.to_thread(method, *args)
-                else:
-                    outcome = await getattr(port, method)(*args)
-            except Exception as error:
-                send, outcome = protocol.throw, error
-    except StopIteration as stop:
-        return stop.value
 
 
 class Transactions:
@@ -476,12 +215,13 @@ class Transactions:
 
     def _run_all(self, runs: list[Run], failed: list[tuple[Run, Exception]], *, savepoints: bool) -> Protocol:
         entries: list[Entry] = []
+        mode = "savepoint" if savepoints else "grouped"
         for run in runs:
             spec = _transaction(run)
             try:
                 if savepoints:
                     yield ("execute", b"savepoint eventflow_message")
-                result = yield ("user", spec, _call_handler(run, spec), savepoints)
+                result = yield ("user", spec, _call_handler(run, spec), mode)
                 output = spec.result.encode(result)
                 if savepoints:
                     yield ("execute", b"set constraints all immediate")
@@ -493,6 +233,7 @@ class Transactions:
                 failed.append((run, error))
             else:
                 entries.append(Entry(run, [], "succeeded", output=output))
+        yield ("flush",)
         return entries
 
     def _write(self, lane: Lane, mine: int, entries: list[Entry]) -> Protocol:
@@ -629,7 +370,7 @@ class Transactions:
             committing, checkpoint = False, None
             try:
                 yield ("begin", spec)
-                result = yield ("user", spec, _call_step(spec, branch, position, args, kwargs), False)
+                result = yield ("user", spec, _call_step(spec, branch, position, args, kwargs), "alone")
                 if branch is not None:
                     output = spec.result.encode(result)
                     seconds = time.perf_counter() - began

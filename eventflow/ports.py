@@ -1,0 +1,347 @@
+"""The connections and Sessions that transactions lend to user code, and what the transaction protocol asks of them.
+
+A `Port` is a connection of the ledger's database with SQLAlchemy's view of it, sync or async; `drive` and `adrive` run the
+protocol's generator on one. When the transaction commits is not for user code to decide.
+"""
+
+import asyncio
+from collections.abc import Callable, Generator
+from typing import Any, Literal, cast
+
+import psycopg
+from sqlalchemy import create_engine, event
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from eventflow.database import Database, unavailable
+from eventflow.errors import EventflowError, UsageError
+from eventflow.workflows import TransactionSpec
+
+Ask = tuple[Any, ...]
+Protocol = Generator[Ask, Any, Any]
+
+
+class RolledBackError(EventflowError):
+    """The user's code rolled the shared transaction back."""
+
+
+Mode = Literal["alone", "grouped", "savepoint"]
+
+
+class _MessageSession(Session):
+    """A Session of one message; it knows whether it ever spoke to the database."""
+
+    additions: "_Additions"
+    began = False
+
+
+@event.listens_for(_MessageSession, "after_begin")
+def _add_first(session: _MessageSession, *_: Any) -> None:
+    session.began = True
+    session.additions.flush()
+
+
+class _Additions:
+    """What the messages of a group have only added: new objects of one class, whose handlers read and changed nothing.
+
+    They go to the database together: at the end, or before another message's Session speaks to it. So a handler finds
+    what the messages before it added, as if each had been flushed by itself, and a group costs one flush.
+    """
+
+    def __init__(self, bind: Any) -> None:
+        self._session = Session(bind=bind, join_transaction_mode="rollback_only")
+        self._kind: type | None = None
+
+    def take(self, session: _MessageSession) -> bool:
+        """Take over what this Session has added, if that is all that it did."""
+        if session.began or session.deleted or session.identity_map:
+            return False
+        added = list(session.new)
+        kinds = {type(one) for one in added}
+        if len(kinds) > 1 or (self._kind is not None and kinds - {self._kind}):
+            return False  # classes may depend on each other in ways that only the order of the messages tells
+        session.expunge_all()
+        self._session.add_all(added)
+        self._kind = kinds.pop() if kinds else self._kind
+        return True
+
+    def flush(self) -> None:
+        """Send what was taken."""
+        if self._kind is not None:
+            self._kind = None
+            self._session.flush()
+            self._session.expunge_all()
+
+
+class _Lent(psycopg.Connection[Any]):
+    """A connection lent to user code: when it commits is not the user's to decide."""
+
+    lent = False
+
+    def commit(self) -> None:
+        if self.lent:
+            raise UsageError("the transaction commits by itself; raise an exception to roll it back")
+        super().commit()
+
+    def rollback(self) -> None:
+        if self.lent:
+            raise UsageError("raise an exception to roll the transaction back")
+        super().rollback()
+
+
+class _AsyncLent(psycopg.AsyncConnection[Any]):
+    """The same for async code."""
+
+    lent = False
+
+    async def commit(self) -> None:
+        if self.lent:
+            raise UsageError("the transaction commits by itself; raise an exception to roll it back")
+        await super().commit()
+
+    async def rollback(self) -> None:
+        if self.lent:
+            raise UsageError("raise an exception to roll the transaction back")
+        await super().rollback()
+
+
+_JOIN: dict[Mode, Any] = {"alone": "rollback_only", "grouped": "rollback_only", "savepoint": "create_savepoint"}
+
+
+class Port:
+    """What the protocol asks for, on a sync connection."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine = create_engine("postgresql+psycopg://", creator=self._connect, poolclass=NullPool)
+        self._sa: Any = None
+        self._additions: _Additions
+        self.raw: Any = None
+
+    def _connect(self) -> _Lent:
+        try:
+            connection = _Lent.connect(self._database.url, **self._database.options("transaction"))
+        except psycopg.OperationalError as error:
+            raise unavailable(error, self._database.url) from error
+        self._database.adopt(connection)
+        return connection
+
+    def begin(self, spec: TransactionSpec) -> None:
+        if self.raw is None or self.raw.closed:
+            self.close()
+            if "session" in spec.flavour:
+                self._sa = self._engine.connect()
+                self._sa.rollback()
+                self.raw = self._sa.connection.driver_connection
+            else:
+                self.raw = self._connect()
+        if self._sa is None and "session" in spec.flavour:
+            self.close()
+            self.begin(spec)
+            return
+        if self._sa is not None:
+            self._sa.begin()
+            self._additions = _Additions(self._sa)
+        if spec.isolation is not None:
+            self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+
+    def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
+        if spec.flavour == "connection":
+            self.raw.lent = True
+            try:
+                result = call(self.raw)
+            finally:
+                self.raw.lent = False
+        else:
+            session = _MessageSession(bind=self._sa, join_transaction_mode=_JOIN[mode])
+            session.additions = self._additions
+            try:
+                result = call(session)
+                if not (mode == "grouped" and self._additions.take(session)):
+                    session.flush()
+                if mode == "savepoint":
+                    session.commit()
+            finally:
+                session.close()
+            if not self._sa.in_transaction():
+                raise RolledBackError("the handler rolled its transaction back")
+        return result
+
+    def flush(self) -> None:
+        """Send what grouped messages have only added."""
+        if self._sa is not None:
+            self._additions.flush()
+
+    def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
+        cursor = self.raw.execute(statement, params, binary=True)
+        return cursor.fetchall() if cursor.description else []
+
+    def batch(self, statements: list[tuple[bytes, dict[str, Any] | None]]) -> None:
+        with self.raw.pipeline():
+            for statement, params in statements:
+                self.raw.execute(statement, params)
+
+    def commit(self) -> None:
+        tag = self.raw.execute(b"commit").statusmessage
+        self._end()
+        if tag != "COMMIT":
+            raise RolledBackError(f"COMMIT answered {tag}")
+
+    def rollback(self) -> None:
+        if self.raw is None or self.raw.closed:
+            return
+        try:
+            self.raw.rollback()
+            self._end()
+        except psycopg.Error:
+            self.raw.close()
+
+    def _end(self) -> None:
+        if self._sa is not None and self._sa.in_transaction():
+            self._sa.get_transaction().close()
+
+    def close(self) -> None:
+        if self.raw is not None:
+            self.raw.close()
+        if self._sa is not None:
+            self._sa.invalidate()
+            self._sa.close()
+        self._sa = self.raw = None
+
+
+class AsyncPort:
+    """What the protocol asks for, on an async connection."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine = create_async_engine("postgresql+psycopg://", async_creator=self._connect, poolclass=NullPool)
+        self._sa: Any = None
+        self._additions: _Additions
+        self.raw: Any = None
+
+    async def _connect(self) -> _AsyncLent:
+        try:
+            connection = await _AsyncLent.connect(self._database.url, **self._database.options("transaction"))
+        except psycopg.OperationalError as error:
+            raise unavailable(error, self._database.url) from error
+        self._database.adopt(connection)
+        return connection
+
+    async def begin(self, spec: TransactionSpec) -> None:
+        if self.raw is None or self.raw.closed:
+            await self.close()
+            if "session" in spec.flavour:
+                self._sa = await self._engine.connect()
+                self.raw = (await self._sa.get_raw_connection()).driver_connection
+            else:
+                self.raw = await self._connect()
+        if self._sa is None and "session" in spec.flavour:
+            await self.close()
+            await self.begin(spec)
+            return
+        if self._sa is not None:
+            if not self._sa.in_transaction():
+                await self._sa.begin()
+            self._additions = _Additions(self._sa.sync_connection)
+        if spec.isolation is not None:
+            await self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+
+    async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
+        if spec.flavour == "async connection":
+            self.raw.lent = True
+            try:
+                result = await call(self.raw)
+            finally:
+                self.raw.lent = False
+        else:
+            session = AsyncSession(bind=self._sa, sync_session_class=_MessageSession, join_transaction_mode=_JOIN[mode])
+            inner = cast("_MessageSession", session.sync_session)
+            inner.additions = self._additions
+            try:
+                result = await call(session)
+                if not (mode == "grouped" and self._additions.take(inner)):
+                    await session.flush()
+                if mode == "savepoint":
+                    await session.commit()
+            finally:
+                await session.close()
+            if not self._sa.in_transaction():
+                raise RolledBackError("the handler rolled its transaction back")
+        return result
+
+    async def flush(self) -> None:
+        """Send what grouped messages have only added."""
+        if self._sa is not None:
+            await self._sa.run_sync(lambda _: self._additions.flush())
+
+    async def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
+        cursor = await self.raw.execute(statement, params, binary=True)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def batch(self, statements: list[tuple[bytes, dict[str, Any] | None]]) -> None:
+        async with self.raw.pipeline():
+            for statement, params in statements:
+                await self.raw.execute(statement, params)
+
+    async def commit(self) -> None:
+        tag = (await self.raw.execute(b"commit")).statusmessage
+        await self._end()
+        if tag != "COMMIT":
+            raise RolledBackError(f"COMMIT answered {tag}")
+
+    async def rollback(self) -> None:
+        if self.raw is None or self.raw.closed:
+            return
+        try:
+            await self.raw.rollback()
+            await self._end()
+        except psycopg.Error:
+            await self.raw.close()
+
+    async def _end(self) -> None:
+        if self._sa is not None and self._sa.in_transaction():
+            await self._sa.get_transaction().close()
+
+    async def close(self) -> None:
+        if self.raw is not None:
+            await self.raw.close()
+        if self._sa is not None:
+            await self._sa.invalidate()
+            await self._sa.close()
+        self._sa = self.raw = None
+
+
+def drive(protocol: Protocol, port: Port) -> Any:
+    """The sync driver."""
+    send: Callable[[Any], Ask] = protocol.send
+    outcome: Any = None
+    try:
+        while True:
+            method, *args = send(outcome)
+            send = protocol.send
+            try:
+                outcome = method(*args) if callable(method) else getattr(port, method)(*args)
+            except Exception as error:
+                send, outcome = protocol.throw, error
+    except StopIteration as stop:
+        return stop.value
+
+
+async def adrive(protocol: Protocol, port: AsyncPort) -> Any:
+    """The async driver."""
+    send: Callable[[Any], Ask] = protocol.send
+    outcome: Any = None
+    try:
+        while True:
+            method, *args = send(outcome)
+            send = protocol.send
+            try:
+                if callable(method):
+                    outcome = await asyncio.to_thread(method, *args)
+                else:
+                    outcome = await getattr(port, method)(*args)
+            except Exception as error:
+                send, outcome = protocol.throw, error
+    except StopIteration as stop:
+        return stop.value
