@@ -31,7 +31,7 @@ DBOS_LATENCY = Contestant(
     "dbos",
     verify.dbos,
 )
-WARM_UP = 2.0  # seconds of messages that are sent and not counted
+WARM_UP = 5.0  # seconds of messages that are sent and not counted: a broker that has just begun compiles its own code
 SETTLE = 3.0  # seconds between a process's start and what is measured of it
 WINDOW, WINDOWS = 10.0, 3  # for idle transactions
 
