@@ -41,7 +41,7 @@ from eventflow.errors import (
 )
 from eventflow.executor import Executor
 from eventflow.idempotency import check_workflow_id
-from eventflow.journal import Entry, Journal, Lane
+from eventflow.journal import Entry, Identity, Journal, Lane
 from eventflow.migrations import check_schema
 from eventflow.pruner import Pruner
 from eventflow.records import StepRecord, WorkflowRecord
@@ -98,30 +98,30 @@ class Incarnation:
         database: Database,
         specs: dict[str, Spec],
         consumers: list[Any],
-        executor: int,
+        identity: Identity,
     ) -> None:
         self._loop, self._settings, self.database = loop, settings, database
         self._specs = specs
         self._stopped = threading.Event()
         self.ended: asyncio.Future[BaseException] = loop.create_future()
         application, count = settings.application, lane_count(settings)
-        self.id = executor
+        self.id = identity.executor
         self.executor = Executor(loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random)
         self.journal = Journal(
-            Lane(database, self.id, 0, self._stopped), application,
+            Lane(database, identity, 0, self._stopped), application,
             on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self._lost,
             on_fenced=self._end, on_incident=self._incident,
         )  # fmt: skip
-        self._starter = Lane(database, self.id, 1, self._stopped, ["set local lock_timeout = '2s'"])
+        self._starter = Lane(database, identity, 1, self._stopped, ["set local lock_timeout = '2s'"])
         self._starting = threading.Lock()
-        lanes = [Lane(database, self.id, n, self._stopped) for n in range(_FIRST_LANE, count)]
+        lanes = [Lane(database, identity, n, self._stopped) for n in range(_FIRST_LANE, count)]
         self.transactions = Transactions(
             database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._end
         )
         self.executor.journal = self.journal
         self.executor.transact = self.transactions.put
         self._lease = Lease(
-            database, self.id, application, specs, beat=settings.beat, lease=settings.lease,
+            database, identity, application, specs, beat=settings.beat, lease=settings.lease,
             adopt=self._adopt, running=self.executor.runs.__contains__, stuck_for=self.journal.waiting_for,
             on_fenced=self._end,
         )  # fmt: skip
@@ -348,10 +348,10 @@ class App:
 
     async def _begin(self) -> None:
         settings, specs = self._settings, self._specs
-        executor = await asyncio.to_thread(
+        identity = await asyncio.to_thread(
             birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop
         )
-        incarnation = Incarnation(self._loop, settings, self._database, specs, self._consumers, executor)
+        incarnation = Incarnation(self._loop, settings, self._database, specs, self._consumers, identity)
         incarnation.start()
         self._incarnation = incarnation
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as json_text
 from typing import Any
 
@@ -60,19 +61,49 @@ def backoff(attempt: int) -> float:
     return _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One executor as its lanes know it: its id, and the number that each lane was last told is committed.
+
+    Where the server's timeline cannot be read, every flush and every beat checks that these are all still there (R2).
+    """
+
+    executor: int
+    timeline: str
+    acknowledged: list[int]
+
+    def to_check(self) -> list[int] | None:
+        """The numbers, where they must be checked."""
+        return None if self.timeline else list(self.acknowledged)
+
+
 class Lane:
     """Numbered flushes of one executor, one after another (R3). Not for two threads at once."""
 
     def __init__(
-        self, database: Database, executor: int, number: int, stopped: threading.Event, settings: Sequence[str] = ()
+        self,
+        database: Database,
+        identity: Identity,
+        number: int,
+        stopped: threading.Event,
+        settings: Sequence[str] = (),
     ) -> None:
         self.database = database
-        self.executor = executor
+        self.identity = identity
+        self.executor = identity.executor
         self.number = number
-        self.n = 0
         self._settings = settings
         self._stopped = stopped
         self._connection: Connection | None = None
+
+    @property
+    def n(self) -> int:
+        """The last number that is known to be committed."""
+        return self.identity.acknowledged[self.number]
+
+    def advance(self) -> None:
+        """The next number is committed, and that is known."""
+        self.identity.acknowledged[self.number] += 1
 
     def connection(self) -> Connection:
         """The lane's connection, opened anew where it broke; waits for the server with backoff."""
@@ -97,7 +128,7 @@ class Lane:
         held = sorted(claims, key=lambda claim: claim.id)
         return {
             "executor": self.executor, "lane": self.number, "n": self.n + 1, "nonce": nonce,
-            "claims": [c.id for c in held], "epochs": [c.epoch for c in held],
+            "claims": [c.id for c in held], "epochs": [c.epoch for c in held], "acknowledged": self.identity.to_check(),
         }  # fmt: skip
 
     def commit(self, statements: list[Statement], claims: Iterable[Claim]) -> None:
@@ -129,7 +160,7 @@ class Lane:
                 self._pause(error, attempt)
                 continue
             break
-        self.n += 1
+        self.advance()
 
     def _refusal(self, error: psycopg.Error, verdict: str) -> EventflowError:
         return ClaimsLostError(lost_claims(error)) if verdict == "claims lost" else RefusedError(error)
@@ -214,7 +245,7 @@ class Lane:
                 self._pause(error, attempt)
                 continue
             break
-        self.n += 1
+        self.advance()
         return True
 
 

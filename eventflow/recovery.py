@@ -17,8 +17,9 @@ from typing import Any
 
 import psycopg
 
-from eventflow.database import Connection, Database, evicting, in_transaction, is_pointless
+from eventflow.database import Connection, Database, evicting, fenced, in_transaction, is_pointless
 from eventflow.errors import FencedError, UnavailableError, UsageError
+from eventflow.journal import Identity
 from eventflow.kafka import headers_from_json
 from eventflow.records import Checkpoint
 from eventflow.replay import History
@@ -32,8 +33,10 @@ _BATCH = 100
 _RECONCILE_EVERY = 30  # beats
 
 
-def birth(database: Database, application: str, names: Mapping[str, str], lanes: int, stop: threading.Event) -> int:
-    """Write a new executor into the ledger; waits for the server, with backoff. Returns its id.
+def birth(
+    database: Database, application: str, names: Mapping[str, str], lanes: int, stop: threading.Event
+) -> Identity:
+    """Write a new executor into the ledger; waits for the server, with backoff.
 
     Raises:
         UnavailableError: trying again is pointless: wrong credentials, no such database.
@@ -46,7 +49,7 @@ def birth(database: Database, application: str, names: Mapping[str, str], lanes:
         try:
             crash_point("lease.before_birth")
             with database.connect("birth") as connection:
-                [(executor,)] = in_transaction(
+                [(executor, timeline)] = in_transaction(
                     connection,
                     lambda c: database.run(
                         c, "birth",
@@ -68,7 +71,7 @@ def birth(database: Database, application: str, names: Mapping[str, str], lanes:
             _retry_birth(error, attempt := attempt + 1, stop)
         else:
             crash_point("lease.after_birth")
-            return executor
+            return Identity(executor, timeline, [0] * lanes)
     raise FencedError("stopped before it began")
 
 
@@ -84,7 +87,7 @@ class Lease:
     def __init__(
         self,
         database: Database,
-        executor: int,
+        identity: Identity,
         application: str,
         specs: Mapping[str, Spec],
         *,
@@ -95,7 +98,8 @@ class Lease:
         stuck_for: Callable[[], float],
         on_fenced: Callable[[FencedError], None],
     ) -> None:
-        self._database, self._executor, self._application = database, executor, application
+        self._database, self._application = database, application
+        self._identity, self._executor = identity, identity.executor
         self._specs = specs
         self._beat, self._lease = beat, lease
         self._adopt, self._running, self._stuck_for, self._on_fenced = adopt, running, stuck_for, on_fenced
@@ -145,10 +149,16 @@ class Lease:
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = self._database.connect("lease")
-            [(renewed, alive, peers, free)] = self._database.run(
-                self._connection, "beat", {"executor": self._executor, "application": self._application}
-            )
+            [(renewed, alive, peers, free, _)] = self._database.run(
+                self._connection, "beat",
+                {
+                    "executor": self._executor, "application": self._application,
+                    "acknowledged": self._identity.to_check(),
+                },
+            )  # fmt: skip
         except (psycopg.Error, UnavailableError) as error:
+            if isinstance(error, psycopg.Error) and error.sqlstate == "EF003":
+                raise fenced(error) from error
             logger.debug("beat: %s", error)
             if self._connection is not None:
                 self._connection.close()

@@ -206,7 +206,7 @@ class Transactions:
                     continue
                 return error
             crash_point("transactions.after_commit")
-            lane.n += 1
+            lane.advance()
             self._executor.settled([e.run for e in entries])
             for run, error in failed:
                 self._executor.failed(run, error)
@@ -262,7 +262,7 @@ class Transactions:
             if committing:
                 closed = yield (lane._close_number,)  # pyright: ignore[reportPrivateUsage]
                 if not closed:
-                    lane.n += 1
+                    lane.advance()
                     return "committed"
             return "again"
         return "user"
@@ -395,7 +395,7 @@ class Transactions:
                 raise
             crash_point("transactions.after_commit")
             if branch is not None and checkpoint is not None:
-                lane.n += 1
+                lane.advance()
                 _note(branch.run, checkpoint)
             return result
 

@@ -188,15 +188,32 @@ begin
   end if;
 end $$;
 
+-- R2, where the timeline cannot be read: whatever was acknowledged to the executor, in any lane, must still be there.
+create function eventflow.check_acknowledged(executor_id bigint, acknowledged bigint[]) returns void
+language plpgsql volatile as $$
+declare gone record;
+begin
+  select a.lane - 1 as lane, a.n into gone from unnest(acknowledged) with ordinality as a (n, lane)
+   where not exists (select from eventflow.flushes f
+                      where f.executor = executor_id and f.lane = a.lane - 1 and f.n >= a.n) limit 1;
+  if found then
+    raise exception 'flush % of executor % in lane % was acknowledged and is gone: the ledger lost commits',
+      gone.n, executor_id, gone.lane using errcode = 'EF003';
+  end if;
+end $$;
+
 -- R1: own identity, flush number, claims; then the caller writes everything else and commits.
 create function eventflow.guard(
   executor_id bigint, lane_number int, flush_n bigint, flush_nonce bigint,
-  claim_ids bigint[], claim_epochs bigint[]
+  claim_ids bigint[], claim_epochs bigint[], acknowledged bigint[]
 ) returns void language plpgsql volatile as $$
 begin
   perform set_config('synchronous_commit', 'on', true);
   perform eventflow.fence(executor_id);
   perform eventflow.number_flush(executor_id, lane_number, flush_n, flush_nonce);
+  if acknowledged is not null then
+    perform eventflow.check_acknowledged(executor_id, acknowledged);
+  end if;
   if cardinality(claim_ids) > 0 then
     perform eventflow.hold_claims(executor_id, claim_ids, claim_epochs);
   end if;
@@ -264,7 +281,8 @@ end $$;
 -- Birth of an executor (R3: with row 0 of every lane). Names are per application: one that a living executor registered
 -- from another file is refused, naming both.
 create function eventflow.birth(app text, workflow_names jsonb, machine text, process int, lane_count int)
-returns bigint language plpgsql volatile as $$
+returns table (executor bigint, timeline text) language plpgsql volatile as $$
+#variable_conflict use_column
 declare
   born  bigint;
   clash record;
@@ -287,7 +305,7 @@ begin
   values (app, line, workflow_names, machine, process) returning id into born;
   insert into eventflow.beats (executor, beat, at) values (born, 0, now());
   insert into eventflow.flushes (executor, lane, n, nonce) select born, lane, 0, 0 from generate_series(0, lane_count - 1) lane;
-  return born;
+  return query select born, line;
 end $$;
 
 -- A clean end: rows that are still held are free for others at once, then the identity closes (R8a).

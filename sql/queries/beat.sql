@@ -1,4 +1,5 @@
--- All that an idle process asks, once per beat: renew the lease; who else lives; is there work that nobody holds.
+-- All that an idle process asks, once per beat: renew the lease; who else lives; is there work that nobody holds; and, where
+-- the timeline cannot be read, whether all that was acknowledged is still there (EF003).
 -- Touches only the executor's own beat; index workflows_executor.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
@@ -8,4 +9,5 @@ select (select count(*) from renewed),
        coalesce((select jsonb_object_agg(e.id, b.beat) from eventflow.executors e join eventflow.beats b on b.executor = e.id
                   where e.alive and e.application = %(application)b::text and e.id <> %(executor)b::bigint), '{}'),
        exists (select from eventflow.workflows where executor is null and status in ('queued', 'running')
-                  and application = %(application)b::text)
+                  and application = %(application)b::text),
+       eventflow.check_acknowledged(%(executor)b::bigint, %(acknowledged)b::bigint[])::text

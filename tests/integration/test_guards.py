@@ -67,17 +67,20 @@ class Ledger:
         return self.sessions[-1]
 
     def birth(self) -> int:
-        [(executor,)] = self.observer.run("birth", application="x", names="{}", host="h", pid=1, lanes=1)
+        [(executor, _)] = self.observer.run("birth", application="x", names="{}", host="h", pid=1, lanes=2)
         return executor
 
     def take(self, session: Session, executor: int) -> int:
         [(_, _, epoch)] = session.run("take_claims", executor=executor, in_flight=10, claims=[self.claim])
         return epoch
 
-    def guard(self, session: Session, executor: int, n: int, *, nonce: int = 7, claim: bool = False) -> None:
+    def guard(
+        self, session: Session, executor: int, n: int, *, nonce: int = 7, claim: bool = False, lane: int = 0,
+        acknowledged: list[int] | None = None,
+    ) -> None:  # fmt: skip
         session.run(
-            "guard", executor=executor, lane=0, n=n, nonce=nonce,
-            claims=[self.claim] if claim else [], epochs=[self.epoch] if claim else [],
+            "guard", executor=executor, lane=lane, n=n, nonce=nonce,
+            claims=[self.claim] if claim else [], epochs=[self.epoch] if claim else [], acknowledged=acknowledged,
         )  # fmt: skip
 
     def accept(self, session: Session, low: int, high: int) -> None:
@@ -253,6 +256,20 @@ def test_lost_commits_are_found(ledger: Ledger) -> None:
     ledger.guard(session, ledger.a, 1)
     with refused("EF003"):
         ledger.guard(session, ledger.a, 3)
+
+
+def test_commits_lost_in_another_lane_are_found_where_the_timeline_cannot_be_read(ledger: Ledger) -> None:
+    """Lane 0 has its predecessor still; what lane 1 was told is gone."""
+    session = ledger.session()
+    ledger.guard(session, ledger.a, 1)
+    ledger.guard(session, ledger.a, 1, lane=1)
+    ledger.guard(session, ledger.a, 2, acknowledged=[1, 1])
+    session.connection.execute("delete from eventflow.flushes where executor = %s and lane = 1 and n = 1", [ledger.a])
+    with refused("EF003"):
+        ledger.guard(session, ledger.a, 3, acknowledged=[2, 1])
+    with refused("EF003"):
+        session.run("beat", executor=ledger.a, application="x", acknowledged=[2, 1])
+    ledger.guard(session, ledger.a, 3, acknowledged=None)
 
 
 # ---- claims, deltas, folds (R5, R7) ----------------------------------------------------------------

@@ -149,3 +149,23 @@ def test_takeover_within_ten_seconds_by_default(world: World, how: str) -> None:
     assert took < 10, f"the victim's work was done after {took:.1f} s"
     world.check("billing")
     world.check_steps("billing")
+
+
+def test_lost_commits_are_found_by_an_idle_worker_where_the_timeline_cannot_be_read(world: World) -> None:
+    """What a fail-over loses: the acknowledged numbers. The next beat ends the executor, and the next one goes on."""
+    world.create_topic(2)
+    world.sql(
+        """create or replace function eventflow.timeline() returns text language plpgsql volatile as $$
+           begin raise insufficient_privilege; end $$"""
+    )
+    worker = world.start("one_step", ready=True)
+    first = world.executor(worker)
+    assert world.one("select timeline from eventflow.executors where id = %s", first) == ""
+    world.produce(50)
+    world.wait_completed("billing")
+    world.sql("delete from eventflow.flushes where executor = %s and lane = 0", first)
+    world.wait(lambda: world.executor(worker) not in {None, first}, "it began anew")
+    assert "lost commits" in worker.text
+    world.produce(50)
+    world.wait_completed("billing")
+    world.check("billing")
