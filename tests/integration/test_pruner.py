@@ -59,7 +59,7 @@ def test_one_process_prunes_at_a_time(database: Database) -> None:
 def test_the_newest_flush_number_stays(database: Database) -> None:
     with database.connect("test") as connection:
         birth = {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2}
-        [(executor,)] = database.run(connection, "birth", birth)
+        [(executor, _)] = database.run(connection, "birth", birth)
         connection.execute(
             "insert into eventflow.flushes select %s, 0, n, 0 from generate_series(1, 100) n", (executor,)
         )
