@@ -142,13 +142,16 @@ class Kafka:
         return path
 
     def _format(self, base: list[str], properties: Path) -> None:
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
-        made = subprocess.run(
-            [*base, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"],
-            capture_output=True, check=False, cwd=self._home,
-        )  # fmt: skip
-        if made.returncode != 0:
-            raise LocalServiceError(f"formatting Kafka's folder failed:\n{made.stderr.decode(errors='replace')}")
+        for _ in range(2):  # once in some hundred starts the tool fails on a busy machine, and does not the next time
+            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
+            made = subprocess.run(
+                [*base, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"],
+                capture_output=True, check=False, cwd=self._home,
+            )  # fmt: skip
+            if made.returncode == 0:
+                return
+        said = (made.stdout + made.stderr).decode(errors="replace")
+        raise LocalServiceError(f"formatting Kafka's folder failed:\n{said}")
 
     def _answers(self) -> bool:
         from confluent_kafka.admin import AdminClient

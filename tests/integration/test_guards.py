@@ -24,7 +24,7 @@ class Session:
         self.database = database
         self.connection: Connection = database.connect("guards")
 
-    def run(self, name: str, **params: object) -> Rows:
+    def run(self, name: str, /, **params: object) -> Rows:
         return self.database.run(self.connection, name, params)
 
     def begin(self, isolation: str = "read committed") -> None:
@@ -258,6 +258,41 @@ def test_lost_commits_are_found(ledger: Ledger) -> None:
         ledger.guard(session, ledger.a, 3)
 
 
+def test_an_executor_of_another_timeline_writes_nothing(ledger: Ledger) -> None:
+    """After a promotion whatever it has learnt may be of a history that is gone."""
+    session = ledger.session()
+    ledger.guard(session, ledger.a, 1)
+    session.connection.execute("update eventflow.executors set timeline = '000000FF' where id = %s", [ledger.a])
+    with refused("EF003"):
+        ledger.guard(session, ledger.a, 2)
+
+
+def test_rows_of_another_executor_are_not_written(ledger: Ledger) -> None:
+    """Taken over in the meantime: the update writes none of them, not even those that are still its own."""
+    session = ledger.session()
+    for workflow_id in ("one", "two"):
+        session.run("start_workflow", id=workflow_id, name="n", application="x", executor=ledger.a, arguments="{}")
+    session.connection.execute("update eventflow.workflows set executor = %s where id = 'two'", [ledger.b])
+    with refused("EF004"):
+        session.run(
+            "update_workflows", executor=ledger.a, id=["one", "two"], status=["succeeded"] * 2, held=[True] * 2,
+            attempt=[1, 1], retries=[0, 0], recoveries=[0, 0], wake_in=[None, None], output=["1", "1"],
+            error=[None, None], reason=[None, None],
+        )  # fmt: skip
+    found = session.connection.execute("select distinct status::text from eventflow.workflows").fetchall()
+    assert found == [("running",)]
+
+
+def test_a_name_belongs_to_one_program(ledger: Ledger) -> None:
+    session = ledger.session()
+    here = {"host": "h", "pid": 2, "lanes": 1}
+    session.run("birth", application="shop", names='{"bill": "billing"}', **here)
+    session.run("birth", application="shop", names='{"bill": "billing"}', **here)
+    session.run("birth", application="other", names='{"bill": "elsewhere"}', **here)
+    with refused("EF006"):
+        session.run("birth", application="shop", names='{"bill": "elsewhere"}', **here)
+
+
 def test_commits_lost_in_another_lane_are_found_where_the_timeline_cannot_be_read(ledger: Ledger) -> None:
     """Lane 0 has its predecessor still; what lane 1 was told is gone."""
     session = ledger.session()
@@ -302,6 +337,13 @@ def test_a_claim_that_was_lost_accepts_nothing(ledger: Ledger) -> None:
         ledger.guard(session, ledger.a, 1, claim=True)
     assert caught.value.sqlstate == "EF002"
     assert caught.value.diag.message_detail == str(ledger.claim)
+
+
+def test_a_claim_of_another_owner_under_the_same_epoch_accepts_nothing(ledger: Ledger) -> None:
+    session = ledger.session()
+    session.connection.execute("update eventflow.claims set owner = %s where id = %s", [ledger.b, ledger.claim])
+    with refused("EF002"):
+        ledger.guard(session, ledger.a, 1, claim=True)
 
 
 def test_the_same_owner_under_an_older_epoch_accepts_nothing(ledger: Ledger) -> None:

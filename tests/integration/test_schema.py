@@ -144,7 +144,7 @@ def test_every_query_fits_a_schema_of_another_name(database_url: str) -> None:
         check_schema(connection, ODD)
         for name in QUERIES:
             assert explain(connection, name, ODD), name
-        [(executor,)] = Database(database_url, ODD).run(
+        [(executor, _)] = Database(database_url, ODD).run(
             connection, "birth", {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2}
         )
         Database(database_url, ODD).run(connection, "fence", {"executor": executor})
