@@ -142,16 +142,18 @@ class Kafka:
         return path
 
     def _format(self, base: list[str], properties: Path) -> None:
-        for _ in range(2):  # once in some hundred starts the tool fails on a busy machine, and does not the next time
-            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
-            made = subprocess.run(
-                [*base, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"],
-                capture_output=True, check=False, cwd=self._home,
-            )  # fmt: skip
-            if made.returncode == 0:
-                return
-        said = (made.stdout + made.stderr).decode(errors="replace")
-        raise LocalServiceError(f"formatting Kafka's folder failed:\n{said}")
+        if error := self._try_to_format(base, properties):
+            error = self._try_to_format(base, properties)  # once in some hundred starts it fails, and the next time not
+        if error:
+            raise LocalServiceError(f"formatting Kafka's folder failed:\n{error}")
+
+    def _try_to_format(self, base: list[str], properties: Path) -> str:
+        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
+        made = subprocess.run(
+            [*base, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"],
+            capture_output=True, check=False, cwd=self._home,
+        )  # fmt: skip
+        return (made.stdout + made.stderr).decode(errors="replace") if made.returncode else ""
 
     def _answers(self) -> bool:
         from confluent_kafka.admin import AdminClient
