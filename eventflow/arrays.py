@@ -28,14 +28,7 @@ class TextArray:
 
     def packed(self) -> bytes:
         """The elements, each behind its length."""
-        parts: list[bytes] = []
-        for value in self.values:
-            if value is None:
-                parts.append(_NULL)
-            else:
-                data = value.encode()
-                parts += (_length(len(data)), data)
-        return b"".join(parts)
+        return _packed([None if value is None else value.encode() for value in self.values])
 
 
 class ByteaArray:
@@ -50,13 +43,17 @@ class ByteaArray:
 
     def packed(self) -> bytes:
         """The elements, each behind its length."""
-        parts: list[bytes] = []
-        for value in self.values:
-            if value is None:
-                parts.append(_NULL)
-            else:
-                parts += (_length(len(value)), value)
-        return b"".join(parts)
+        return _packed(self.values)
+
+
+def _packed(values: Sequence[bytes | None]) -> bytes:
+    parts: list[bytes] = []
+    for value in values:
+        if value is None:
+            parts.append(_NULL)
+        else:
+            parts += (_length(len(value)), value)
+    return b"".join(parts)
 
 
 class BigintArray:
