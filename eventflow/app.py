@@ -129,7 +129,8 @@ class Incarnation:
         self.intakes = [
             Intake(
                 consumer, where, self.journal, max_in_flight=settings.max_in_flight, dispatch=self.executor.dispatch,
-                accept=self.executor.accept_claims, unblock=self.executor.unblock, on_fatal=self._end,
+                accept=self.executor.accept_claims, unblock=self.executor.unblock, has_lease=self._lease.held,
+                on_fatal=self._end,
             )
             for consumer in consumers
         ]  # fmt: skip

@@ -94,6 +94,7 @@ class Intake:
         max_in_flight: int,
         dispatch: Callable[[list[Run]], None],
         accept: Callable[[set[Claim], float], None],
+        has_lease: Callable[[], bool],
         unblock: Callable[[Claim], None],
         on_fatal: Callable[[Exception], None],
     ) -> None:
@@ -103,6 +104,7 @@ class Intake:
         self._journal = journal
         self._bound = spec.max_in_flight or max_in_flight
         self._dispatch, self._accept, self._unblock, self._on_fatal = dispatch, accept, unblock, on_fatal
+        self._has_lease = has_lease
         self._stop = threading.Event()
         self._hold = threading.Event()
         self._abandoned = False
@@ -172,26 +174,35 @@ class Intake:
                 self._connection.close()
 
     def _session(self) -> None:
-        """One Kafka consumer, from subscription to close; a changed topic ends it and another begins."""
-        if not self._identify():
+        """One Kafka consumer, from subscription to close; a changed topic or a lost lease ends it and another begins."""
+        if not self._identify() or not self._wait_for_lease():
             return
         self._consumer = Consumer(self._config(), logger=_kafka_logger)
-        watch = threading.Thread(target=self._watch, name="eventflow topic ids", daemon=True)
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), name="eventflow topic ids", daemon=True)
         try:
             self._consumer.subscribe(
                 list(self.spec.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
             watch.start()
-            while not self._stop.is_set() and not self._changed:
+            while not self._stop.is_set() and not self._changed and self._has_lease():
                 self._turn()
             self._note_changes()
         finally:
-            if not self._abandoned:
-                self._give_up(list(self.claims))
+            over.set()
+            if not self._has_lease() and not self._abandoned:
+                logger.warning("%s leaves its group: the lease was not renewed in time", self.spec.spec.name)
+            self._give_up(list(self.claims))
             for claim in self.claims.values():
                 claim.lost = claim.revoked = True
             self._consumer.close()
             self.claims.clear()
+
+    def _wait_for_lease(self) -> bool:
+        while not self._has_lease():
+            if self._stop.wait(0.05):
+                return False
+        return True
 
     def _config(self) -> dict[str, Any]:
         return (
@@ -346,8 +357,7 @@ class Intake:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = [(p.topic, p.partition) for p in partitions]
-        if not self._abandoned:
-            self._give_up(gone)
+        self._give_up(gone)
         self._forget(consumer, gone)
         self._rebalanced = True
 
@@ -376,9 +386,9 @@ class Intake:
             consumer.incremental_unassign(held)
 
     def _claim(self, keys: list[Key]) -> list[Claim]:
-        """Claim these partitions, however long the ledger is away; what cannot be claimed is stopped and said so."""
+        """Claim these partitions, while there is a lease; what cannot be claimed is stopped and said so."""
         attempt = 0
-        while not self._stop.is_set():
+        while not self._stop.is_set() and self._has_lease():
             try:
                 crash_point("consumer.before_claim")
                 claims = [c for topic in sorted({t for t, _ in keys}) for c in self._claim_topic(topic, keys)]
@@ -522,12 +532,14 @@ class Intake:
             self._consumer.seek(TopicPartition(claim.topic, claim.partition, claim.next_offset))
 
     def _give_up(self, keys: list[Key]) -> None:
-        """Start nothing new, accept what has started, then let go of the claims (R8)."""
+        """Start nothing new, accept what has started, then let go of the claims (R8); without a lease, just drop them."""
         claims = {self.claims[key] for key in keys if key in self.claims and not self.claims[key].lost}
         if not claims:
             return
         for claim in claims:
             claim.revoked = True
+        if self._abandoned or not self._has_lease():
+            return
         self._accept(claims, 5.0)
         crash_point("consumer.before_release")
         held = sorted((c for c in claims if not c.lost), key=lambda c: c.id)
@@ -675,9 +687,9 @@ class Intake:
         shared = {name: value for name, value in self._config().items() if name.startswith(prefixes)}
         return AdminClient(shared, logger=_kafka_logger)
 
-    def _watch(self) -> None:
+    def _watch(self, over: threading.Event) -> None:
         """Ask regularly, and after every topic error, whether the topics are still what they were (R16)."""
-        while not self._stop.is_set() and not self._changed:
+        while not over.is_set() and not self._changed:
             self._suspect.wait(_ASK_IDENTITY_EVERY)
             read = [(claim, claim.next_offset) for claim in list(self.claims.values())]
             try:
@@ -690,7 +702,7 @@ class Intake:
                     if claim.topic not in changed:
                         claim.verified = offset
                 self._suspect.clear()
-            self._stop.wait(0.2)
+            over.wait(0.2)
 
     def _is(self, topic: str, source: Source) -> bool:
         try:

@@ -105,7 +105,7 @@ class Lease:
         self._adopt, self._running, self._stuck_for, self._on_fenced = adopt, running, stuck_for, on_fenced
         self._stop = threading.Event()
         self._seen: dict[int, tuple[int, float]] = {}
-        self._last_good = time.monotonic()
+        self._last_good = self._renewed = time.monotonic()
         self._connection: Connection | None = None
         self._beats = 0
         self._recovery = threading.Thread(target=self._recover, name="eventflow recovery", daemon=True)
@@ -127,6 +127,10 @@ class Lease:
         for thread in (self._thread, self._recovery):
             if thread.is_alive():
                 thread.join(timeout)
+
+    def held(self) -> bool:
+        """Whether the last beat is younger than the lease; without it a peer may take over at any time (R10d)."""
+        return time.monotonic() - self._renewed < self._lease
 
     # ---- beats ----
 
@@ -168,7 +172,7 @@ class Lease:
             raise FencedError(f"executor {self._executor} was presumed dead and taken over")
         if asked - self._last_good > self._lease:
             self._seen.clear()  # no suspicion over a stretch in which we could not look
-        self._last_good = time.monotonic()
+        self._renewed, self._last_good = asked, time.monotonic()
         self._watch({int(i): int(b) for i, b in peers.items()})
         self._beats += 1
         if free or self._suspects or self._beats % _RECONCILE_EVERY == 0:

@@ -491,6 +491,8 @@ class Proxy:
         self._budget: tuple[int, int] | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
+        self._through = threading.Event()
+        self._through.set()
         self.cuts = 0
         user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
         port = self._listener.getsockname()[1]
@@ -505,7 +507,16 @@ class Proxy:
         """Cut no more: connections opened from now on live."""
         self._budget = None
 
+    def block(self) -> None:
+        """From now on nothing gets through; what is open hangs, and so does what is opened."""
+        self._through.clear()
+
+    def unblock(self) -> None:
+        """Everything gets through again, with what was held back."""
+        self._through.set()
+
     def close(self) -> None:
+        self._through.set()
         self._listener.close()
         for side in list(self._open):
             _reset(side)
@@ -533,6 +544,7 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, budget: int | None) -> None:
         try:
             while data := source.recv(65536):
+                self._through.wait()
                 if budget is None or self._budget is None:
                     sink.sendall(data)
                     continue

@@ -103,6 +103,34 @@ def test_connections_cut_at_any_byte(world: World, app: str, seed: int) -> None:
         proxy.close()
 
 
+@pytest.mark.parametrize("app", ["two_steps", "ledger_session"])
+def test_a_worker_that_cannot_reach_postgres_gives_its_partitions_to_peers(world: World, app: str) -> None:
+    """Kafka it still reaches, so Kafka would let it keep them: it leaves the group by itself (R10d)."""
+    group = "billing" if app == "two_steps" else "ledger"
+    proxy = Proxy(world.database_url)
+    try:
+        world.create_topic(4)
+        cut_off = world.start(app, DATABASE_URL=proxy.url, ready=True)
+        peer = world.start(app, ready=True)
+        world.wait_owner(cut_off, 2)
+        world.wait_owner(peer, 2)
+        with Load(world, 100):
+            world.wait(lambda: world.completed(group) > 100, "messages pass")
+            proxy.block()
+            world.wait_owner(peer, 4)
+            before = world.completed(group)
+            world.wait(lambda: world.completed(group) > before + 200, "messages pass without it")
+            proxy.unblock()
+            world.wait_owner(cut_off, 1)
+        world.wait_completed(group)
+        world.check(group, effects=group == "ledger")
+        world.check_no_incidents()
+        assert "leaves its group" in cut_off.text
+        assert cut_off.alive
+    finally:
+        proxy.close()
+
+
 def test_database_away_at_start(private_world: World, private_postgres) -> None:
     """It says what it cannot reach, without the password, and starts when the server is there."""
     world = private_world
