@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 1000
 _FOLD_EVERY = 5.0
+_POLL_EVERY = 0.05
 _ASK_IDENTITY_EVERY = 2.0
 _PAUSE_AFTER = 1.0
 _READ_COMMITTED: dict[str, str | int | float | bool] = {
@@ -110,6 +111,7 @@ class Intake:
         self._abandoned = False
         self._sources: dict[str, Source] = {}
         self._suspect = threading.Event()  # a topic may have been recreated: nothing is taken until its id is known
+        self._doubts = 0
         self._unsure = False
         self._rebalanced = False
         self._changed: set[str] = set()
@@ -118,7 +120,7 @@ class Intake:
         self._consumer: Consumer
         self._paused = False
         self._full_since: float | None = None
-        self._folded_at = 0.0
+        self._folded_at = self._polled_at = 0.0
         self._positions: dict[Claim, int] = {}
         self._dirty = False
         self._thread = threading.Thread(target=self._main, name=f"eventflow {spec.spec.name}", daemon=True)
@@ -229,20 +231,26 @@ class Intake:
         if self._hold.is_set() or self._suspect.is_set():
             self._serve()
             return
+        self._tend()
         room = self._bound - self._in_flight()
         if room <= 0:
             self._full()
             return
         self._resume()
         self._receive(min(room, BATCH))
+
+    def _tend(self) -> None:
+        """What is due from time to time, also while there is no room: what blocks a scope may be what takes the room."""
         now = time.monotonic()
+        if now - self._polled_at > _POLL_EVERY:
+            self._polled_at = now
+            self._poll_unfinished()
         if now - self._folded_at > _FOLD_EVERY:
             self._folded_at = now
             self._fold()
-            self._poll_unfinished()
 
     def _in_flight(self) -> int:
-        return sum(claim.handed - claim.finished for claim in self.claims.values())
+        return sum(claim.handed - claim.finished for claim in self.claims.values() if not claim.lost)
 
     def _full(self) -> None:
         """Short of room: first just wait; after a while pause, so that Kafka keeps the rest and `poll` is served."""
@@ -273,7 +281,6 @@ class Intake:
     def _receive(self, limit: int) -> None:
         first = self._consumer.poll(0.05)
         if first is None:
-            self._check_blocked()
             return
         messages = [first]
         if limit > 1:
@@ -287,11 +294,15 @@ class Intake:
         claim: Claim | None = None
         for message in cast("list[Any]", messages):
             error = message.error()
-            if error is not None:
+            at_end = error is not None and error.code() == KafkaError._PARTITION_EOF
+            if error is not None and not at_end:
                 self._problem(message, error)
-                continue
             if self._suspect.is_set():
                 self._unsure = True
+            if self._unsure or (error is not None and not at_end):
+                continue  # also what comes after the doubt is settled, until `_resume` has sought: nothing may be passed over
+            if at_end:
+                self._cover_to_end(message)
                 continue
             here: Key = (message.topic(), message.partition())
             if here != key:
@@ -306,7 +317,7 @@ class Intake:
             run.value, run.key, run.headers = message.value(), message.key(), message.headers()
             run.timestamp = message.timestamp()[1]
             run.scope = claim.scope
-            run.wary = offset < claim.wary_until
+            run.wary = claim.handed < claim.wary
             claim.next_offset = offset + 1
             claim.handed += 1
             runs.append(run)
@@ -327,23 +338,31 @@ class Intake:
         return offset < claim.next_offset
 
     def _problem(self, message: Any, error: KafkaError) -> None:
-        code = error.code()
-        claim = self.claims.get((message.topic() or "", message.partition() if message.partition() is not None else -1))
-        if code == KafkaError._PARTITION_EOF:
-            end = message.offset()
-            if claim is not None and not claim.lost and end > claim.next_offset and not claim.accepted_above:
-                self._journal.cover((claim, claim.next_offset, end))
-                claim.next_offset = end
-            return
+        code, claim = error.code(), self._claim_of(message)
         if code in {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE} and claim is not None:
-            self._suspect.set()
+            self._doubt()
             self._halt(claim, "retention", f"offset {claim.next_offset} is no longer in the log: {error.str()}")
             return
         if code in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}:
             self._on_fatal(UnavailableError(f"{self.spec.spec.name}: {error.str()}"))
             return
-        self._suspect.set()
+        self._doubt()
         logger.warning("%s: %s", self.spec.spec.name, error.str())
+
+    def _doubt(self) -> None:
+        """A topic may not be what it was: take nothing until it was asked, later than now."""
+        self._doubts += 1
+        self._suspect.set()
+
+    def _claim_of(self, message: Any) -> Claim | None:
+        return self.claims.get((message.topic() or "", message.partition() if message.partition() is not None else -1))
+
+    def _cover_to_end(self, message: Any) -> None:
+        """The rest of the partition's log, up to its end as it is now, holds no message."""
+        claim, end = self._claim_of(message), message.offset()
+        if claim is not None and not claim.lost and end > claim.next_offset and not claim.accepted_above:
+            self._journal.cover((claim, claim.next_offset, end))
+            claim.next_offset = end
 
     # ---- who owns what ----
 
@@ -388,7 +407,7 @@ class Intake:
     def _claim(self, keys: list[Key]) -> list[Claim]:
         """Claim these partitions, while there is a lease; what cannot be claimed is stopped and said so."""
         attempt = 0
-        while not self._stop.is_set() and self._has_lease():
+        while not self._stop.is_set() and self._has_lease() and not self._changed:
             try:
                 crash_point("consumer.before_claim")
                 claims = [c for topic in sorted({t for t, _ in keys}) for c in self._claim_topic(topic, keys)]
@@ -427,7 +446,7 @@ class Intake:
         executor, run = self._connections.executor, self._connections.database.run
         run(connection, "fence", {"executor": executor})
         if not run(connection, "lock_source", {"source": source.id}):
-            self._suspect.set()
+            self._doubt()
             raise UnavailableError(f"source {source.id} was superseded; asking for the topic's id again")
         where = {"group": self.spec.group, "source": source.id, "partitions": partitions}
         left = {row[0]: row for row in run(connection, "lock_claims", where)}
@@ -454,7 +473,7 @@ class Intake:
             claim.scope = str(claim_id)
             claim.unfinished = [u[0] for u in unfinished if u[2] is not None]
         if not released:
-            claim.wary_until = first.upper + bound
+            claim.wary = bound
         logger.info(
             "%s claims %s/%d from offset %d (epoch %d%s)", self.spec.spec.name, topic, partition, first.upper, epoch,
             "" if released else ", its last owner did not let go of it",
@@ -565,12 +584,6 @@ class Intake:
         return self._connection, database
 
     # ---- order, positions ----
-
-    def _check_blocked(self) -> None:
-        for claim in self.claims.values():
-            if claim.unfinished:
-                self._poll_unfinished()
-                return
 
     def _poll_unfinished(self) -> None:
         """Scopes that accepted, unfinished messages hold back go on when those are final (R11)."""
@@ -691,6 +704,7 @@ class Intake:
         """Ask regularly, and after every topic error, whether the topics are still what they were (R16)."""
         while not over.is_set() and not self._changed:
             self._suspect.wait(_ASK_IDENTITY_EVERY)
+            doubts = self._doubts
             read = [(claim, claim.next_offset) for claim in list(self.claims.values())]
             try:
                 changed = {topic for topic, source in self._sources.items() if not self._is(topic, source)}
@@ -701,7 +715,8 @@ class Intake:
                 for claim, offset in read:
                     if claim.topic not in changed:
                         claim.verified = offset
-                self._suspect.clear()
+                if doubts == self._doubts:
+                    self._suspect.clear()
             over.wait(0.2)
 
     def _is(self, topic: str, source: Source) -> bool:

@@ -25,6 +25,7 @@ class Claim:
         accepted_above: ranges above the position that the ledger has accepted already.
         unfinished: ids of rows of its scope that were accepted before and are not final.
         line, busy, tail: the runs of this partition's scope, where order is kept.
+        wary: the first so many messages may have killed the former owner; they are accepted before they run (R13).
         handed, finished: messages handed out, and those of them that ended durably; their difference is in flight.
         revoked: nothing of it may start any more. lost: nothing of it may be accepted any more.
 
@@ -33,7 +34,7 @@ class Claim:
     __slots__ = (
         "accepted_above", "busy", "epoch", "finished", "group", "handed", "id", "id_prefix", "incarnation", "line", "lock",
         "lost", "next_offset", "partition", "revoked", "scope", "source", "tail", "topic", "unfinished",
-        "verified", "wary_until",
+        "verified", "wary",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +53,8 @@ class Claim:
         self.accepted_above: list[tuple[int, int]] = []
         self.scope: str | None = None
         self.unfinished: list[str] = []
-        self.wary_until = self.verified = next_offset
+        self.wary = 0
+        self.verified = next_offset
         self.handed = 0
         self.finished = 0
         self.lost = False
