@@ -6,6 +6,7 @@ incarnation is fenced, everything it held is dropped and the next one begins; li
 
 import asyncio
 import contextlib
+import contextvars
 import faulthandler
 import functools
 import gc
@@ -49,6 +50,7 @@ from eventflow.recovery import Lease, birth
 from eventflow.retry import Seconds, seconds
 from eventflow.runs import Claim, Run
 from eventflow.settings import Settings, load_settings
+from eventflow.threads import Threads
 from eventflow.transactions import Transactions
 from eventflow.workflows import (
     AsyncStartable,
@@ -288,6 +290,7 @@ class App:
         )
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
+        self._calls = Threads[Callable[[], None]](settings.threads, lambda call: call())
         self._supervisor: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[BaseException]
 
@@ -318,6 +321,7 @@ class App:
                 pruner.stop()
                 if self._incarnation is not None:
                     await self._incarnation.drain()
+                self._calls.stop()
 
     def _check(self) -> None:
         """Everything that can be wrong before anything starts."""
@@ -358,22 +362,18 @@ class App:
 
     async def _supervise(self) -> None:
         """When an incarnation ends, begin the next; what no retry can mend ends the program."""
-        while self._incarnation is not None:
-            error = await asyncio.shield(self._incarnation.ended)
-            incarnation, self._incarnation = self._incarnation, None
-            await incarnation.abort()
-            if not isinstance(error, FencedError):
-                if not self.failed.done():
-                    self.failed.set_result(error)
-                return
-            logger.warning("%s; starting again as a new executor", error)
-            await asyncio.sleep(0.1)
-            try:
+        try:
+            while self._incarnation is not None:
+                error = await asyncio.shield(self._incarnation.ended)
+                incarnation, self._incarnation = self._incarnation, None
+                await incarnation.abort()
+                if not isinstance(error, FencedError):
+                    raise error
+                logger.warning("%s; starting again as a new executor", error)
+                await asyncio.sleep(0.1)
                 await self._begin()
-            except Exception as problem:
-                if not self.failed.done():
-                    self.failed.set_result(problem)
-                return
+        except Exception as error:
+            _done_with(self.failed, error)
 
     # ---- what the verbs need ----
 
@@ -470,7 +470,20 @@ class App:
         return incarnation.transactions.step_sync(spec, branch, args, kwargs)
 
     async def in_thread(self, function: Callable[[], R]) -> R:
-        return await asyncio.to_thread(function)
+        """Call a user's function in a thread: one of its own kind, so that those who hang hold up nothing of ours."""
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        future: asyncio.Future[R] = loop.create_future()
+
+        def call() -> None:
+            try:
+                result = context.run(function)
+            except BaseException as error:
+                loop.call_soon_threadsafe(_failed_with, future, error)
+            else:
+                loop.call_soon_threadsafe(_done_with, future, result)
+
+        self._calls.put([call])
+        return await future
 
     def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine on the application's loop from another thread, and wait for it."""
@@ -697,6 +710,11 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
             return runner.run(main())
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def _failed_with(future: "asyncio.Future[Any]", error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _done_with(future: "asyncio.Future[Any]", value: Any) -> None:

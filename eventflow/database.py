@@ -4,6 +4,7 @@ Nothing here knows what is written; the journal and the services decide that. No
 pooler in transaction mode may stand between (`prepared=False` where it does not keep prepared statements).
 """
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,6 +20,8 @@ from psycopg import sql as compose
 from eventflow.arrays import register as register_arrays
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.settings import masked
+
+logger = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Verdict = Literal["fenced", "claims lost", "poison", "unknown", "again"]
@@ -198,11 +201,15 @@ def evicting(database: Database, connection: Connection, after: float) -> Genera
     def watch() -> None:
         if done.wait(after):
             return
-        with database.connect("evictor") as evictor:
-            while not done.wait(0.2):
-                evictor.execute(
-                    b"select pg_terminate_backend(pid) from unnest(pg_blocking_pids(%b::int)) as pid", (pid,)
-                )
+        while not done.wait(0.2):
+            try:
+                with database.connect("evictor") as evictor:
+                    while not done.wait(0.2):
+                        evictor.execute(
+                            b"select pg_terminate_backend(pid) from unnest(pg_blocking_pids(%b::int)) as pid", (pid,)
+                        )
+            except (psycopg.Error, UnavailableError) as error:
+                logger.debug("evictor: %s", error)
 
     watcher = threading.Thread(target=watch, name="eventflow evictor", daemon=True)
     watcher.start()

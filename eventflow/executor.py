@@ -111,7 +111,10 @@ class Executor:
         threaded: list[Run] = []
         for run in runs:
             if _is_transactional(run):
-                transactional.append(run)
+                if run.settled() or run.dropped:
+                    transactional.append(run)
+                else:  # its effects would commit before what stands before it is known to be durable (R12)
+                    self._when_settled(run)
             elif run.spec.is_async:
                 plain.append(run)
             else:
@@ -122,6 +125,18 @@ class Executor:
             self._threads.put(threaded)
         if plain:
             self.loop.call_soon_threadsafe(self._enqueue, plain)
+
+    def _when_settled(self, run: Run) -> None:
+        """Launch it once everything recorded before, in it and in its scope, is durable."""
+        once = threading.Lock()
+
+        def launch() -> None:
+            if once.acquire(blocking=False):
+                self._launch([run])
+
+        run.waiters = [*(run.waiters or ()), launch]
+        if run.settled() or run.dropped:
+            launch()
 
     def _in_turn(self, run: Run) -> bool:
         """Whether it may start now; else it waits in its scope's line (R11)."""
@@ -313,7 +328,7 @@ class Executor:
 
     def _again(self, run: Run) -> None:
         self._timers.pop(run, None)
-        self._launch([run])
+        self._when_settled(run)
 
     def _hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
         run.submitted += 1
@@ -329,12 +344,16 @@ class Executor:
         """This attempt is over and is recorded by nobody here."""
         run.dropped = run.ended = True
         self._forget(run)
-        claim = run.claim
-        if claim is not None:
-            with claim.lock:
-                claim.finished += 1
+        self._count_dropped(run)
         run.wake()
         self.next_in_line(run)
+
+    def _count_dropped(self, run: Run) -> None:
+        """It takes no more room in its claim's bound."""
+        if run.claim is not None:
+            with run.claim.lock:
+                run.claim.finished += not run.counted
+                run.counted = True
 
     def _forget(self, run: Run) -> None:
         """It is ours no more; another run of the same message may have taken its place."""
@@ -478,6 +497,8 @@ class Executor:
         for entry in entries:
             run = entry.run
             run.dropped = True
+            if run.ended:
+                self._count_dropped(run)
             if run.future is not None:
                 self.loop.call_soon_threadsafe(_cancel, run.future)
             run.wake()
@@ -618,7 +639,7 @@ class Executor:
 
     def busy(self) -> int:
         """How many runs are under way or waiting to start."""
-        return len(self._queue) + self._active + self._threads.active() + self._threads.waiting() + len(self._timers)
+        return len(self._queue) + self._active + self._threads.active() + self._threads.waiting()
 
     async def drain(self, budget: float) -> None:
         """Let running work end within `budget` seconds; then let go of the rest."""
@@ -646,7 +667,7 @@ class Executor:
         self._tick.cancel()
         for timer in self._timers.values():
             timer.cancel()
-        for run in list(self.runs.values()):
+        for run in [*self.runs.values(), *self._in_threads]:
             run.dropped = True
             if run.future is not None:
                 _cancel(run.future)

@@ -485,10 +485,9 @@ class Journal:
         [entry] = entries
         run = entry.run
         if error.sqlstate == "23505" and error.table == "workflows" and run.claim is not None:
-            run.claim.lost = run.dropped = True
+            run.claim.lost = run.claim.revoked = run.dropped = True  # not claimed again: a person looks first
             self._on_incident("duplicate", run.workflow_id, f"its row exists already; the partition stops: {error}")
             self._on_dropped([entry])
-            self._on_lost([run.claim])
             return
         if entry.reason == _REFUSED:
             raise FencedError(f"the failure record of {run.workflow_id} was refused: {error}")

@@ -5,7 +5,7 @@ protocol's generator on one. When the transaction commits is not for user code t
 """
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Literal, cast
 
 import psycopg
@@ -109,6 +109,10 @@ class _AsyncLent(psycopg.AsyncConnection[Any]):
 _JOIN: dict[Mode, Any] = {"alone": "rollback_only", "grouped": "rollback_only", "savepoint": "create_savepoint"}
 
 
+def _begin(spec: TransactionSpec) -> bytes:
+    return f"begin isolation level {spec.isolation}".encode() if spec.isolation else b"begin"
+
+
 class Port:
     """What the protocol asks for, on a sync connection."""
 
@@ -136,6 +140,7 @@ class Port:
                 self.raw = self._sa.connection.driver_connection
             else:
                 self.raw = self._connect()
+                self.raw.autocommit = True  # `begin` is said once and by us, so that `connection.transaction()` nests
         if self._sa is None and "session" in spec.flavour:
             self.close()
             self.begin(spec)
@@ -143,8 +148,10 @@ class Port:
         if self._sa is not None:
             self._sa.begin()
             self._additions = _Additions(self._sa)
-        if spec.isolation is not None:
-            self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+            if spec.isolation is not None:
+                self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+        else:
+            self.raw.execute(_begin(spec))
 
     def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "connection":
@@ -236,6 +243,7 @@ class AsyncPort:
                 self.raw = (await self._sa.get_raw_connection()).driver_connection
             else:
                 self.raw = await self._connect()
+                await self.raw.set_autocommit(True)  # as in `Port`
         if self._sa is None and "session" in spec.flavour:
             await self.close()
             await self.begin(spec)
@@ -244,8 +252,10 @@ class AsyncPort:
             if not self._sa.in_transaction():
                 await self._sa.begin()
             self._additions = _Additions(self._sa.sync_connection)
-        if spec.isolation is not None:
-            await self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+            if spec.isolation is not None:
+                await self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+        else:
+            await self.raw.execute(_begin(spec))
 
     async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "async connection":
@@ -322,26 +332,47 @@ def drive(protocol: Protocol, port: Port) -> Any:
             send = protocol.send
             try:
                 outcome = method(*args) if callable(method) else getattr(port, method)(*args)
-            except Exception as error:
+            except BaseException as error:
                 send, outcome = protocol.throw, error
     except StopIteration as stop:
         return stop.value
 
 
 async def adrive(protocol: Protocol, port: AsyncPort) -> Any:
-    """The async driver."""
+    """The async driver. User code can be cancelled; what the protocol does with the transaction ends first (R3)."""
     send: Callable[[Any], Ask] = protocol.send
     outcome: Any = None
+    cancelled: asyncio.CancelledError | None = None
     try:
         while True:
             method, *args = send(outcome)
             send = protocol.send
             try:
-                if callable(method):
-                    outcome = await asyncio.to_thread(method, *args)
+                if method == "user":
+                    if cancelled is not None:
+                        raise cancelled
+                    outcome = await port.user(*args)
                 else:
-                    outcome = await getattr(port, method)(*args)
-            except Exception as error:
+                    work = asyncio.to_thread(method, *args) if callable(method) else getattr(port, method)(*args)
+                    task, interrupted = await _to_its_end(work)
+                    cancelled = cancelled or interrupted
+                    outcome = task.result()
+            except BaseException as error:
                 send, outcome = protocol.throw, error
     except StopIteration as stop:
+        if cancelled is not None:
+            raise cancelled from None
         return stop.value
+
+
+async def _to_its_end(
+    work: Coroutine[Any, Any, Any],
+) -> tuple["asyncio.Task[Any]", asyncio.CancelledError | None]:
+    """The task that has ended, and the cancellation that came meanwhile."""
+    task, interrupted = asyncio.ensure_future(work), None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            interrupted = error
+    return task, interrupted

@@ -173,14 +173,13 @@ class Lease:
         if asked - self._last_good > self._lease:
             self._seen.clear()  # no suspicion over a stretch in which we could not look
         self._renewed, self._last_good = asked, time.monotonic()
-        self._watch({int(i): int(b) for i, b in peers.items()})
+        self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         if free or self._suspects or self._beats % _RECONCILE_EVERY == 0:
             self._free = True
             self._work.set()
 
-    def _watch(self, peers: dict[int, int]) -> None:
-        now = time.monotonic()
+    def _watch(self, peers: dict[int, int], now: float) -> None:
         for peer in set(self._seen) - set(peers):
             del self._seen[peer]
         for peer, beat in peers.items():

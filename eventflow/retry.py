@@ -58,7 +58,11 @@ class Retry:
             return True
         if isinstance(self.retry_if, tuple):
             return isinstance(error, self.retry_if)
-        return self.retry_if(error)
+        try:
+            return bool(self.retry_if(error))
+        except Exception as problem:
+            error.add_note(f"eventflow: retry_if raised {problem!r}; there is no further attempt")
+            return False
 
     def wait(self, attempt: int, draw: float) -> float:
         """Seconds between attempt `attempt` and the next; `draw` is chance, from 0 to 1."""

@@ -75,13 +75,14 @@ class Run:
             that no lock is needed: the runner counts the first, who settles counts the second.
         wary: to be accepted before it runs, because its partition's former owner did not end cleanly (R13).
         lock: held to hand something to the journal, where the loop and a worker thread may both do so.
+        counted: it was dropped, and its claim's count of what is finished says so.
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
         before: the earlier run of its scope; its first step waits until that one is durable.
 
     """
 
     __slots__ = (
-        "after", "application", "arguments", "attempt", "before", "claim", "dropped", "durable", "ended", "executor",
+        "after", "application", "arguments", "attempt", "before", "claim", "counted", "dropped", "durable", "ended", "executor",
         "first", "future", "headers", "history", "in_ledger", "key", "lock", "name", "offset", "outcome", "recoveries",
         "retries", "scope", "spec", "submitted", "timestamp", "value", "waiters", "wary", "workflow_id",
     )  # fmt: skip
@@ -109,6 +110,7 @@ class Run:
         self.durable = 0
         self.dropped = False
         self.ended = False
+        self.counted = False
         self.wary = False
         self.before: Run | None = None
         self.after: Run | None = None

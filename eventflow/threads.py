@@ -7,11 +7,14 @@ are not at one piece for long may run in any case, however late a crowded machin
 (The measure is that of the gilknocker project; the two speeds are those of congestion control.)
 """
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -92,7 +95,10 @@ class Threads(Generic[T]):
             self._busy[me] = time.perf_counter()  # before the look at the gate: who closes it may trust `active`
             item = self._next()
             if item is not None:
-                self._work(item)
+                try:
+                    self._work(item)
+                except BaseException:
+                    logger.exception("a worker thread")  # it goes on: what it was given must see to itself
             else:
                 self._busy.pop(me, None)
                 self._sleep()

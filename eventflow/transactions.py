@@ -69,15 +69,21 @@ class Transactions:
             self._async_steps.put_nowait((lane, AsyncPort(database)))
         self._idle_async = [(lane, AsyncPort(database)) for lane in self._async_lanes]
         self.active = 0
+        self._started = False
 
     # ---- handlers ----
 
     def put(self, runs: list[Run]) -> None:
         """Queue messages of transactional handlers, in order; from any thread."""
+        if self._stopped.is_set():  # its waiters woke it although the incarnation is over
+            for run in runs:
+                run.dropped = True
+            return
         sync = [r for r in runs if not _transaction(r).is_async]
         if sync:
             with self._ready:
-                if not self._threads[0].is_alive():
+                if not self._started:
+                    self._started = True
                     for thread in self._threads:
                         thread.start()
                 self._groups.extend(sync)
@@ -161,7 +167,7 @@ class Transactions:
             self._executor.failed(runs[0], plain)
             return
         rest = [r for r in runs if not r.dropped and not r.ended]
-        if getattr(plain, "sqlstate", None) not in _CONFLICTS:
+        if _state(plain) not in _CONFLICTS:
             error = yield from self._attempt(lane, rest, savepoints=True)
             if error is None:
                 return
@@ -175,8 +181,9 @@ class Transactions:
         while runs:
             tries += 1
             mine = nonce()
-            failed: list[tuple[Run, Exception]] = []
+            failed: list[tuple[Run, BaseException]] = []
             committing = False
+            entries: list[Entry] = []
             try:
                 yield ("begin", _transaction(runs[0]))
                 entries = yield from self._run_all(runs, failed, savepoints=savepoints)
@@ -185,11 +192,13 @@ class Transactions:
                 crash_point("transactions.before_commit")
                 committing = True
                 yield ("commit",)
-            except Exception as error:
+            except GeneratorExit:
+                raise
+            except BaseException as error:
                 yield ("rollback",)
                 verdict = yield from self._verdict(lane, error, committing=committing)
                 if verdict == "committed":
-                    yield from self._settle_lost_answer(lane, runs)
+                    self._settle([e.run for e in entries], failed)
                     return None
                 if verdict == "conflict" and (len(runs) == 1 and tries < 20):
                     yield (self._stopped.wait, backoff(tries))
@@ -207,13 +216,17 @@ class Transactions:
                 return error
             crash_point("transactions.after_commit")
             lane.advance()
-            self._executor.settled([e.run for e in entries])
-            for run, error in failed:
-                self._executor.failed(run, error)
+            self._settle([e.run for e in entries], failed)
             return None
         return None
 
-    def _run_all(self, runs: list[Run], failed: list[tuple[Run, Exception]], *, savepoints: bool) -> Protocol:
+    def _settle(self, done: list[Run], failed: list[tuple[Run, BaseException]]) -> None:
+        """The transaction is committed: what it recorded is over, and what failed in it is the executor's."""
+        self._executor.settled(done)
+        for run, error in failed:
+            self._executor.failed(run, error)
+
+    def _run_all(self, runs: list[Run], failed: list[tuple[Run, BaseException]], *, savepoints: bool) -> Protocol:
         entries: list[Entry] = []
         mode = "savepoint" if savepoints else "grouped"
         for run in runs:
@@ -227,7 +240,7 @@ class Transactions:
                     yield ("execute", b"set constraints all immediate")
                     yield ("execute", b"release savepoint eventflow_message")
             except Exception as error:
-                if not savepoints or _breaks(error):
+                if not savepoints or _breaks(error) or _state(error) in _CONFLICTS:
                     raise
                 yield ("execute", b"rollback to savepoint eventflow_message")
                 failed.append((run, error))
@@ -243,10 +256,12 @@ class Transactions:
         batch += [(text(name), params) for name, params in statements]
         yield ("batch", batch)
 
-    def _verdict(self, lane: Lane, error: Exception, *, committing: bool) -> Protocol:
+    def _verdict(self, lane: Lane, error: BaseException, *, committing: bool) -> Protocol:
         """What an error of the shared transaction means; an unknown outcome is settled before anything else (R3)."""
         if isinstance(error, UnavailableError):
             return "again"
+        if not isinstance(error, Exception):
+            return "user"  # never in a commit, which is not interrupted
         cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps psycopg's errors
         if not isinstance(cause, psycopg.Error):
             return "user"
@@ -265,6 +280,8 @@ class Transactions:
                     lane.advance()
                     return "committed"
             return "again"
+        if state is not None and (state.startswith(("53", "58")) or state == "25006"):
+            return "again"  # a full disk or a server that became read-only is nobody's message's fault (R15)
         return "user"
 
     def _lose(self, ids: list[int]) -> None:
@@ -282,15 +299,6 @@ class Transactions:
                 kept.append(run)
         self._on_lost(list(gone))
         return kept
-
-    def _settle_lost_answer(self, lane: Lane, runs: list[Run]) -> Protocol:
-        """The commit happened although its answer was lost: what it recorded is done, the rest failed in it."""
-        rows = yield (self._read, lane, "read_outcomes", {"ids": [r.workflow_id for r in runs]})
-        done = {row[0] for row in rows if row[1] == "succeeded"}
-        self._executor.settled([r for r in runs if r.workflow_id in done])
-        for run in runs:
-            if run.workflow_id not in done:
-                yield from self.group(lane, [run])
 
     def _read(self, lane: Lane, name: str, params: dict[str, Any]) -> list[Any]:
         tries = 0
@@ -346,8 +354,7 @@ class Transactions:
             try:
                 return (yield from self._step_once(lane, spec, branch, position, args, kwargs, attempts))
             except Exception as error:
-                state = getattr(getattr(error, "orig", None) or error, "sqlstate", None)
-                again = spec.retry.wants(error, attempts) or (state in _CONFLICTS and attempts < 20)
+                again = spec.retry.wants(error, attempts) or (_state(error) in _CONFLICTS and attempts < 20)
                 if not isinstance(error, FencedError) and again:
                     yield (
                         self._stopped.wait,
@@ -382,9 +389,11 @@ class Transactions:
                 crash_point("transactions.before_commit")
                 committing = True
                 yield ("commit",)
-            except Exception as error:
+            except GeneratorExit:
+                raise
+            except BaseException as error:
                 yield ("rollback",)
-                if branch is None:
+                if branch is None or not isinstance(error, Exception):
                     raise
                 verdict = yield from self._verdict(lane, error, committing=committing)
                 if verdict == "committed":
@@ -444,6 +453,11 @@ def _note(run: Run, checkpoint: Checkpoint) -> None:
 
 def _transaction(run: Run) -> TransactionSpec:
     return cast("TransactionSpec", run.spec.consumer and run.spec.consumer.transaction)
+
+
+def _state(error: BaseException) -> str | None:
+    """The server's code for the error; SQLAlchemy wraps psycopg's."""
+    return getattr(getattr(error, "orig", None) or error, "sqlstate", None)
 
 
 def _breaks(error: Exception) -> bool:

@@ -153,7 +153,7 @@ def test_a_row_that_the_ledger_refuses(world: World, column: str) -> None:
     for n in range(200):
         world.send({"n": n, "do": ("fail" if column == "error" else "poison") if n in bad else ""})
     world.flush()
-    worker = world.start("failing")
+    worker = world.start("failing", EVENTFLOW_MAX_IN_FLIGHT="3")  # fewer than are refused: none may keep its room
     rows = wait_final(world, "billing")
     assert {offset for offset, row in rows.items() if row[0] != "succeeded"} == bad
     for offset in bad:

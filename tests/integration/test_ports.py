@@ -193,3 +193,37 @@ def test_async_sessions_too(url: str) -> None:
 
     assert asyncio.run(main()) == "new"
     assert rows(url, "select id from orders order by 1") == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("isolation", [None, "serializable"])
+def test_a_nested_transaction_commits_nothing(url: str, isolation: Any) -> None:
+    """`connection.transaction()` is a savepoint in ours, and not a transaction that commits by itself."""
+    port = Port(Database(url))
+    mine = TransactionSpec("t", lambda: None, False, "connection", 0, isolation, Retry(0))
+
+    def handler(connection: psycopg.Connection[Any]) -> None:
+        with connection.transaction():
+            connection.execute("insert into orders values (1, 'new')")
+
+    for _ in range(2):
+        port.begin(mine)
+        port.user(mine, handler, "grouped")
+        port.rollback()
+    port.close()
+    assert rows(url, "select count(*) from orders") == [(0,)]
+
+
+def test_an_async_nested_transaction_commits_nothing(url: str) -> None:
+    async def handler(connection: psycopg.AsyncConnection[Any]) -> None:
+        async with connection.transaction():
+            await connection.execute("insert into orders values (1, 'new')")
+
+    async def main() -> None:
+        port, mine = AsyncPort(Database(url)), spec("async connection")
+        await port.begin(mine)
+        await port.user(mine, handler, "grouped")
+        await port.rollback()
+        await port.close()
+
+    asyncio.run(main())
+    assert rows(url, "select count(*) from orders") == [(0,)]

@@ -151,6 +151,37 @@ def test_topic_deleted_and_recreated(world: World, running: bool, again: int) ->
         world.check("ledger", effects=True)
 
 
+def test_topic_recreated_under_two_workers(world: World) -> None:
+    """One of them notices first and leaves; the other is given its partitions under an id that is no more."""
+    world.create_topic(4)
+    workers = [world.start("ledger_psycopg", ready=True) for _ in range(2)]
+    for worker in workers:
+        world.wait_owner(worker, 2)
+    world.produce(100)
+    world.wait_completed("ledger")
+    world.sql("update effects set topic = 'old'")
+    world.delete_topic()
+    world.create_topic(4)
+    world.produce(200)
+    done = "select count(*) from eventflow.workflows where id like %s and status = 'succeeded'"
+    new = f"kafka:ledger:{world.topic}:2:%"
+    world.wait(lambda: world.one(done, new) == 200, "the new topic's messages are done")
+    assert all(worker.stop() == 0 for worker in workers)
+
+
+def test_a_scope_that_is_blocked_goes_on_although_the_bound_is_reached(world: World) -> None:
+    """The first message belonged to a dead worker; behind it waits more than may be in flight."""
+    world.create_topic(1)
+    first = world.start("ordered", ready=True, PAUSE="1", EVENTFLOW_MAX_IN_FLIGHT="5")
+    world.produce(40)
+    world.wait(lambda: world.one("select count(*) from eventflow.workflows where status = 'running'") > 0, "one runs")
+    first.kill()
+    world.start("ordered", EVENTFLOW_MAX_IN_FLIGHT="5")
+    world.wait_completed("ordered")
+    world.check("ordered")
+    world.check_order("ordered")
+
+
 def early_reads(world: World) -> set[tuple[int, int]]:
     """Messages of the new topic that were read as the old one's, before anything could tell (R16)."""
     rows = world.sql(

@@ -44,3 +44,9 @@ def test_durations() -> None:
     for bad in (-1, float("nan"), float("inf")):
         with pytest.raises(UsageError):
             seconds(bad)
+
+
+def test_a_retry_if_that_raises_ends_the_attempts() -> None:
+    error = ValueError()
+    assert not Retry(5, retry_if=lambda e: e.response.status == 503).wants(error, 1)  # type: ignore[attr-defined]
+    assert "retry_if raised" in error.__notes__[0]

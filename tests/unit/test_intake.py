@@ -1,0 +1,125 @@
+"""What the consumer takes from Kafka, and what it must not pass over."""
+
+from typing import Any
+
+from confluent_kafka import KafkaError
+
+from eventflow.consumer import Connections, Intake
+from eventflow.database import Database
+from eventflow.retry import Retry
+from eventflow.runs import Claim, Run
+from eventflow.workflows import ConsumerSpec, Spec, make_spec
+
+
+class FakeMessage:
+    """As the client hands it over."""
+
+    def __init__(self, partition: int, offset: int, error: int | None = None) -> None:
+        self._partition, self._offset = partition, offset
+        self._error = None if error is None else KafkaError(error)
+
+    def topic(self) -> str:
+        return "orders"
+
+    def partition(self) -> int:
+        return self._partition
+
+    def offset(self) -> int:
+        return self._offset
+
+    def error(self) -> KafkaError | None:
+        return self._error
+
+    def value(self) -> bytes:
+        return b"{}"
+
+    def key(self) -> None:
+        return None
+
+    def headers(self) -> None:
+        return None
+
+    def timestamp(self) -> tuple[int, int]:
+        return (1, 1)
+
+
+class FakeJournal:
+    def __init__(self) -> None:
+        self.covered: list[tuple[int, int]] = []
+
+    def cover(self, gap: tuple[Claim, int, int]) -> None:
+        self.covered.append(gap[1:])
+
+
+class FakeConsumer:
+    def __init__(self) -> None:
+        self.sought: list[int] = []
+
+    def seek(self, place: Any) -> None:
+        self.sought.append(place.offset)
+
+
+class Desk:
+    """An intake with one claim on partition 1, at offset 100."""
+
+    def __init__(self) -> None:
+        async def handler(message: Any) -> None: ...
+
+        spec: Spec = make_spec(handler, "intake handler", Retry(0), 0)
+        consumer = ConsumerSpec(("orders",), "g", "none", "earliest", "topic_id", None, {}, spec, None)
+        self.journal, self.runs = FakeJournal(), list[Run]()
+        self.intake: Any = Intake(
+            consumer, Connections(Database("postgresql://"), "", {}, 1, "a"), self.journal,  # type: ignore[arg-type]
+            max_in_flight=10, dispatch=self.runs.extend, accept=lambda *_: None, has_lease=lambda: True,
+            unblock=lambda _: None, on_fatal=lambda _: None,
+        )  # fmt: skip
+        self.intake._consumer = self.consumer = FakeConsumer()
+        self.claim = Claim(1, 1, "g", "orders", 1, 1, 1, "id:", 100)
+        self.intake.claims["orders", 1] = self.claim
+
+    def take(self, *messages: FakeMessage) -> list[int | None]:
+        self.runs.clear()
+        self.intake._take(list(messages))
+        return [run.offset for run in self.runs]
+
+
+def test_a_gap_is_covered_by_what_comes_after_it() -> None:
+    desk = Desk()
+    assert desk.take(FakeMessage(1, 100), FakeMessage(1, 105)) == [100, 105]
+    assert [run.first for run in desk.runs] == [100, 101]
+
+
+def test_an_end_covers_the_rest() -> None:
+    desk = Desk()
+    assert desk.take(FakeMessage(1, 100), FakeMessage(1, 103, KafkaError._PARTITION_EOF)) == [100]
+    assert desk.journal.covered == [(101, 103)]
+
+
+def test_after_an_error_nothing_is_taken_or_covered_until_it_was_sought_anew() -> None:
+    """What is thrown away must not be passed over: neither by the end of the partition nor by a later message."""
+    desk = Desk()
+    error = FakeMessage(0, 0, KafkaError.UNKNOWN_TOPIC_OR_PART)
+    end = FakeMessage(1, 102, KafkaError._PARTITION_EOF)
+    assert desk.take(error, FakeMessage(1, 100), FakeMessage(1, 101), end) == []
+    assert desk.journal.covered == []
+    desk.intake._suspect.clear()  # the watch asked meanwhile: all is as it was
+    assert desk.take(FakeMessage(1, 102), FakeMessage(1, 103, KafkaError._PARTITION_EOF)) == []
+    assert (desk.journal.covered, desk.claim.next_offset) == ([], 100)
+    desk.intake._resume()
+    assert desk.consumer.sought == [100]
+    assert desk.take(FakeMessage(1, 100), FakeMessage(1, 101)) == [100, 101]
+
+
+def test_what_a_lost_claim_had_in_flight_takes_no_room() -> None:
+    desk = Desk()
+    desk.take(FakeMessage(1, 100))
+    assert desk.intake._in_flight() == 1
+    desk.claim.lost = True
+    assert desk.intake._in_flight() == 0
+
+
+def test_the_first_messages_of_a_claim_that_was_not_let_go_of_are_wary() -> None:
+    desk = Desk()
+    desk.claim.wary = 2
+    desk.take(FakeMessage(1, 100), FakeMessage(1, 5000), FakeMessage(1, 5001))
+    assert [run.wary for run in desk.runs] == [True, True, False]
