@@ -318,7 +318,8 @@ class Executor:
         run.attempt += 1
         dropped = run.history.drop_failed(error)
         logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, _line(error))
-        entry = Entry(run, run.history.take_fresh(), wake_in=wait, drop_from=dropped, changed=True)
+        # Queued, not running: if the process dies meanwhile, it was not this one that killed it (R13).
+        entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait, drop_from=dropped)
         self._hand(run, entry)
         self.loop.call_soon_threadsafe(self._later, run, wait)
 
@@ -328,7 +329,9 @@ class Executor:
 
     def _again(self, run: Run) -> None:
         self._timers.pop(run, None)
-        self._when_settled(run)
+        if not run.dropped:
+            self._hand(run, Entry(run, [], changed=True))
+            self._when_settled(run)
 
     def _hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
         run.submitted += 1

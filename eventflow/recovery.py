@@ -112,7 +112,7 @@ class Lease:
         self._thread = threading.Thread(target=self._loop, name="eventflow lease", daemon=True)
         self._suspects: set[int] = set()
         self._work = threading.Event()
-        self._free = False
+        self._to_reconcile = False
 
     def start(self) -> None:
         self._thread.start()
@@ -175,8 +175,8 @@ class Lease:
         self._renewed, self._last_good = asked, time.monotonic()
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
-        if free or self._suspects or self._beats % _RECONCILE_EVERY == 0:
-            self._free = True
+        self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
+        if free or self._suspects or self._to_reconcile:
             self._work.set()
 
     def _watch(self, peers: dict[int, int], now: float) -> None:
@@ -206,7 +206,8 @@ class Lease:
                     self.take_over(connection, dead)
                 while not self._stop.is_set() and self._claim_rows(connection):
                     pass
-                if self._beats % _RECONCILE_EVERY == 0:
+                if self._to_reconcile:
+                    self._to_reconcile = False
                     self._reconcile(connection)
             except FencedError as error:
                 self._on_fenced(error)

@@ -237,7 +237,9 @@ class Transactions:
                 result = yield ("user", spec, _call_handler(run, spec), mode)
                 output = spec.result.encode(result)
                 if savepoints:
+                    yield ("execute", b"savepoint eventflow_check")
                     yield ("execute", b"set constraints all immediate")
+                    yield ("execute", b"rollback to savepoint eventflow_check")  # checked, and deferred as it was
                     yield ("execute", b"release savepoint eventflow_message")
             except Exception as error:
                 if not savepoints or _breaks(error) or _state(error) in _CONFLICTS:

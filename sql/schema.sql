@@ -222,7 +222,8 @@ begin
   perform set_config('synchronous_commit', 'on', true);
   perform eventflow.fence(executor_id);
   perform eventflow.number_flush(executor_id, lane_number, flush_n, flush_nonce);
-  if acknowledged is not null then
+  -- A user's transaction may have an older snapshot, which has its own lane's predecessor to go by.
+  if acknowledged is not null and current_setting('transaction_isolation') = 'read committed' then
     perform eventflow.check_acknowledged(executor_id, acknowledged);
   end if;
   if cardinality(claim_ids) > 0 then
