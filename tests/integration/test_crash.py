@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.harness import Worker, World, pick, seeds
+from tests.harness import Load, Worker, World, pick, seeds
 
 pytestmark = pytest.mark.crash
 
@@ -137,9 +137,9 @@ def test_killed_again_and_again(world: World, seed: int) -> None:
     world.produce(100)
     for point in points:
         count = pick(seed, point, choices=range(1, 4))
-        world.produce(100)
         victim = world.start("mixed", crash=f"{point}:{count}")
-        assert world.wait_death(victim) == -signal.SIGKILL, point
+        with Load(world, 100):  # until it has come to its point often enough
+            assert world.wait_death(victim) == -signal.SIGKILL, point
     world.start("mixed")
     for group in ("billing", "weighing", "ledger", "ordered"):
         world.wait_completed(group)
