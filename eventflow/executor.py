@@ -374,6 +374,9 @@ class Executor:
         """
         if run.dropped or run.ended:
             raise Dropped
+        claim = run.claim
+        if claim is not None and claim.lost and not run.in_ledger:
+            raise Dropped  # its partition is another's, who runs it anew
 
     def home(self) -> object:
         """The task or the thread that this code runs in; a loop where it runs in a callback."""

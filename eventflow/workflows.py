@@ -365,6 +365,7 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                 await executor.barrier(run)
             else:
                 await asyncio.sleep(cast("float", effect))
+                executor.check(run)
     except StopIteration as stop:
         return stop.value
     finally:
