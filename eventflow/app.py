@@ -5,6 +5,7 @@ incarnation is fenced, everything it held is dropped and the next one begins; li
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 import faulthandler
@@ -78,7 +79,7 @@ _LEAVE = 10.0  # seconds to leave the consumer groups
 _OVERDUE = 20.0  # seconds after the drain's budget, after which a process that has not ended is ended
 
 
-def lane_count(settings: Settings) -> int:
+def _lane_count(settings: Settings) -> int:
     """How many lanes an executor has: the journal's, the starter's, and four kinds for transactions."""
     return _FIRST_LANE + 4 * settings.transaction_lanes
 
@@ -106,7 +107,7 @@ class Incarnation:
         self._specs = specs
         self._stopped = threading.Event()
         self.ended: asyncio.Future[BaseException] = loop.create_future()
-        application, count = settings.application, lane_count(settings)
+        application = settings.application
         self.id = identity.executor
         self.executor = Executor(loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random)
         self.journal = Journal(
@@ -116,7 +117,7 @@ class Incarnation:
         )  # fmt: skip
         self._starter = Lane(database, identity, 1, self._stopped, ["set local lock_timeout = '2s'"])
         self._starting = threading.Lock()
-        lanes = [Lane(database, identity, n, self._stopped) for n in range(_FIRST_LANE, count)]
+        lanes = [Lane(database, identity, n, self._stopped) for n in range(_FIRST_LANE, len(identity.acknowledged))]
         self.transactions = Transactions(
             database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._end
         )
@@ -354,7 +355,7 @@ class App:
     async def _begin(self) -> None:
         settings, specs = self._settings, self._specs
         identity = await asyncio.to_thread(
-            birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop
+            birth, self._database, settings.application, names_with_files(specs), _lane_count(settings), self._stop
         )
         incarnation = Incarnation(self._loop, settings, self._database, specs, self._consumers, identity)
         incarnation.start()
@@ -471,19 +472,18 @@ class App:
 
     async def in_thread(self, function: Callable[[], R]) -> R:
         """Call a user's function in a thread: one of its own kind, so that those who hang hold up nothing of ours."""
-        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
-        future: asyncio.Future[R] = loop.create_future()
+        context = contextvars.copy_context()
+        future: concurrent.futures.Future[R] = concurrent.futures.Future()
 
         def call() -> None:
-            try:
-                result = context.run(function)
-            except BaseException as error:
-                loop.call_soon_threadsafe(_failed_with, future, error)
-            else:
-                loop.call_soon_threadsafe(_done_with, future, result)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(context.run(function))
+                except BaseException as error:
+                    future.set_exception(error)
 
         self._calls.put([call])
-        return await future
+        return await asyncio.wrap_future(future)
 
     def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine on the application's loop from another thread, and wait for it."""
@@ -710,11 +710,6 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
             return runner.run(main())
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def _failed_with(future: "asyncio.Future[Any]", error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 def _done_with(future: "asyncio.Future[Any]", value: Any) -> None:

@@ -5,45 +5,60 @@ A value of one of these classes goes where psycopg takes a list; `register` teac
 
 from collections.abc import Sequence
 from struct import Struct, pack
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import psycopg
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
+
+T = TypeVar("T")
 
 _length = Struct("!i").pack
 _bigint = Struct("!iq").pack
 _NULL = _length(-1)
 
 
-class TextArray:
+class _Array(Generic[T]):
+    __slots__ = ("values",)
+
+    def __init__(self, values: Sequence[T]) -> None:
+        self.values = values
+
+
+class TextArray(_Array[str | None]):
     """A `text[]`."""
 
-    __slots__ = ("values",)
+    __slots__ = ()
     element: ClassVar[int] = 25
     oid: ClassVar[int] = 1009
-
-    def __init__(self, values: Sequence[str | None]) -> None:
-        self.values = values
 
     def packed(self) -> bytes:
         """The elements, each behind its length."""
         return _packed([None if value is None else value.encode() for value in self.values])
 
 
-class ByteaArray:
+class ByteaArray(_Array[bytes | None]):
     """A `bytea[]`."""
 
-    __slots__ = ("values",)
+    __slots__ = ()
     element: ClassVar[int] = 17
     oid: ClassVar[int] = 1001
-
-    def __init__(self, values: Sequence[bytes | None]) -> None:
-        self.values = values
 
     def packed(self) -> bytes:
         """The elements, each behind its length."""
         return _packed(self.values)
+
+
+class BigintArray(_Array[int]):
+    """A `bigint[]` without nulls."""
+
+    __slots__ = ()
+    element: ClassVar[int] = 20
+    oid: ClassVar[int] = 1016
+
+    def packed(self) -> bytes:
+        """The elements, each behind its length."""
+        return b"".join([_bigint(8, value) for value in self.values])
 
 
 def _packed(values: Sequence[bytes | None]) -> bytes:
@@ -54,21 +69,6 @@ def _packed(values: Sequence[bytes | None]) -> bytes:
         else:
             parts += (_length(len(value)), value)
     return b"".join(parts)
-
-
-class BigintArray:
-    """A `bigint[]` without nulls."""
-
-    __slots__ = ("values",)
-    element: ClassVar[int] = 20
-    oid: ClassVar[int] = 1016
-
-    def __init__(self, values: Sequence[int]) -> None:
-        self.values = values
-
-    def packed(self) -> bytes:
-        """The elements, each behind its length."""
-        return b"".join([_bigint(8, value) for value in self.values])
 
 
 class _ArrayDumper(Dumper):

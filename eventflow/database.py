@@ -204,10 +204,11 @@ def evicting(database: Database, connection: Connection, after: float) -> Genera
         while not done.wait(0.2):
             try:
                 with database.connect("evictor") as evictor:
-                    while not done.wait(0.2):
+                    while not done.is_set():
                         evictor.execute(
                             b"select pg_terminate_backend(pid) from unnest(pg_blocking_pids(%b::int)) as pid", (pid,)
                         )
+                        done.wait(0.2)
             except (psycopg.Error, UnavailableError) as error:
                 logger.debug("evictor: %s", error)
 

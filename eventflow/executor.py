@@ -8,6 +8,7 @@ Nothing here writes: outcomes and checkpoints go to the journal as entries, and 
 """
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -134,9 +135,13 @@ class Executor:
             if once.acquire(blocking=False):
                 self._launch([run])
 
-        run.waiters = [*(run.waiters or ()), launch]
+        self._tell_when_settled(run, launch)
+
+    def _tell_when_settled(self, run: Run, tell: Callable[[], None]) -> None:
+        """Call `tell`, from any thread and perhaps twice, once all is durable or the attempt is over."""
+        run.waiters = [*(run.waiters or ()), tell]
         if run.settled() or run.dropped:
-            launch()
+            tell()
 
     def _in_turn(self, run: Run) -> bool:
         """Whether it may start now; else it waits in its scope's line (R11)."""
@@ -195,7 +200,7 @@ class Executor:
         until = clock() + _SLICE
         while queue and not self._gate and not self._stopping:
             run = queue.popleft()
-            if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
+            if not run.may_begin():
                 self.abandon(run)
                 continue
             self._active += 1
@@ -243,7 +248,7 @@ class Executor:
     # ---- sync runs ----
 
     def _run_in_thread(self, run: Run) -> None:
-        if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
+        if not run.may_begin():
             self.abandon(run)
             return
         self._started.append((self._clock(), run))
@@ -421,9 +426,7 @@ class Executor:
             if run.dropped:
                 raise Dropped
             future = self.loop.create_future()
-            run.waiters = [*(run.waiters or ()), lambda f=future: self._release(f)]
-            if run.settled() or run.dropped:
-                self._release(future)
+            self._tell_when_settled(run, functools.partial(self._release, future))
             await future
         self.check(run)
 
@@ -442,9 +445,7 @@ class Executor:
             if run.dropped:
                 raise Dropped
             event = threading.Event()
-            run.waiters = [*(run.waiters or ()), event.set]
-            if run.settled() or run.dropped:
-                event.set()
+            self._tell_when_settled(run, event.set)
             event.wait()
         self.check(run)
 
@@ -518,10 +519,7 @@ class Executor:
         limit = self._clock() - self._accept_after
         started = self._started
         while started and started[0][0] < limit:
-            run = started.popleft()[1]
-            if run.ended or run.dropped:
-                continue
-            self.accept(run)
+            self.accept(started.popleft()[1])
         self._tick = self.loop.call_later(max(self._accept_after / 2, 0.005), self._accept_slow)
 
     def accept_claims(self, claims: set[Claim], timeout: float) -> None:

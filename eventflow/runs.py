@@ -120,6 +120,10 @@ class Run:
         self.outcome: Any = None
         self.lock: Any = _ONE_THREAD if spec.is_async else threading.Lock()
 
+    def may_begin(self) -> bool:
+        """Whether its function may be called: not where the attempt is over, nor, unaccepted, once its claim is revoked."""
+        return not (self.dropped or (self.claim is not None and self.claim.revoked and not self.submitted))
+
     def settled(self) -> bool:
         """Whether everything recorded before, in this workflow and in its scope, is durable (R12)."""
         before = self.before

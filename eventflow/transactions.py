@@ -108,10 +108,10 @@ class Transactions:
             if group and waiting[0].spec is not group[0].spec:
                 break
             run = waiting.popleft()
-            if run.dropped or (run.claim is not None and run.claim.revoked and not run.submitted):
-                self._executor.abandon(run)
-            else:
+            if run.may_begin():
                 group.append(run)
+            else:
+                self._executor.abandon(run)
         return group
 
     def _work(self, lane: Lane) -> None:
@@ -264,7 +264,7 @@ class Transactions:
             return "again"
         if not isinstance(error, Exception):
             return "user"  # never in a commit, which is not interrupted
-        cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps psycopg's errors
+        cause = _cause(error)
         if not isinstance(cause, psycopg.Error):
             return "user"
         state = cause.sqlstate
@@ -457,14 +457,19 @@ def _transaction(run: Run) -> TransactionSpec:
     return cast("TransactionSpec", run.spec.consumer and run.spec.consumer.transaction)
 
 
+def _cause(error: BaseException) -> BaseException:
+    """The error as psycopg raised it, where SQLAlchemy has wrapped it."""
+    return getattr(error, "orig", None) or error
+
+
 def _state(error: BaseException) -> str | None:
-    """The server's code for the error; SQLAlchemy wraps psycopg's."""
-    return getattr(getattr(error, "orig", None) or error, "sqlstate", None)
+    """The server's code for the error, if it is one of the server's."""
+    return getattr(_cause(error), "sqlstate", None)
 
 
 def _breaks(error: Exception) -> bool:
     """Whether the connection is gone, so that no savepoint helps."""
-    cause = getattr(error, "orig", None) or error
+    cause = _cause(error)
     return isinstance(cause, psycopg.OperationalError) and (cause.sqlstate or "57P01")[:3] in {"57P", "080"}
 
 
