@@ -26,7 +26,7 @@ import psycopg
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 from eventflow.codec import Codec, decode_error
-from eventflow.consumer import Connections, Intake
+from eventflow.consumer import Intake
 from eventflow.database import Connection, Database
 from eventflow.errors import (
     BlockingCallError,
@@ -122,16 +122,17 @@ class Incarnation:
             database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._end
         )
         self.executor.journal = self.journal
-        self.executor.transact = self.transactions.put
+        self.executor.transactions = self.transactions
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease,
             adopt=self._adopt, running=self.executor.runs.__contains__, stuck_for=self.journal.waiting_for,
             on_fenced=self._end,
         )  # fmt: skip
-        where = Connections(database, settings.kafka_bootstrap_servers, dict(settings.kafka), self.id, application)
         self.intakes = [
             Intake(
-                consumer, where, self.journal, max_in_flight=settings.max_in_flight, dispatch=self.executor.dispatch,
+                consumer, database, self.journal, executor=self.id, application=application,
+                bootstrap_servers=settings.kafka_bootstrap_servers, properties=settings.kafka,
+                max_in_flight=settings.max_in_flight, dispatch=self.executor.dispatch,
                 accept=self.executor.accept_claims, unblock=self.executor.unblock, has_lease=self._lease.held,
                 on_fatal=self._end,
             )

@@ -100,6 +100,39 @@ class Database:
         return cursor.fetchall() if cursor.description else []
 
 
+class KeptConnection:
+    """One connection, opened when it is first needed and anew after it broke. Not for two threads at once."""
+
+    def __init__(self, database: Database, role: str) -> None:
+        self.database = database
+        self._role = role
+        self._connection: Connection | None = None
+
+    def open(self) -> Connection:
+        """The connection.
+
+        Raises:
+            UnavailableError: as `Database.connect`.
+
+        """
+        if self._connection is None or self._connection.closed:
+            self._connection = self.database.connect(self._role)
+        return self._connection
+
+    def run(self, name: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Execute the named query; its rows, if it has any."""
+        return self.database.run(self.open(), name, params)
+
+    def transact(self, work: Callable[[Connection], Any], *setup: str) -> Any:
+        """`in_transaction` on this connection."""
+        return in_transaction(self.open(), work, *setup)
+
+    def close(self) -> None:
+        """Close it; the next use opens it anew."""
+        if self._connection is not None:
+            self._connection.close()
+
+
 def unavailable(error: Exception, url: str) -> UnavailableError:
     """An error of connecting, in one line, without the password."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -15,14 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
-from typing import Any
+from typing import Any, Protocol
 
 from eventflow.codec import encode_error
 from eventflow.errors import CodecError, DeterminismError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
 from eventflow.replay import Branch
-from eventflow.runs import Claim, Run
+from eventflow.runs import Claim, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
 from eventflow.workflows import current
@@ -31,6 +31,15 @@ logger = logging.getLogger(__name__)
 
 _SLICE = 0.005  # seconds that one runner may hold the loop
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
+
+
+class TransactionLanes(Protocol):
+    """Where transactional handlers run."""
+
+    active: int
+
+    def put(self, runs: list[Run], *, alone: bool = False) -> None: ...
+    def open(self, value: bool) -> None: ...
 
 
 class Dropped(BaseException):
@@ -70,7 +79,7 @@ class Executor:
         self.loop = loop
         self._loop_thread = threading.get_ident()
         self.journal: Journal
-        self.transact: Callable[[list[Run]], None]
+        self.transactions: TransactionLanes
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
         self._draw = draw
@@ -121,7 +130,7 @@ class Executor:
             else:
                 threaded.append(run)
         if transactional:
-            self.transact(transactional)
+            self.transactions.put(transactional)
         if threaded:
             self._threads.put(threaded)
         if plain:
@@ -146,38 +155,46 @@ class Executor:
     def _in_turn(self, run: Run) -> bool:
         """Whether it may start now; else it waits in its scope's line (R11)."""
         run.executor = self
-        claim = run.claim
-        if run.scope is None or claim is None:
+        scope = run.scope
+        if scope is None:
             return True
-        with claim.lock:
-            tail, claim.tail = claim.tail, run
+        with scope.lock:
+            tail, scope.tail = scope.tail, run
             if tail is not None and not tail.over():
                 run.before, tail.after = tail, run
-            if claim.busy or claim.unfinished:
-                claim.line.append(run)
+            if scope.holder is not None or scope.unfinished:
+                scope.line.append(run)
                 return False
-            claim.busy = True
+            scope.holder = run
             return True
 
     def next_in_line(self, run: Run) -> None:
         """Its function has ended for good: the next of its scope may start."""
-        claim = run.claim
-        if run.scope is None or claim is None:
+        scope = run.scope
+        if scope is None:
             return
-        with claim.lock:
-            if run is not claim.tail and not claim.line:
+        with scope.lock:
+            if scope.holder is not run:
                 return
-            claim.busy = False
-        self.unblock(claim)
+            scope.holder = None
+        self.unblock(scope)
 
-    def unblock(self, claim: Any) -> None:
+    def unblock(self, scope: Scope) -> None:
         """Start the first in line of a scope that nothing holds back."""
-        with claim.lock:
-            if claim.busy or claim.unfinished or not claim.line or claim.lost:
+        with scope.lock:
+            if scope.holder is not None or scope.unfinished or not scope.line:
                 return
-            claim.busy = True
-            following = claim.line.popleft()
+            scope.holder = following = scope.line.popleft()
         self._launch([following])
+
+    def _hold_back(self, run: Run) -> None:
+        """It is parked, which is not final: what comes behind it in its scope waits for a person, too (R11)."""
+        scope = run.scope
+        if scope is not None:
+            with scope.lock:
+                scope.unfinished.append(run.workflow_id)
+                scope.holder = None
+            logger.error("%s is held back until %s is decided on", run.claim, run.workflow_id)
 
     def _enqueue(self, runs: list[Run]) -> None:
         self._queue.extend(runs)
@@ -345,7 +362,7 @@ class Executor:
         else:
             self.runs[run.workflow_id] = run  # its row will carry our id: R10b must find it running
         self.journal.submit(entry)
-        if ended:
+        if ended and entry.status != "parked":
             self.next_in_line(run)
 
     def abandon(self, run: Run) -> None:
@@ -473,6 +490,8 @@ class Executor:
                     finished[claim] = finished.get(claim, 0) + 1
                 if run.workflow_id in self.runs:
                     self._answer(run, entry)
+                if entry.status == "parked":
+                    self._hold_back(run)
             if run.waiters is not None or run.after is not None:
                 run.wake()
         for claim, count in finished.items():
@@ -577,8 +596,7 @@ class Executor:
         except Dropped:
             pass
         finally:
-            self._gate = False
-            self._threads.open(True)
+            self._open(True)
             self._spawn()
 
     async def _run_suspect(self, run: Run) -> None:
@@ -586,8 +604,7 @@ class Executor:
             logger.error("%s is parked: it was running each time its process died", run.workflow_id)
             self._park(run, f"its process died {run.recoveries + 1} times while it ran")
             return
-        self._gate = True
-        self._threads.open(False)
+        self._open(False)
         await self._silence(1.0)
         run.attempt += 1
         run.recoveries += 1
@@ -602,9 +619,15 @@ class Executor:
         self._start_alone(run, ended)
         await asyncio.wait([ended], timeout=alone)
 
+    def _open(self, value: bool) -> None:
+        """Whether anything but a suspect may begin."""
+        self._gate = not value
+        self._threads.open(value)
+        self.transactions.open(value)
+
     def _start_alone(self, run: Run, ended: "asyncio.Future[None]") -> None:
         if run.spec.consumer is not None and run.spec.consumer.transaction is not None:
-            self.transact([run])
+            self.transactions.put([run], alone=True)
             self._poll_end(run, ended)
         elif run.spec.is_async:
             self._tasks.add(task := self.loop.create_task(self._run_by_itself(run, ended)))
@@ -636,7 +659,7 @@ class Executor:
     async def _silence(self, timeout: float) -> None:
         """Wait until nothing runs, or for the time given."""
         until = self._clock() + timeout
-        while (self._active or self._threads.active()) and self._clock() < until:
+        while (self._active or self._threads.active() or self.transactions.active) and self._clock() < until:
             await asyncio.sleep(0.005)
 
     # ---- the end ----

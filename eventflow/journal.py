@@ -355,12 +355,12 @@ class Journal:
             self._wake.set()
 
     def between_flushes(self, chore: Callable[[Lane], None]) -> None:
-        """Run something in the journal's thread while none of its flushes is open: the fold of a claim."""
+        """Run something in the journal's thread while none of its flushes is open: the fold of a claim. One after a flush."""
         self._chores.append(chore)
         self._wake.set()
 
     def waiting_for(self) -> float:
-        """For how many seconds the flush under way has been waiting for the ledger; 0 when there is none."""
+        """For how many seconds the flush or chore under way has been waiting for the ledger; 0 when there is none."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -377,9 +377,10 @@ class Journal:
             while self._wait():
                 self._busy_since = time.monotonic()
                 self._flush(*self._take())
-                self._busy_since = None
-                while self._chores:
+                if self._chores:
+                    self._busy_since = time.monotonic()
                     self._chores.popleft()(self._lane)
+                self._busy_since = None
         except FencedError as error:
             self._on_fenced(error)
         except BaseException as error:
@@ -431,7 +432,8 @@ class Journal:
         arrived = self._arrived
         self._write(entries, [g for g in gaps if not g[0].lost])
         self.flushes += 1
-        self._on_durable([e for e in arrived if not e.run.dropped])
+        if arrived:
+            self._on_durable([e for e in arrived if not e.run.dropped])
         marks, self._marks = self._marks, []
         for mark in marks:
             mark()
@@ -460,7 +462,7 @@ class Journal:
         """After EF002: drop the lost partitions' unaccepted attempts, keep the rest (R6)."""
         gone = [claim for claim in claims if claim.id in lost]
         for claim in gone:
-            claim.lost = True
+            claim.lose()
         kept: list[Entry] = []
         dropped: list[Entry] = []
         for entry in entries:
@@ -485,7 +487,8 @@ class Journal:
         [entry] = entries
         run = entry.run
         if error.sqlstate == "23505" and error.table == "workflows" and run.claim is not None:
-            run.claim.lost = run.claim.revoked = run.dropped = True  # not claimed again: a person looks first
+            run.claim.lose()  # not claimed again: a person looks first
+            run.dropped = True
             self._on_incident("duplicate", run.workflow_id, f"its row exists already; the partition stops: {error}")
             self._on_dropped([entry])
             return
@@ -551,7 +554,7 @@ def _fast_params(executor: int, application: str, name: str, entries: list[Entry
         "application": application, "executor": executor, "name": name,
         "id": TextArray([r.workflow_id for r in runs]), "claim": BigintArray([r.claim.id for r in runs]),
         "offset": BigintArray([r.offset for r in runs]), "timestamp": BigintArray([r.timestamp for r in runs]),
-        "scope": _texts([r.scope for r in runs]), "key": _bytes([r.key for r in runs]),
+        "scope": _texts([r.scope and r.scope.id for r in runs]), "key": _bytes([r.key for r in runs]),
         "value": _bytes([r.value for r in runs]),
         "headers": _texts([r.headers and headers_json(r.headers) for r in runs]),
         "output": TextArray([e.output for e in entries]),
@@ -587,7 +590,7 @@ def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[s
         "application": application,
         "name": [r.name for r in runs], "claim": [r.claim.id if r.claim else None for r in runs],
         "offset": [r.offset for r in runs], "timestamp": [r.timestamp for r in runs],
-        "scope": [r.scope for r in runs], "arguments": [r.arguments for r in runs],
+        "scope": [r.scope and r.scope.id for r in runs], "arguments": [r.arguments for r in runs],
         "key": [r.key for r in runs], "value": [r.value for r in runs],
         "headers": [r.headers and headers_json(r.headers) for r in runs],
     }  # fmt: skip

@@ -31,7 +31,7 @@ RIGHTS = {
     "deltas": ("select", "insert", "delete"),
     "workflows": ("select", "insert", "update", "delete"),
     "checkpoints": ("select", "insert", "delete"),
-    "incidents": ("select", "insert"),
+    "incidents": ("select", "insert", "update"),
 }
 
 

@@ -299,8 +299,8 @@ class Lease:
     def _run_of(self, row: tuple[Any, ...], recorded: dict[str, Checkpoint] | None) -> Run:
         run = Run(self._specs[row[1]], row[0], self._application)
         run.attempt, run.retries, run.recoveries = row[3], row[4], row[5]
-        run.offset, run.timestamp, run.scope, run.arguments = row[7], row[8], row[9], row[10]
-        run.key, run.value, run.headers = row[11], row[12], headers_from_json(row[13])
+        run.offset, run.timestamp, run.arguments = row[7], row[8], row[9]
+        run.key, run.value, run.headers = row[10], row[11], headers_from_json(row[12])
         run.in_ledger = True
         run.history = History(recorded)
         return run

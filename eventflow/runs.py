@@ -16,25 +16,48 @@ from eventflow.workflows import Spec
 _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
 
 
+class Scope:
+    """What is kept in order: a partition of a claim (R11). Its runs go one at a time, in the order in which they came.
+
+    Attributes:
+        id: as the ledger has it.
+        unfinished: ids of its rows that hold it back: accepted before and not final, or parked.
+        line: runs that wait for their turn. holder: the one that has it. tail: the one that came last.
+        lock: held to look at any of these and to change it.
+
+    """
+
+    __slots__ = ("holder", "id", "line", "lock", "tail", "unfinished")
+
+    def __init__(self, id: str, unfinished: list[str]) -> None:  # noqa: A002
+        self.id = id
+        self.unfinished = unfinished
+        self.line: deque[Run] = deque()
+        self.holder: Run | None = None
+        self.tail: Run | None = None
+        self.lock = threading.Lock()
+
+
 class Claim:
     """A partition of a source that this executor owns under one epoch. A new claim is a new object (R7).
 
     Attributes:
         next_offset: everything below was handed out under this claim, or is covered by a gap.
         verified: everything below was read before the topic was last seen to be still the same (R16).
+        leader_epoch: that of the last message; one that falls means another log (R16).
         accepted_above: ranges above the position that the ledger has accepted already.
-        unfinished: ids of rows of its scope that were accepted before and are not final.
-        line, busy, tail: the runs of this partition's scope, where order is kept.
+        scope: what its messages keep in order; None: nothing.
         wary: the first so many messages may have killed the former owner; they are accepted before they run (R13).
         handed, finished: messages handed out, and those of them that ended durably; their difference is in flight.
+        folded: what had been read and finished when its deltas were last folded.
+        lock: held to change `finished`.
         revoked: nothing of it may start any more. lost: nothing of it may be accepted any more.
 
     """
 
     __slots__ = (
-        "accepted_above", "busy", "epoch", "finished", "group", "handed", "id", "id_prefix", "incarnation", "line", "lock",
-        "lost", "next_offset", "partition", "revoked", "scope", "source", "tail", "topic", "unfinished",
-        "verified", "wary",
+        "accepted_above", "epoch", "finished", "folded", "group", "handed", "id", "id_prefix", "incarnation",
+        "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked", "scope", "source", "topic", "verified", "wary",
     )  # fmt: skip
 
     def __init__(
@@ -51,18 +74,29 @@ class Claim:
         self.id_prefix = id_prefix
         self.next_offset = next_offset
         self.accepted_above: list[tuple[int, int]] = []
-        self.scope: str | None = None
-        self.unfinished: list[str] = []
+        self.scope: Scope | None = None
         self.wary = 0
         self.verified = next_offset
+        self.leader_epoch = -1
         self.handed = 0
         self.finished = 0
+        self.folded: tuple[int, int] | None = None
         self.lost = False
         self.revoked = False
         self.lock = threading.Lock()
-        self.line: deque[Run] = deque()
-        self.busy = False
-        self.tail: Run | None = None
+
+    def __str__(self) -> str:
+        """As logs and incidents name it."""
+        incarnation = f"#{self.incarnation}" if self.incarnation > 1 else ""
+        return f"{self.group} {self.topic}{incarnation}/{self.partition}"
+
+    def in_flight(self) -> int:
+        """How many of its messages were handed out and have not ended."""
+        return self.handed - self.finished
+
+    def lose(self) -> None:
+        """It is another's, or nobody's: nothing of it may start or be accepted any more."""
+        self.lost = self.revoked = True
 
 
 class Run:
@@ -77,6 +111,7 @@ class Run:
         lock: held to hand something to the journal, where the loop and a worker thread may both do so.
         counted: it was dropped, and its claim's count of what is finished says so.
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
+        scope: what it is kept in order with; None for all that no claim of this process has read.
         before: the earlier run of its scope; its first step waits until that one is durable.
 
     """
@@ -95,7 +130,7 @@ class Run:
         self.attempt = 1
         self.retries = 0
         self.recoveries = 0
-        self.scope: str | None = None
+        self.scope: Scope | None = None
         self.arguments: str | None = None
         self.claim: Claim | None = None
         self.offset: int | None = None

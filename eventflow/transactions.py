@@ -35,6 +35,25 @@ GROUP = 50
 _CONFLICTS = {"40001", "40P01"}
 
 
+class _Line:
+    """Messages of transactional handlers that wait for a lane; while a suspect runs alone, no other may begin (R13)."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Run] = deque()
+        self.alone: deque[Run] = deque()
+        self.open = True
+
+    def __bool__(self) -> bool:
+        return bool(self.alone or (self.open and self.waiting))
+
+    def __len__(self) -> int:
+        return len(self.alone) + len(self.waiting)
+
+    def next(self) -> deque[Run]:
+        """Where the next group is taken from."""
+        return self.alone or self.waiting
+
+
 class Transactions:
     """The lanes of one incarnation's transactional handlers and steps."""
 
@@ -53,13 +72,13 @@ class Transactions:
         quarter = len(lanes) // 4
         self._stopped = threading.Event()
         self._ready = threading.Condition()
-        self._groups: deque[Run] = deque()
+        self._line = _Line()
         self._threads = [
             threading.Thread(target=self._work, args=(lane,), name="eventflow transactions", daemon=True)
             for lane in lanes[:quarter]
         ]
         self._async_lanes = lanes[quarter : 2 * quarter]
-        self._async_groups: deque[Run] = deque()
+        self._async_line = _Line()
         self._async_tasks: set[asyncio.Task[None]] = set()
         self._steps: queue.Queue[tuple[Lane, Port]] = queue.Queue()
         for lane in lanes[2 * quarter : 3 * quarter]:
@@ -73,8 +92,8 @@ class Transactions:
 
     # ---- handlers ----
 
-    def put(self, runs: list[Run]) -> None:
-        """Queue messages of transactional handlers, in order; from any thread."""
+    def put(self, runs: list[Run], *, alone: bool = False) -> None:
+        """Queue messages of transactional handlers, in order; `alone` goes although the line is closed. From any thread."""
         if self._stopped.is_set():  # its waiters woke it although the incarnation is over
             for run in runs:
                 run.dropped = True
@@ -86,19 +105,29 @@ class Transactions:
                     self._started = True
                     for thread in self._threads:
                         thread.start()
-                self._groups.extend(sync)
+                (self._line.alone if alone else self._line.waiting).extend(sync)
                 self._ready.notify(min(len(self._threads), 1 + len(sync) // GROUP))
         if len(sync) < len(runs):
             rest = [r for r in runs if _transaction(r).is_async]
-            self._executor.loop.call_soon_threadsafe(self._put_async, rest)
+            line = self._async_line.alone if alone else self._async_line.waiting
+            self._executor.loop.call_soon_threadsafe(self._put_async, line, rest)
 
-    def _put_async(self, runs: list[Run]) -> None:
-        self._async_groups.extend(runs)
-        while self._async_groups and self._idle_async and not self._stopped.is_set():
+    def open(self, value: bool) -> None:
+        """Whether messages that wait may begin. On the loop's thread."""
+        self._async_line.open = value
+        with self._ready:
+            self._line.open = value
+            self._ready.notify_all()
+        if value:
+            self._put_async(self._async_line.waiting, [])
+
+    def _put_async(self, line: deque[Run], runs: list[Run]) -> None:
+        line.extend(runs)
+        while self._async_line and self._idle_async and not self._stopped.is_set():
             task = self._executor.loop.create_task(self._work_async(*self._idle_async.pop()))
             self._async_tasks.add(task)
             task.add_done_callback(self._async_tasks.discard)
-            if len(self._async_groups) <= GROUP:
+            if len(self._async_line) <= GROUP:
                 break
 
     def _take(self, waiting: deque[Run]) -> list[Run]:
@@ -119,11 +148,11 @@ class Transactions:
         try:
             while True:
                 with self._ready:
-                    while not self._groups and not self._stopped.is_set():
+                    while not self._line and not self._stopped.is_set():
                         self._ready.wait()
                     if self._stopped.is_set():
                         return
-                    group = self._take(self._groups)
+                    group = self._take(self._line.next())
                     self.active += 1
                 try:
                     if group:
@@ -143,8 +172,8 @@ class Transactions:
     async def _work_async(self, lane: Lane, port: AsyncPort) -> None:
         self.active += 1
         try:
-            while self._async_groups and not self._stopped.is_set():
-                group = self._take(self._async_groups)
+            while self._async_line and not self._stopped.is_set():
+                group = self._take(self._async_line.next())
                 if group:
                     await adrive(self.group(lane, group), port)
             self._idle_async.append((lane, port))
@@ -294,7 +323,8 @@ class Transactions:
         kept: list[Run] = []
         for run in runs:
             if run.claim is not None and run.claim.id in self._lost_ids and not run.in_ledger:
-                run.claim.lost = run.dropped = True
+                run.claim.lose()
+                run.dropped = True
                 gone.add(run.claim)
                 self._executor.abandon(run)
             else:
@@ -433,15 +463,16 @@ class Transactions:
     # ---- the end ----
 
     def waiting(self) -> int:
-        return len(self._groups) + len(self._async_groups)
+        return len(self._line) + len(self._async_line)
 
     def stop(self) -> None:
         """Begin nothing new; what waits is dropped, and stays Kafka's."""
         self._stopped.set()
         with self._ready:
-            for waiting in (self._groups, self._async_groups):
-                while waiting:
-                    self._executor.abandon(waiting.popleft())
+            for line in (self._line, self._async_line):
+                for waiting in (line.alone, line.waiting):
+                    while waiting:
+                        self._executor.abandon(waiting.popleft())
             self._ready.notify_all()
 
 

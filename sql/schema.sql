@@ -78,6 +78,7 @@ create table eventflow.claims (
   accepted   int8multirange not null,     -- starts at minus infinity; the position is the first upper bound
   released   boolean not null default true,  -- whether the last owner let go of it cleanly (R13)
   in_flight  int not null,                -- the owner's bound on messages in flight (R13)
+  verified   bigint not null,             -- everything below was read before the topic was last seen to be the same (R16)
   began      text not null,               -- how its first position was chosen
   unique ("group", source, partition)
 );
@@ -141,10 +142,13 @@ create table eventflow.checkpoints (
 -- What a person should look at: a partition that stopped, a source that changed, a guard that fired.
 create table eventflow.incidents (
   id          bigint generated always as identity primary key,
-  at          timestamptz not null default now(),
+  at          timestamptz not null default now(),  -- when it was seen last
+  first_at    timestamptz not null default now(),
+  times       int not null default 1,
   kind        text not null,
   subject     text not null,
-  detail      text not null
+  detail      text not null,
+  unique (kind, subject)
 );
 
 create function eventflow.timeline() returns text language sql volatile as $$
@@ -241,7 +245,7 @@ end $$;
 
 -- R5. The owner's fold: later statements see what the lock waited for; deletes exactly what it read; an overlap is an
 -- incident that the fold finds but cannot undo (EF005).
-create function eventflow.fold(executor_id bigint, claim_id bigint, claim_epoch bigint)
+create function eventflow.fold(executor_id bigint, claim_id bigint, claim_epoch bigint, verified_to bigint)
 returns int8multirange language plpgsql volatile as $$
 declare
   folded int8multirange;
@@ -256,6 +260,10 @@ begin
     raise exception 'claim % lost by executor %', claim_id, executor_id
       using errcode = 'EF002', detail = claim_id::text;
   end if;
+  if (select superseded from eventflow.sources s join eventflow.claims c on c.source = s.id where c.id = claim_id) then
+    raise exception 'claim %: its topic has been recreated', claim_id using errcode = 'EF007';
+  end if;
+  update eventflow.claims set verified = verified_to where id = claim_id and verified < verified_to;
   select array_agg(d.id), range_agg(r), sum(upper(r) - lower(r)) into taken, added, length
     from eventflow.deltas d, unnest(d.ranges) r where d.claim = claim_id;
   if taken is null then
@@ -283,6 +291,16 @@ begin
     return query select 0::bigint, 0, true;
     return;
   end if;
+  -- What an owner that never let go of a partition may have read under the id that was: the topic may be the new one since.
+  insert into eventflow.incidents (kind, subject, detail)
+    select 'recreated', c."group" || ' ' || topic_name || case when s.incarnation > 1 then '#' || s.incarnation else '' end
+                        || '/' || c.partition,
+           'was recreated while executor ' || c.owner || ' had not let go of it; offsets ' || c.verified || ' to '
+           || greatest(upper(c.accepted), (select max(upper(d.ranges)) from eventflow.deltas d where d.claim = c.id))
+           || ' may be those of the new one'
+      from eventflow.sources s join eventflow.claims c on c.source = s.id
+     where s.topic = topic_name and s.cluster_id = cluster and not s.superseded and not c.released
+    on conflict (kind, subject) do update set at = now(), times = incidents.times + 1, detail = excluded.detail;
   update eventflow.sources s set superseded = true where s.topic = topic_name and s.cluster_id = cluster;
   return query insert into eventflow.sources as s (topic, incarnation, cluster_id, topic_id)
     select topic_name, coalesce(max(o.incarnation), 0) + 1, cluster, topic_uuid

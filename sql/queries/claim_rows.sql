@@ -10,5 +10,5 @@ with taken as (
    order by w.claim, w."offset" limit %(limit)b::int for update skip locked
 )
 update eventflow.workflows w set executor = %(executor)b::bigint from taken where w.id = taken.id
-returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp, w.scope,
+returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp,
           w.arguments, w.key, w.value, w.headers

@@ -86,6 +86,11 @@ class Ledger:
     def accept(self, session: Session, low: int, high: int) -> None:
         session.run("insert_deltas", claims=[self.claim], epochs=[self.epoch], ranges=[f"{{[{low},{high})}}"])
 
+    def fold(self, session: Session, verified: int = 0) -> Rows:
+        return session.run(
+            "fold_claim", executor=self.a, claim=self.claim, epoch=self.epoch, verified=verified
+        )  # fmt: skip
+
     def take_over(self, session: Session, dead: int, taker: int) -> None:
         """R9, statement by statement, as recovery does it."""
         session.begin()
@@ -364,7 +369,7 @@ def test_a_fold_loses_no_delta_of_an_open_flush(ledger: Ledger) -> None:
     folded: Rows = []
 
     def fold() -> None:
-        folded.extend(folder.run("fold_claim", executor=ledger.a, claim=ledger.claim, epoch=ledger.epoch))
+        folded.extend(ledger.fold(folder))
 
     waiting = ledger.blocked(folder, fold)
     flush.commit()
@@ -377,23 +382,22 @@ def test_a_fold_loses_no_delta_of_an_open_flush(ledger: Ledger) -> None:
 def test_a_fold_finds_an_overlap(ledger: Ledger, ranges: str) -> None:
     session = ledger.session()
     ledger.accept(session, 0, 5)
-    fold = {"executor": ledger.a, "claim": ledger.claim, "epoch": ledger.epoch}
-    session.run("fold_claim", **fold)
+    ledger.fold(session)
     ledger.accept(session, 5, 10)
     session.run("insert_deltas", claims=[ledger.claim], epochs=[ledger.epoch], ranges=[ranges])
     with refused("EF005"):
-        session.run("fold_claim", **fold)
+        ledger.fold(session)
 
 
 def test_only_the_owner_folds(ledger: Ledger) -> None:
     with refused("EF002"):
-        ledger.session().run("fold_claim", executor=ledger.b, claim=ledger.claim, epoch=ledger.epoch)
+        ledger.session().run("fold_claim", executor=ledger.b, claim=ledger.claim, epoch=ledger.epoch, verified=0)
 
 
 def test_a_release_after_the_claim_has_gone_changes_nothing(ledger: Ledger) -> None:
     session = ledger.session()
     ledger.take(session, ledger.b)
-    session.run("release_claims", claims=[ledger.claim], epochs=[ledger.epoch], executor=ledger.a)
+    session.run("release_claims", claims=[ledger.claim], epochs=[ledger.epoch], verified=[9], executor=ledger.a)
     assert session.connection.execute("select released from eventflow.claims").fetchall() == [(False,)]
 
 
@@ -407,6 +411,36 @@ def test_a_recreated_topic_supersedes_the_old_one(ledger: Ledger) -> None:
     assert session.run("register_source", topic="t", cluster_id="c", topic_id="j") == [(second, 2, False)]
     assert session.run("lock_source", source=ledger.source) == [], "the old one is not claimed any more"
     assert session.run("lock_source", source=second)
+
+
+def test_a_superseded_source_is_not_folded(ledger: Ledger) -> None:
+    session = ledger.session()
+    ledger.accept(session, 0, 5)
+    session.run("register_source", topic="t", cluster_id="c", topic_id="j")
+    with refused("EF007"):
+        ledger.fold(session)
+
+
+def test_what_a_dead_owner_may_have_read_of_the_new_topic_is_an_incident(ledger: Ledger) -> None:
+    """It had seen the topic to be the same after it read up to 5, and accepted up to 9: who finds the new one tells."""
+    session = ledger.session()
+    ledger.accept(session, 0, 7)
+    ledger.fold(session, verified=5)
+    ledger.accept(session, 7, 9)
+    incidents = "select subject, detail, times from eventflow.incidents where kind = 'recreated'"
+    for topic_id in ("j", "i2"):
+        session.run("register_source", topic="t", cluster_id="c", topic_id=topic_id)
+    [(subject, detail, times)] = session.connection.execute(incidents).fetchall()
+    assert (subject, times) == ("g t/0", 1)
+    assert "offsets 5 to 9 may be those of the new one" in detail
+
+
+def test_a_partition_that_was_let_go_of_is_no_incident_of_a_new_topic(ledger: Ledger) -> None:
+    session = ledger.session()
+    session.run("release_claims", claims=[ledger.claim], epochs=[ledger.epoch], verified=[9], executor=ledger.a)
+    session.run("register_source", topic="t", cluster_id="c", topic_id="j")
+    assert session.connection.execute("select released, verified from eventflow.claims").fetchall() == [(True, 9)]
+    assert session.connection.execute("select * from eventflow.incidents").fetchall() == []
 
 
 def test_another_cluster_is_told_apart(ledger: Ledger) -> None:

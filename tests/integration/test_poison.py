@@ -139,6 +139,29 @@ def test_results_and_errors_that_no_database_can_hold(world: World) -> None:
     wait_final(world, "ordered")
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_parked_message_holds_its_partition_and_no_other(world: World, restart: bool) -> None:
+    """In order, what follows it waits until a person has decided, also after a restart; the other partition has room."""
+    world.create_topic(2)
+    for n in range(60):
+        world.send({"n": n, "do": "park" if n == 0 else ""}, partition=n % 2)
+    world.flush()
+    parked = "select count(*) from eventflow.workflows where name = 'follow' and status = 'parked'"
+    worker = world.start("failing", EVENTFLOW_MAX_IN_FLIGHT="10")
+    world.wait_completed("ordered", 30)
+    world.wait(lambda: world.one(parked) == 1, "the first one is parked")
+    if restart:
+        assert worker.stop() == 0
+        world.start("failing", ready=True, EVENTFLOW_MAX_IN_FLIGHT="10")
+        world.send({"n": 61}, partition=1)
+        world.flush()
+        world.wait_completed("ordered", 31)
+    assert world.one("select count(*) from effects where \"group\" = 'ordered' and partition = 0") == 0
+    world.sql("update eventflow.workflows set status = 'cancelled', finished_at = now() where status = 'parked'")
+    world.wait_completed("ordered", world.produced - 1)
+    world.check_order("ordered")
+
+
 @pytest.mark.parametrize("column", ["output", "value", "error"])
 def test_a_row_that_the_ledger_refuses(world: World, column: str) -> None:
     """Only its own workflow fails; whatever shared its flush is recorded (R15)."""

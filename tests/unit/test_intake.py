@@ -4,18 +4,18 @@ from typing import Any
 
 from confluent_kafka import KafkaError
 
-from eventflow.consumer import Connections, Intake
+from eventflow.consumer import Intake
 from eventflow.database import Database
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Run
+from eventflow.runs import Claim, Run, Scope
 from eventflow.workflows import ConsumerSpec, Spec, make_spec
 
 
 class FakeMessage:
     """As the client hands it over."""
 
-    def __init__(self, partition: int, offset: int, error: int | None = None) -> None:
-        self._partition, self._offset = partition, offset
+    def __init__(self, partition: int, offset: int, error: int | None = None, *, epoch: int | None = None) -> None:
+        self._partition, self._offset, self._epoch = partition, offset, epoch
         self._error = None if error is None else KafkaError(error)
 
     def topic(self) -> str:
@@ -29,6 +29,9 @@ class FakeMessage:
 
     def error(self) -> KafkaError | None:
         return self._error
+
+    def leader_epoch(self) -> int | None:
+        return self._epoch
 
     def value(self) -> bytes:
         return b"{}"
@@ -54,28 +57,50 @@ class FakeJournal:
 class FakeConsumer:
     def __init__(self) -> None:
         self.sought: list[int] = []
+        self.paused: set[int] = set()
 
     def seek(self, place: Any) -> None:
         self.sought.append(place.offset)
 
+    def pause(self, places: list[Any]) -> None:
+        self.paused |= {place.partition for place in places}
+
+    def resume(self, places: list[Any]) -> None:
+        self.paused -= {place.partition for place in places}
+
+
+class FakeLedger:
+    def __init__(self) -> None:
+        self.incidents: list[str] = []
+
+    def run(self, name: str, params: Any) -> list[Any]:
+        assert name == "insert_incident"
+        self.incidents.append(params["kind"])
+        return []
+
 
 class Desk:
-    """An intake with one claim on partition 1, at offset 100."""
+    """An intake with one claim on partition 1, at offset 100; `ordered`, one on partition 2 as well."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ordered: bool = False) -> None:
         async def handler(message: Any) -> None: ...
 
         spec: Spec = make_spec(handler, "intake handler", Retry(0), 0)
         consumer = ConsumerSpec(("orders",), "g", "none", "earliest", "topic_id", None, {}, spec, None)
         self.journal, self.runs = FakeJournal(), list[Run]()
         self.intake: Any = Intake(
-            consumer, Connections(Database("postgresql://"), "", {}, 1, "a"), self.journal,  # type: ignore[arg-type]
-            max_in_flight=10, dispatch=self.runs.extend, accept=lambda *_: None, has_lease=lambda: True,
+            consumer, Database("postgresql://"), self.journal,  # type: ignore[arg-type]
+            executor=1, application="a", bootstrap_servers="", properties={}, max_in_flight=10,
+            dispatch=self.runs.extend, accept=lambda *_: None, has_lease=lambda: True,
             unblock=lambda _: None, on_fatal=lambda _: None,
         )  # fmt: skip
         self.intake._consumer = self.consumer = FakeConsumer()
-        self.claim = Claim(1, 1, "g", "orders", 1, 1, 1, "id:", 100)
-        self.intake.claims["orders", 1] = self.claim
+        self.intake.claims._ledger = self.ledger = FakeLedger()
+        self.claim, self.other = (Claim(n, 1, "g", "orders", n, 1, 1, "id:", 100) for n in (1, 2))
+        self.intake.claims.held["orders", 1] = self.claim
+        if ordered:
+            self.intake.claims.held["orders", 2] = self.other
+            self.claim.scope, self.other.scope = Scope("1", []), Scope("2", [])
 
     def take(self, *messages: FakeMessage) -> list[int | None]:
         self.runs.clear()
@@ -102,10 +127,10 @@ def test_after_an_error_nothing_is_taken_or_covered_until_it_was_sought_anew() -
     end = FakeMessage(1, 102, KafkaError._PARTITION_EOF)
     assert desk.take(error, FakeMessage(1, 100), FakeMessage(1, 101), end) == []
     assert desk.journal.covered == []
-    desk.intake._suspect.clear()  # the watch asked meanwhile: all is as it was
+    desk.intake._sources.suspect.clear()  # the watch asked meanwhile: all is as it was
     assert desk.take(FakeMessage(1, 102), FakeMessage(1, 103, KafkaError._PARTITION_EOF)) == []
     assert (desk.journal.covered, desk.claim.next_offset) == ([], 100)
-    desk.intake._resume()
+    desk.intake._fetch_again()
     assert desk.consumer.sought == [100]
     assert desk.take(FakeMessage(1, 100), FakeMessage(1, 101)) == [100, 101]
 
@@ -113,9 +138,9 @@ def test_after_an_error_nothing_is_taken_or_covered_until_it_was_sought_anew() -
 def test_what_a_lost_claim_had_in_flight_takes_no_room() -> None:
     desk = Desk()
     desk.take(FakeMessage(1, 100))
-    assert desk.intake._in_flight() == 1
+    assert desk.intake.claims.in_flight() == 1
     desk.claim.lost = True
-    assert desk.intake._in_flight() == 0
+    assert desk.intake.claims.in_flight() == 0
 
 
 def test_the_first_messages_of_a_claim_that_was_not_let_go_of_are_wary() -> None:
@@ -123,3 +148,48 @@ def test_the_first_messages_of_a_claim_that_was_not_let_go_of_are_wary() -> None
     desk.claim.wary = 2
     desk.take(FakeMessage(1, 100), FakeMessage(1, 5000), FakeMessage(1, 5001))
     assert [run.wary for run in desk.runs] == [True, True, False]
+
+
+def test_what_waits_in_one_partition_leaves_room_for_the_others() -> None:
+    """In order, half the bound each: what goes beyond is thrown away, the partition paused, and sought when there is room."""
+    desk = Desk(ordered=True)
+    assert desk.take(*(FakeMessage(1, 100 + n) for n in range(8)), FakeMessage(2, 100)) == [
+        100,
+        101,
+        102,
+        103,
+        104,
+        100,
+    ]
+    assert desk.take(FakeMessage(1, 108), FakeMessage(1, 109, KafkaError._PARTITION_EOF)) == []
+    assert (desk.journal.covered, desk.claim.next_offset) == ([], 105)
+    desk.intake._pause(desk.intake._crowded())
+    assert desk.consumer.paused == {1}
+    desk.claim.finished = 2
+    desk.intake._fetch_again()
+    desk.intake._pause(desk.intake._crowded())
+    assert (desk.consumer.paused, desk.consumer.sought) == ({1}, []), "not before half of its share is free"
+    desk.claim.finished = 3
+    desk.intake._fetch_again()
+    desk.intake._pause(desk.intake._crowded())
+    assert (desk.consumer.paused, desk.consumer.sought) == (set(), [105])
+    assert desk.take(FakeMessage(1, 105)) == [105]
+
+
+def test_a_leader_epoch_that_falls_is_a_doubt_and_then_a_stop() -> None:
+    """Another log, so perhaps another topic (R16): the id is asked; where it is the same, the partition has lost messages."""
+    desk = Desk()
+    assert desk.take(FakeMessage(1, 100, epoch=3), FakeMessage(1, 101, epoch=4)) == [100, 101]
+    assert desk.take(FakeMessage(1, 102, epoch=2), FakeMessage(1, 103, epoch=4)) == []
+    assert desk.intake._sources.suspect.is_set()
+    desk.intake._sources.suspect.clear()
+    desk.intake._fetch_again()
+    assert desk.consumer.sought == [102]
+    assert desk.take(FakeMessage(1, 102, epoch=2)) == []
+    assert (desk.ledger.incidents, desk.claim.lost) == (["truncation"], True)
+
+
+def test_a_log_that_was_truncated_stops_its_partition() -> None:
+    desk = Desk()
+    assert desk.take(FakeMessage(1, 100, KafkaError._LOG_TRUNCATION)) == []
+    assert (desk.ledger.incidents, desk.claim.lost) == (["truncation"], True)

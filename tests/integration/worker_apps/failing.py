@@ -7,7 +7,7 @@ from common import INSERT, TOPIC, Order, outside, row
 
 import eventflow
 from eventflow import Message, Retry
-from eventflow.errors import UsageError
+from eventflow.errors import DeterminismError, UsageError
 
 POLICY = Retry(2, delay=0.05)
 
@@ -39,6 +39,9 @@ async def bill(message: Message[Order]) -> str:
 async def follow(message: Message[Order]) -> int:
     if message.value.do == "fail":
         raise ValueError(f"order {message.value.n} is refused")
+    if message.value.do == "park":
+        raise DeterminismError("as if other code had recorded it")
+    outside.act("ordered", message, "followed")
     return message.value.n
 
 
