@@ -5,9 +5,11 @@ The front door: everything a program needs stands here; verbs are awaited, and `
 
 from eventflow.app import Handle, running, start
 from eventflow.errors import EventflowError
+from eventflow.handlers import kafka_consumer, lifespan
 from eventflow.kafka import Message
 from eventflow.retry import Retry
-from eventflow.workflows import kafka_consumer, lifespan, step, transaction, workflow
+from eventflow.steps import step
+from eventflow.workflows import transaction, workflow
 
 __all__ = [
     "EventflowError",

@@ -17,9 +17,9 @@ from eventflow.database import Connection, KeptConnection, evicting
 from eventflow.errors import EventflowError, UnavailableError
 from eventflow.idempotency import message_workflow_id_prefix
 from eventflow.journal import Journal, Lane, backoff
+from eventflow.registry import ConsumerSpec
 from eventflow.runs import Claim, Scope
 from eventflow.sources import Source, Sources
-from eventflow.workflows import ConsumerSpec
 
 logger = logging.getLogger(__name__)
 

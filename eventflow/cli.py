@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from eventflow.errors import EventflowError, SettingsError, UsageError
 from eventflow.local import LocalServiceError, LocalServices, services
+from eventflow.registry import registry
 from eventflow.settings import Settings, load_settings
-from eventflow.workflows import registry
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -20,11 +20,11 @@ from eventflow.claims import Claims, Key
 from eventflow.database import Database, KeptConnection
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.journal import Journal, backoff
+from eventflow.registry import ConsumerSpec
 from eventflow.runs import Claim, Run, Scope
 from eventflow.settings import KafkaProperties
 from eventflow.sources import Sources
 from eventflow.telemetry import crash_point
-from eventflow.workflows import ConsumerSpec
 
 logger = logging.getLogger(__name__)
 

@@ -6,17 +6,11 @@ from typing import Any, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
+from eventflow.context import current_branch, idempotency_key, runtime, scope_of
 from eventflow.errors import UsageError
+from eventflow.registry import check_name
 from eventflow.retry import Retry, as_retry
-from eventflow.workflows import (
-    StepSpec,
-    check_name,
-    current_branch,
-    drive,
-    idempotency_key,
-    runtime,
-    scope_of,
-)
+from eventflow.steps import StepSpec, drive
 
 __all__ = ["attempt", "idempotency_key", "run_step", "workflow_id"]
 

@@ -18,6 +18,7 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from eventflow.codec import encode_error
+from eventflow.context import current
 from eventflow.errors import CodecError, DeterminismError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
@@ -25,7 +26,6 @@ from eventflow.replay import Branch
 from eventflow.runs import Claim, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
-from eventflow.workflows import current
 
 logger = logging.getLogger(__name__)
 

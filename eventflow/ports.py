@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from eventflow.database import Database, unavailable
 from eventflow.errors import EventflowError, UsageError
-from eventflow.workflows import TransactionSpec
+from eventflow.registry import TransactionSpec
 
 Ask = tuple[Any, ...]
 Protocol = Generator[Ask, Any, Any]

@@ -22,10 +22,10 @@ from eventflow.errors import FencedError, UnavailableError, UsageError
 from eventflow.journal import Identity
 from eventflow.kafka import headers_from_json
 from eventflow.records import Checkpoint
+from eventflow.registry import Spec
 from eventflow.replay import History
 from eventflow.runs import Run
 from eventflow.telemetry import crash_point
-from eventflow.workflows import Spec
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from eventflow.registry import Spec
 from eventflow.replay import History
-from eventflow.workflows import Spec
 
 _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
 

@@ -7,9 +7,10 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 from eventflow.app import Handle as AsyncHandle
 from eventflow.app import IfExists
 from eventflow.app import start as start_async
+from eventflow.context import refuse_loop, runtime
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.retry import Seconds
-from eventflow.workflows import AsyncStartable, SyncStartable, refuse_loop, runtime
+from eventflow.workflows import AsyncStartable, SyncStartable
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

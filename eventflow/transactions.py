@@ -18,16 +18,17 @@ from typing import Any, cast
 import psycopg
 
 from eventflow.codec import decode_error, encode_error
+from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
 from eventflow.errors import FencedError, UnavailableError
 from eventflow.executor import Executor, message_of
 from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce
 from eventflow.ports import AsyncPort, Port, Protocol, adrive, drive
 from eventflow.records import Checkpoint
+from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
 from eventflow.runs import Claim, Run
 from eventflow.telemetry import crash_point
-from eventflow.workflows import StepScope, TransactionSpec, current
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from eventflow.database import Database
 from eventflow.ports import AsyncPort, Port, RolledBackError
+from eventflow.registry import TransactionSpec
 from eventflow.retry import Retry
-from eventflow.workflows import TransactionSpec
 
 
 class Base(DeclarativeBase):

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 import eventflow
 from eventflow import Message
 from eventflow.errors import BlockingCallError, NotRunningError, SettingsError, UsageError
-from eventflow.workflows import Registry, registry
+from eventflow.registry import Registry, registry
 
 
 @pytest.fixture(autouse=True)

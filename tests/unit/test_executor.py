@@ -6,9 +6,9 @@ from typing import Any
 
 from eventflow.errors import DeterminismError
 from eventflow.executor import Executor
+from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run, Scope
-from eventflow.workflows import ConsumerSpec, TransactionSpec, make_spec
 
 
 class Recorder:

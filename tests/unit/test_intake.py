@@ -6,9 +6,9 @@ from confluent_kafka import KafkaError
 
 from eventflow.consumer import Intake
 from eventflow.database import Database
+from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run, Scope
-from eventflow.workflows import ConsumerSpec, Spec, make_spec
 
 
 class FakeMessage:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from eventflow.database import Database
+from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Run
 from eventflow.transactions import Transactions
-from eventflow.workflows import ConsumerSpec, TransactionSpec, make_spec
 
 
 class FakeExecutor:

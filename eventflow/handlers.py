@@ -1,0 +1,121 @@
+"""What a process serves and opens: Kafka handlers, and lifespans."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from typing_extensions import TypeVar
+
+from eventflow.errors import UsageError
+from eventflow.kafka import Message
+from eventflow.registry import (
+    ConsumerSpec,
+    Ordering,
+    check_function,
+    hints,
+    make_spec,
+    message_annotation,
+    registry,
+)
+from eventflow.retry import Retry, as_retry
+from eventflow.settings import check_kafka_properties
+
+H = TypeVar("H", bound=Callable[[Message[Any, Any]], object])
+L = TypeVar("L", bound=Callable[[], Any])
+
+
+def kafka_consumer(
+    topics: str | Sequence[str],
+    /,
+    *,
+    group: str,
+    name: str | None = None,
+    ordering: Ordering = "none",
+    retries: int | Retry = 5,
+    recoveries: int = 5,
+    start: Literal["earliest", "latest"] = "earliest",
+    identity: Literal["topic_id", "name"] = "topic_id",
+    max_in_flight: int | None = None,
+    kafka: Mapping[str, str | int | float | bool] | None = None,
+) -> Callable[[H], H]:
+    """Handle each message of these topics exactly once per group, as a durable workflow.
+
+    The handler takes a `Message[V]` and stays what it was: calling it calls the function. Stacked on `@transaction`
+    its effects and the message's position are one commit. `ordering="partition"` runs a partition's messages one after
+    another. After `retries` attempts the message is kept whole in the ledger as failed, and the partition passes on.
+    `start` is where a partition begins that neither the ledger nor the group's committed offsets know.
+
+    Raises:
+        UsageError: the handler, an option, or the pair of topic and group cannot be.
+        SettingsError: a Kafka property that belongs to eventflow, by its name.
+
+    """
+    properties = dict(kafka or {})
+    names = _topics(topics)
+    check_kafka_properties(properties, f"@kafka_consumer({names[0]!r})")
+    _check_consumer(group, ordering, start, identity, max_in_flight)
+
+    def decorate(handler: H) -> H:
+        check_function(handler, "kafka_consumer")
+        message_annotation(handler) if _resolvable(handler) else None
+        spec = make_spec(handler, name, as_retry(retries), recoveries)
+        transaction = getattr(handler, "__eventflow_transaction__", None)
+        spec.consumer = ConsumerSpec(
+            names, group, ordering, start, identity, max_in_flight, properties, spec, transaction
+        )
+        registry.add_consumer(spec.consumer)
+        return handler
+
+    return decorate
+
+
+def _resolvable(function: Callable[..., Any]) -> bool:
+    """Whether the annotations resolve now; classes defined further down do so only at start."""
+    try:
+        hints(function)
+    except UsageError:
+        return False
+    return True
+
+
+def _topics(topics: str | Sequence[str]) -> tuple[str, ...]:
+    names = (topics,) if isinstance(topics, str) else tuple(topics)
+    if not names:
+        raise UsageError("@kafka_consumer needs a topic")
+    for topic in names:
+        if not isinstance(topic, str) or not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic):
+            raise UsageError(f"@kafka_consumer: not a topic's name: {topic!r}")
+    return names
+
+
+def _check_consumer(group: str, ordering: str, start: str, identity: str, bound: int | None) -> None:
+    if not group or not group.isprintable() or len(group) > 255:
+        raise UsageError(f"@kafka_consumer: not a group: {group!r}")
+    if ordering == "key":
+        raise UsageError("@kafka_consumer: ordering='key' is not built yet; use 'partition' or 'none'")
+    if ordering not in {"none", "partition"}:
+        raise UsageError(f"@kafka_consumer: no such ordering: {ordering!r}")
+    if start not in {"earliest", "latest"}:
+        raise UsageError(f"@kafka_consumer: start is 'earliest' or 'latest', not {start!r}")
+    if identity == "name":
+        raise UsageError("@kafka_consumer: identity='name' is not built yet; brokers must give topics an id")
+    if identity != "topic_id":
+        raise UsageError(f"@kafka_consumer: identity is 'topic_id' or 'name', not {identity!r}")
+    if bound is not None and bound < 1:
+        raise UsageError("@kafka_consumer: max_in_flight must be at least 1")
+
+
+def lifespan(function: L, /) -> L:
+    """Enter around everything this process runs: open clients before the `yield`, close them after.
+
+    Takes an async generator function or a generator function; registered ones enter in order, exit in reverse.
+
+    Raises:
+        UsageError: it is neither.
+
+    """
+    if not (inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)):
+        raise UsageError(f"@lifespan decorates a generator function with one yield, not {function!r}")
+    registry.lifespans.append(function)
+    return function

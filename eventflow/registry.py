@@ -1,0 +1,202 @@
+"""What a process has declared: workflows, Kafka handlers, transactions, lifespans; and what cannot be declared.
+
+Decorators write here at import; `app` reads it once, when it starts.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from eventflow.codec import Arguments, Codec, codec_for
+from eventflow.errors import UsageError
+from eventflow.kafka import Message, Reader, message_reader
+from eventflow.retry import Retry
+from eventflow.settings import KafkaProperties
+
+Ordering = Literal["none", "partition"]
+Isolation = Literal["read committed", "repeatable read", "serializable"]
+
+
+@dataclass
+class Spec:
+    """A registered workflow, or a Kafka handler, which is one whose input is a message."""
+
+    name: str
+    function: Callable[..., Any]
+    is_async: bool
+    retry: Retry
+    recoveries: int
+    file: str
+    line: int
+    consumer: "ConsumerSpec | None" = None
+
+    @functools.cached_property
+    def arguments(self) -> Arguments:
+        return Arguments(self.function)
+
+    @functools.cached_property
+    def result(self) -> Codec:
+        return result_codec(self.function)
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        return message_reader(message_annotation(self.function))
+
+
+@dataclass
+class ConsumerSpec:
+    """One `@kafka_consumer`: what is read, by which group, in which order, by what."""
+
+    topics: tuple[str, ...]
+    group: str
+    ordering: Ordering
+    start: Literal["earliest", "latest"]
+    identity: Literal["topic_id", "name"]
+    max_in_flight: int | None
+    kafka: KafkaProperties
+    spec: Spec
+    transaction: "TransactionSpec | None"
+
+
+@dataclass
+class TransactionSpec:
+    """A `@transaction`: the function, what it wants as its connection, and how it commits."""
+
+    name: str
+    function: Callable[..., Any]
+    is_async: bool
+    flavour: Literal["session", "async session", "connection", "async connection"]
+    leading: int
+    isolation: Isolation | None
+    retry: Retry
+
+    @functools.cached_property
+    def result(self) -> Codec:
+        return result_codec(self.function)
+
+
+@dataclass
+class Registry:
+    """Everything that this process has declared."""
+
+    specs: dict[str, Spec] = field(default_factory=dict[str, Spec])
+    consumers: list[ConsumerSpec] = field(default_factory=list[ConsumerSpec])
+    lifespans: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
+
+    def add(self, spec: Spec) -> None:
+        """Register a workflow by its name.
+
+        Raises:
+            UsageError: another function has the name.
+
+        """
+        known = self.specs.get(spec.name)
+        if known is not None and not _same_source(known, spec):
+            raise UsageError(
+                f"two workflows are named {spec.name!r}: {known.file}:{known.line} and "
+                f"{spec.file}:{spec.line}; give one another name="
+            )
+        if known is not None:
+            self.consumers = [c for c in self.consumers if c.spec is not known]
+        self.specs[spec.name] = spec
+
+    def add_consumer(self, consumer: ConsumerSpec) -> None:
+        """Register a Kafka handler.
+
+        Raises:
+            UsageError: its group already reads one of its topics, or the name is taken.
+
+        """
+        self.add(consumer.spec)
+        for other in self.consumers:
+            both = set(other.topics) & set(consumer.topics)
+            if other.group == consumer.group and both:
+                del self.specs[consumer.spec.name]
+                raise UsageError(
+                    f"two handlers read topic {min(both)!r} in group {consumer.group!r}: "
+                    f"{other.spec.name!r} and {consumer.spec.name!r}; give each its own group="
+                )
+        self.consumers.append(consumer)
+
+
+registry = Registry()
+
+
+def _same_source(known: Spec, new: Spec) -> bool:
+    return (known.file, known.line) == (new.file, new.line) or new.file.startswith("<")
+
+
+def make_spec(function: Callable[..., Any], name: str | None, retry: Retry, recoveries: int) -> Spec:
+    """What the decorators register of a function."""
+    plain = inspect.unwrap(function)
+    code = plain.__code__
+    if recoveries < 0:
+        raise UsageError("recoveries= can not be negative")
+    return Spec(
+        name=check_name(name or plain.__qualname__),
+        function=function,
+        is_async=inspect.iscoroutinefunction(plain),
+        retry=retry,
+        recoveries=recoveries,
+        file=str(Path(code.co_filename).resolve()) if code.co_filename[:1] != "<" else code.co_filename,
+        line=code.co_firstlineno,
+    )
+
+
+def check_name(name: str) -> str:
+    """Refuse a name that the ledger could not hold or people could not read."""
+    if not name or len(name) > 300 or not name.isprintable():
+        raise UsageError(f"not a name for a workflow or step: {name!r}")
+    return name
+
+
+def check_function(function: object, decorator: str) -> None:
+    """Refuse what is no function: a class, a partial, a call's result."""
+    if not inspect.isfunction(inspect.unwrap(cast("Any", function))):
+        raise UsageError(f"@{decorator} decorates functions, not {function!r}")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise UsageError(f"@{decorator} cannot decorate the generator {function!r}")
+
+
+def hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The function's resolved annotations.
+
+    Raises:
+        UsageError: one names something that does not exist.
+
+    """
+    import typing
+
+    plain = inspect.unwrap(function)
+    try:
+        return typing.get_type_hints(plain, include_extras=True)
+    except Exception as error:
+        raise UsageError(f"the annotations of {plain.__qualname__} cannot be resolved: {error}") from None
+
+
+def result_codec(function: Callable[..., Any]) -> Codec:
+    """The codec of what the function returns."""
+    return codec_for(hints(function).get("return", inspect.Parameter.empty))
+
+
+def message_annotation(function: Callable[..., Any]) -> Any:
+    """The annotation of a handler's message: its last positional parameter."""
+    plain = inspect.unwrap(function)
+    parameters = [
+        p for p in inspect.signature(plain).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]  # fmt: skip
+    if not parameters:
+        raise UsageError(f"the handler {plain.__qualname__} must take a Message")
+    annotation = hints(plain).get(parameters[-1].name, Message)
+    if annotation is not Message and getattr(annotation, "__origin__", None) is not Message:
+        raise UsageError(f"the handler {plain.__qualname__} must take a Message[...], not {annotation!r}")
+    return annotation
+
+
+def names_with_files(specs: Mapping[str, Spec]) -> dict[str, str]:
+    """Each workflow's name with the stem of its file, `__main__` being its file's."""
+    return {name: Path(spec.file).stem if spec.file[:1] != "<" else spec.file for name, spec in specs.items()}

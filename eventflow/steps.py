@@ -1,0 +1,158 @@
+"""Steps: what runs at least once until its result is recorded, and never after that.
+
+A wrapper decides one thing: where it is called. Outside a workflow a step is the plain function; inside, the step protocol
+of `replay` runs it, by one of the two drivers here.
+"""
+
+import asyncio
+import functools
+import inspect
+import random
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, cast, overload
+
+from typing_extensions import TypeVar
+
+from eventflow.codec import Codec, decode_error, encode_error
+from eventflow.context import StepScope, current, current_branch, would_block
+from eventflow.registry import check_function, check_name, result_codec
+from eventflow.replay import BARRIER, CALL, Branch, Effect
+from eventflow.replay import step as run_protocol
+from eventflow.retry import Retry, as_retry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class StepSpec:
+    """A `@step`."""
+
+    name: str
+    function: Callable[..., Any]
+    policy: Retry
+
+    @functools.cached_property
+    def result(self) -> Codec:
+        return result_codec(self.function)
+
+    def procedure(self, branch: Branch, position: str) -> "Generator[Effect, Any, Any]":
+        """The step protocol for one call of this step."""
+        codec = self.result
+        return run_protocol(
+            branch.run.history, position, self.name, self.policy, codec.encode, codec.decode,
+            encode_error, decode_error, branch.run.settled, time.perf_counter, random.random,
+        )  # fmt: skip
+
+
+async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
+    """The async driver of the step protocol."""
+    run, executor = branch.run, branch.run.executor
+    executor.check(run)
+    position = branch.next_position()
+    procedure = spec.procedure(branch, position)
+    send: Callable[[Any], Any] = procedure.send
+    outcome: Any = None
+    function, scope = spec.function, StepScope(branch, position, spec.name)
+    try:
+        while True:
+            effect = send(outcome)
+            send, outcome = procedure.send, None
+            if effect is CALL:
+                token = current.set(scope)
+                try:
+                    outcome = await function(*args, **kwargs)
+                except Exception as error:
+                    send, outcome = procedure.throw, error
+                finally:
+                    current.reset(token)
+            elif effect is BARRIER:
+                await executor.barrier(run)
+            else:
+                await asyncio.sleep(cast("float", effect))
+                executor.check(run)
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        executor.recorded(run)
+
+
+def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
+    """The sync driver of the step protocol."""
+    run, executor = branch.run, branch.run.executor
+    executor.check(run)
+    position = branch.next_position()
+    procedure = spec.procedure(branch, position)
+    send: Callable[[Any], Any] = procedure.send
+    outcome: Any = None
+    function, scope = spec.function, StepScope(branch, position, spec.name)
+    try:
+        while True:
+            effect = send(outcome)
+            send, outcome = procedure.send, None
+            if effect is CALL:
+                token = current.set(scope)
+                try:
+                    outcome = function(*args, **kwargs)
+                except Exception as error:
+                    send, outcome = procedure.throw, error
+                finally:
+                    current.reset(token)
+            elif effect is BARRIER:
+                executor.barrier_sync(run)
+            else:
+                executor.pause_sync(run, cast("float", effect))
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        executor.recorded(run)
+
+
+@overload
+def step(function: F, /) -> F: ...
+@overload
+def step(*, name: str | None = None, retries: int | Retry = 0) -> Callable[[F], F]: ...
+def step(function: F | None = None, /, *, name: str | None = None, retries: int | Retry = 0) -> F | Callable[[F], F]:
+    """Make a function a step: in a workflow its result is recorded, and a replay returns the record.
+
+    Runs at least once until its checkpoint is durable, and never after that. Outside a workflow, and inside another
+    step, it is the plain function. `retries` counts attempts after the first; times are in seconds.
+
+    Raises:
+        UsageError: what is decorated is no function.
+
+    """
+
+    def decorate(function: F) -> F:
+        check_function(function, "step")
+        spec = StepSpec(check_name(name or function.__qualname__), function, as_retry(retries))
+        return cast("F", _async_step(spec) if inspect.iscoroutinefunction(function) else _sync_step(spec))
+
+    return decorate if function is None else decorate(function)
+
+
+def _async_step(spec: StepSpec) -> Callable[..., Any]:
+    @functools.wraps(spec.function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        branch = current_branch()
+        if branch is None:
+            return await spec.function(*args, **kwargs)
+        return await drive(branch, spec, args, kwargs)
+
+    return call
+
+
+def _sync_step(spec: StepSpec) -> Callable[..., Any]:
+    @functools.wraps(spec.function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        branch = current_branch()
+        if branch is None:
+            return spec.function(*args, **kwargs)
+        if not isinstance(branch.home, threading.Thread):
+            raise would_block(f"the sync step {spec.name!r}", "await eventflow.durable.run_step(...)")
+        return drive_sync(branch, spec, args, kwargs)
+
+    call.__eventflow_step__ = spec  # type: ignore[attr-defined]
+    return call
