@@ -21,7 +21,7 @@ from eventflow.database import Database, KeptConnection
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.journal import Journal, backoff
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Run, Scope
+from eventflow.runs import Claim, Run, Scope, fingerprint
 from eventflow.settings import KafkaProperties
 from eventflow.sources import Sources
 from eventflow.telemetry import crash_point
@@ -304,6 +304,8 @@ class Intake:
                 continue
             if message.leader_epoch() != claim.leader_epoch and not self._same_log(claim, message):
                 continue
+            if claim.early and self._handled_early(claim, message):
+                continue
             run = Run(spec, claim.id_prefix + str(offset), application)
             run.claim, run.offset, run.first = claim, offset, claim.next_offset
             run.value, run.key, run.headers = message.value(), message.key(), message.headers()
@@ -343,6 +345,16 @@ class Intake:
             self._sources.doubt()
             self._unsure = True
         return False
+
+    def _handled_early(self, claim: Claim, message: Any) -> bool:
+        """Whether this very message was handled when the topic's recreation had not been noticed yet (R16)."""
+        offset = message.offset()
+        known = claim.early.pop(offset, None)
+        if known is None or known != fingerprint(message.timestamp()[1], message.key(), message.value()):
+            return False
+        self._journal.cover((claim, claim.next_offset, offset + 1))
+        claim.next_offset = offset + 1
+        return True
 
     def _accepted(self, claim: Claim, offset: int) -> bool:
         """Whether the ledger accepted this offset before this claim; what lies between is covered on the way."""

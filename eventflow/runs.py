@@ -8,12 +8,23 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from hashlib import sha256
 from typing import Any
 
 from eventflow.registry import Spec
 from eventflow.replay import History
 
 _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
+
+
+Fingerprint = tuple[
+    int | None, bytes | None, bytes | None
+]  # timestamp, and SHA-256 of key and value: which message it is
+
+
+def fingerprint(timestamp: int, key: bytes | None, value: bytes | None) -> Fingerprint:
+    """What tells a message from another one at the same offset."""
+    return timestamp, key if key is None else sha256(key).digest(), value if value is None else sha256(value).digest()
 
 
 class Scope:
@@ -45,6 +56,7 @@ class Claim:
         next_offset: everything below was handed out under this claim, or is covered by a gap.
         verified: everything below was read before the topic was last seen to be still the same (R16).
         leader_epoch: that of the last message; one that falls means another log (R16).
+        early: messages that were handled under the topic's former incarnation and may be this one's, by offset (R16).
         accepted_above: ranges above the position that the ledger has accepted already.
         scope: what its messages keep in order; None: nothing.
         wary: the first so many messages may have killed the former owner; they are accepted before they run (R13).
@@ -56,7 +68,7 @@ class Claim:
     """
 
     __slots__ = (
-        "accepted_above", "epoch", "finished", "folded", "group", "handed", "id", "id_prefix", "incarnation",
+        "accepted_above", "early", "epoch", "finished", "folded", "group", "handed", "id", "id_prefix", "incarnation",
         "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked", "scope", "source", "topic", "verified", "wary",
     )  # fmt: skip
 
@@ -74,6 +86,7 @@ class Claim:
         self.id_prefix = id_prefix
         self.next_offset = next_offset
         self.accepted_above: list[tuple[int, int]] = []
+        self.early: dict[int, Fingerprint] = {}
         self.scope: Scope | None = None
         self.wary = 0
         self.verified = next_offset

@@ -32,6 +32,7 @@ class Source:
     """What a topic is now."""
 
     id: int
+    topic: str
     incarnation: int
     topic_id: str
 
@@ -90,7 +91,7 @@ class Sources:
             detail = f"the brokers are now cluster {cluster_id}; the ledger knows the topic from another one"
             self._ledger.run("insert_incident", {"kind": "cluster", "subject": topic, "detail": detail})
             raise ClusterChangedError(f"topic {topic!r}: {detail}")
-        return Source(source, incarnation, topic_id)
+        return Source(source, topic, incarnation, topic_id)
 
     # ---- while reading ----
 

@@ -8,7 +8,7 @@ from eventflow.consumer import Intake
 from eventflow.database import Database
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Run, Scope
+from eventflow.runs import Claim, Run, Scope, fingerprint
 
 
 class FakeMessage:
@@ -193,3 +193,15 @@ def test_a_log_that_was_truncated_stops_its_partition() -> None:
     desk = Desk()
     assert desk.take(FakeMessage(1, 100, KafkaError._LOG_TRUNCATION)) == []
     assert (desk.ledger.incidents, desk.claim.lost) == (["truncation"], True)
+
+
+def test_a_message_that_was_handled_before_its_topic_was_noticed_to_be_new_is_covered() -> None:
+    """The same message, by time and digests; another one at the same offset is the old topic's, and this one is handled (R16)."""
+    desk = Desk()
+    desk.claim.early = {
+        100: fingerprint(1, None, b"{}"),
+        101: fingerprint(1, None, b"{old}"),
+        102: fingerprint(2, None, b"{}"),
+    }
+    assert desk.take(*(FakeMessage(1, 100 + n) for n in range(4))) == [101, 102, 103]
+    assert (desk.journal.covered, desk.runs[0].first) == ([(100, 101)], 101)
