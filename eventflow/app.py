@@ -23,7 +23,7 @@ from typing import Any, Generic, Literal, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow.codec import Codec, decode_error
+from eventflow.codec import Codec, decode_error, error_line
 from eventflow.context import StepScope, current, runtime, slot
 from eventflow.database import Database
 from eventflow.errors import (
@@ -83,6 +83,7 @@ class App:
         self._stop = threading.Event()
         self._calls = Threads[Callable[[], None]](settings.threads, lambda call: call())
         self._supervisor: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
         self.failed: asyncio.Future[BaseException]
 
     @contextlib.asynccontextmanager
@@ -164,6 +165,7 @@ class App:
                 await asyncio.sleep(0.1)
                 await self._begin()
         except Exception as error:
+            logger.error("eventflow has stopped: %s", error_line(error))
             done_with(self.failed, error)
 
     # ---- what the verbs need ----
@@ -185,10 +187,8 @@ class App:
         incarnation = await self._current()
         if workflow_id is not None:
             check_workflow_id(workflow_id)
-            run = await asyncio.to_thread(incarnation.start_workflow, spec, arguments, workflow_id, if_exists)
-            if run is not None:
-                run.future = self._loop.create_future()
-                incarnation.executor.dispatch([run])
+            begin = self._start_given(incarnation, spec, arguments, workflow_id, if_exists)
+            await self._to_its_end(begin)
             return workflow_id
         workflow_id = str(uuid.uuid4())
         executor = incarnation.executor
@@ -197,13 +197,28 @@ class App:
         executor.runs[workflow_id] = run
         run.submitted += 1
         accepted = self._loop.create_future()
-        run.waiters = [functools.partial(_in_loop, self._loop, accepted)]
+        # Not by the caller, who may be cancelled while he waits: once it is durable it runs.
+        run.waiters = [functools.partial(executor.dispatch, [run]), functools.partial(_in_loop, self._loop, accepted)]
         incarnation.journal.submit(Entry(run, []))
         await accepted
         if run.dropped:
             raise FencedError("this process lost its lease while the workflow was started")
-        executor.dispatch([run])
         return workflow_id
+
+    async def _start_given(
+        self, incarnation: Incarnation, spec: Spec, arguments: str, workflow_id: str, if_exists: str
+    ) -> None:
+        run = await asyncio.to_thread(incarnation.start_workflow, spec, arguments, workflow_id, if_exists)
+        if run is not None:
+            run.future = self._loop.create_future()
+            incarnation.executor.dispatch([run])
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for something that goes on when the caller is cancelled."""
+        task = self._loop.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        await asyncio.shield(task)
 
     async def result(self, workflow_id: str, codec: Codec, timeout: float | None) -> Any:
         """The workflow's result: from memory where it runs here, else from the ledger."""

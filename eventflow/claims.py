@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, int]  # topic, partition
 _ASK = 10  # seconds for a question to the brokers
+_PUT_OFF = 12  # folds of a claim that may be left out in a row
 _EARLY = 10_000  # messages looked up at once
 
 
@@ -54,6 +55,7 @@ class Claims:
         self._spec, self._executor, self._bound = spec, executor, bound
         self._ledger, self._sources, self._journal, self._stop = ledger, sources, journal, stop
         self._positions: dict[Claim, int] = {}
+        self._put_off: dict[int, int] = {}
 
     def get(self, topic: str | None, partition: int | None) -> Claim | None:
         """The claim of a partition, if it is held."""
@@ -287,9 +289,14 @@ class Claims:
         """Have the journal fold the deltas of each claim that has new ones, one between two flushes (R5)."""
         for claim in self.usable():
             state = (claim.next_offset, claim.finished)
-            if claim.folded != state:
+            if claim.folded != state and self._may_fold(claim):
                 claim.folded = state
                 self._journal.between_flushes(lambda lane, c=claim: self._fold_one(lane, c))
+
+    def _may_fold(self, claim: Claim) -> bool:
+        """Not while a transaction above READ COMMITTED is under way, which would run again; nor put off for ever."""
+        self._put_off[claim.id] = self._put_off.get(claim.id, 0) + 1 if claim.isolated else 0
+        return self._put_off[claim.id] % (_PUT_OFF + 1) == 0
 
     def folded_positions(self) -> list[TopicPartition]:
         """What folds have told since the last call, for Kafka's advisory offsets."""

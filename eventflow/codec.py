@@ -212,6 +212,11 @@ def _text(error: BaseException) -> str:
         return f"<{type(error).__qualname__} without text>"
 
 
+def error_line(error: BaseException) -> str:
+    """The first line of what an exception says; never raises."""
+    return (_text(error).splitlines() or [type(error).__name__])[0][:300]
+
+
 def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\\0")
 

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -67,7 +68,7 @@ class Intake:
         self._abandoned = False
         self._unsure = False  # in a doubt all was thrown away: it is fetched again before anything else is taken
         self._rebalanced = False
-        self._lost: list[Claim] = []
+        self._lost: deque[Claim] = deque()
         self._consumer: Consumer
         self._paused: set[Key] = set()
         self._skipped: set[Claim] = set()  # of these, messages that found no room were thrown away
@@ -111,14 +112,16 @@ class Intake:
 
     def lose(self, claims: Iterable[Claim]) -> None:
         """The journal learnt that these belong to others; where Kafka disagrees they are claimed again (R7)."""
-        self._lost.extend(c for c in claims if self.claims.get(c.topic, c.partition) is c)
+        for claim in claims:
+            if self.claims.get(claim.topic, claim.partition) is claim:
+                self._lost.append(claim)
 
     def _main(self) -> None:
         try:
             while not self._stop.is_set():
                 self._session()
-        except FencedError:
-            logger.debug("%s stops: fenced", self.name)
+        except FencedError as error:
+            self._on_fatal(error)
         except EventflowError as error:
             logger.error("%s stops: %s", self.name, error)
             self._on_fatal(error)
@@ -442,7 +445,7 @@ class Intake:
 
     def _claim_again(self) -> None:
         """R7: refused, yet Kafka still assigns it to us."""
-        lost, self._lost = self._lost, []
+        lost = [self._lost.popleft() for _ in range(len(self._lost))]
         assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
         again = sorted({(c.topic, c.partition) for c in lost} & assigned)
         self.claims.drop((c.topic, c.partition) for c in lost if self.claims.get(c.topic, c.partition) is c)

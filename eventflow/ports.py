@@ -195,6 +195,10 @@ class Port:
         if tag != "COMMIT":
             raise RolledBackError(f"COMMIT answered {tag}")
 
+    def broken(self) -> bool:
+        """Whether the connection is gone, by whomever's doing."""
+        return self.raw is None or self.raw.closed or self.raw.broken
+
     def rollback(self) -> None:
         if self.raw is None or self.raw.closed:
             return
@@ -299,6 +303,10 @@ class AsyncPort:
         await self._end()
         if tag != "COMMIT":
             raise RolledBackError(f"COMMIT answered {tag}")
+
+    async def broken(self) -> bool:
+        """Whether the connection is gone, by whomever's doing."""
+        return self.raw is None or self.raw.closed or self.raw.broken
 
     async def rollback(self) -> None:
         if self.raw is None or self.raw.closed:
