@@ -510,8 +510,5 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
             import uvloop as fast
 
             factory = fast.new_event_loop
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(main())
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())  # what ends an overdue process stays armed: threads of the user's may hang after this

@@ -163,7 +163,7 @@ class Executor:
             tail, scope.tail = scope.tail, run
             if tail is not None and not tail.over():
                 run.before, tail.after = tail, run
-            if scope.holder is not None or scope.unfinished:
+            if scope.holder is not None or scope.unfinished or scope.line:
                 scope.line.append(run)
                 return False
             scope.holder = run

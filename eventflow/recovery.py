@@ -295,6 +295,7 @@ class Lease:
         strays = [row for row in found if row[1] in self._specs and not self._running(row[0])]
         if not strays or self._stop.wait(1.0):
             return
+        strays = [row for row in strays if not self._running(row[0])]  # asked before: what ends later is read as final
         again = {row[0] for row in self._database.run(connection, "own_rows", {"executor": self._executor})}
         rows = [row for row in strays if row[0] in again and not self._running(row[0])]
         if rows:

@@ -118,8 +118,9 @@ class Sources:
                 for claim, offset in read:
                     if claim.topic not in changed:
                         claim.verified = offset
-                if doubts == self._doubts:
-                    self.suspect.clear()
+                self.suspect.clear()
+                if doubts != self._doubts:
+                    self.suspect.set()  # a doubt that is younger than the question
             over.wait(0.2)
 
     def _is(self, topic: str, source: Source) -> bool:
