@@ -1,11 +1,14 @@
 """What the consumer takes from Kafka, and what it must not pass over."""
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import KafkaError
 
-from eventflow.consumer import Connections, Intake
+from eventflow.consumer import Connections, Intake, Source, UnknownTopicError
 from eventflow.database import Database
+from eventflow.errors import UnavailableError
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run
 from eventflow.workflows import ConsumerSpec, Spec, make_spec
@@ -123,3 +126,78 @@ def test_the_first_messages_of_a_claim_that_was_not_let_go_of_are_wary() -> None
     desk.claim.wary = 2
     desk.take(FakeMessage(1, 100), FakeMessage(1, 5000), FakeMessage(1, 5001))
     assert [run.wary for run in desk.runs] == [True, True, False]
+
+
+# ---- what the topic is (R16) -----------------------------------------------------------------------
+
+
+def watched(desk: Desk, *answers: Callable[[], str]) -> set[str]:
+    """The topics that have changed, after so many questions; the first is asked at once, for want of certainty."""
+    waiting, over = list(answers), threading.Event()
+
+    def ask(topic: str) -> tuple[str, str]:
+        answer = waiting.pop(0)
+        if not waiting:
+            over.set()
+        return "cluster", answer()
+
+    desk.intake._sources = {"orders": Source(1, 1, "id-1")}
+    desk.intake._ask = ask
+    desk.intake._doubt()
+    desk.intake._watch(over)
+    return desk.intake._changed
+
+
+def fails(error: Exception) -> Callable[[], str]:
+    def answer() -> str:
+        raise error
+
+    return answer
+
+
+def test_a_topic_of_another_id_has_changed() -> None:
+    assert watched(Desk(), lambda: "id-2") == {"orders"}
+
+
+def test_a_topic_that_is_gone_has_changed() -> None:
+    assert watched(Desk(), fails(UnknownTopicError("gone"))) == {"orders"}
+
+
+def test_a_doubt_is_settled_by_the_answer_that_the_topic_is_what_it_was() -> None:
+    desk = Desk()
+    desk.take(FakeMessage(1, 100))
+    assert watched(desk, lambda: "id-1") == set()
+    assert not desk.intake._suspect.is_set()
+    assert desk.claim.verified == 101
+
+
+def test_a_doubt_stays_while_the_brokers_do_not_answer() -> None:
+    desk = Desk()
+    desk.take(FakeMessage(1, 100))
+    assert watched(desk, fails(UnavailableError("away"))) == set()
+    assert desk.intake._suspect.is_set()
+    assert desk.claim.verified == 100
+
+
+def test_an_answer_settles_no_doubt_that_is_younger_than_the_question() -> None:
+    """Nor does it verify what was read meanwhile: both wait for the next question."""
+    desk = Desk()
+
+    def meanwhile() -> str:
+        desk.take(FakeMessage(1, 100), FakeMessage(1, 101))
+        desk.intake._doubt()
+        return "id-1"
+
+    assert watched(desk, meanwhile) == set()
+    assert desk.intake._suspect.is_set()
+    assert desk.claim.verified == 100
+
+
+def test_while_in_doubt_nothing_is_received() -> None:
+    desk = Desk()
+    served = list[str]()
+    desk.intake._serve = lambda: served.append("served")
+    desk.intake._receive = lambda limit: served.append("received")
+    desk.intake._doubt()
+    desk.intake._turn()
+    assert served == ["served"]
