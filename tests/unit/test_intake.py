@@ -184,7 +184,7 @@ def test_an_answer_settles_no_doubt_that_is_younger_than_the_question() -> None:
     desk = Desk()
 
     def meanwhile() -> str:
-        desk.take(FakeMessage(1, 100), FakeMessage(1, 101))
+        desk.claim.next_offset = 102
         desk.intake._doubt()
         return "id-1"
 
