@@ -234,6 +234,7 @@ class Desk:
     def __init__(self, ledger: Ledger, colour: str) -> None:
         self.ledger, self.lane, self.sync = ledger, ledger.lane, colour == "sync"
         self.calls = 0
+        self.failing = 0
         self.executor = Settled()
         self.transactions: Any = Transactions(
             ledger.database, self.executor, [], "x", on_lost=lambda _: None, on_fenced=lambda _: None,  # type: ignore[arg-type]
@@ -244,6 +245,8 @@ class Desk:
 
     def act(self, *_: Any) -> str:
         self.calls += 1
+        if self.failing and self.calls % self.failing == 0:
+            raise ValueError("for good")
         return "insert into eventflow.incidents (kind, subject, detail) values ('effect', 's', 'd')"
 
     def message(self, offset: int) -> Run:
@@ -353,6 +356,19 @@ def test_a_transaction_whose_answer_was_lost_is_done_once(ledger: Ledger, colour
     assert ledger.numbers() == ([0, 1, 2] if how == "never" else [0, 1])
     desk.handle(second)
     assert (desk.executor.done, desk.executor.wrong, ledger.effects()) == ([first, second], [], 2)
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_message_that_failed_in_a_group_whose_answer_was_lost_has_failed(ledger: Ledger, colour: str) -> None:
+    """Once with the group, which is rolled back; once behind its savepoint, in a commit that is settled late."""
+    desk = Desk(ledger, colour)
+    desk.failing = 2
+    desk.lose("after")
+    first, second = desk.message(0), desk.message(1)
+    desk.handle(first, second)
+    assert desk.executor.done == [first]
+    assert [str(error) for error in desk.executor.wrong] == ["for good"]
+    assert (desk.calls, ledger.effects()) == (4, 1)
 
 
 @pytest.mark.parametrize("how", ["after", "late", "never"])
