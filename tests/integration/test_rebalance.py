@@ -73,6 +73,24 @@ def test_rolling_restart_under_load(world: World) -> None:
     assert world.one("select sum(recoveries) from eventflow.workflows") == 0
 
 
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_what_has_begun_before_a_rebalance_is_not_begun_again_after_it(world: World, colour: str) -> None:
+    """Accepted before its partition is let go of, it stays with who began it (R8)."""
+    world.create_topic(4)
+    settings = {"COLOUR": colour, "PAUSE": "5", "EVENTFLOW_ACCEPT_AFTER": "10"}
+    first = world.start("slow", ready=True, **settings)
+    world.wait_owner(first, 4)
+    world.produce(12)
+    world.wait(lambda: world.one("select count(*) from effects") == 12, "all have begun")
+    second = world.start("slow", **settings)
+    world.wait_owner(second, 2)
+    assert world.completed("billing") == 0, "they ended before the rebalance"
+    world.wait_completed("billing")
+    world.check("billing")
+    assert world.sql("select count(*), count(distinct pid) from effects") == [(12, 1)]
+    assert world.sql("select sum(recoveries), max(attempt) from eventflow.workflows") == [(0, 1)]
+
+
 def stopped_group(world: World, app: str = "ledger_psycopg", group: str = "ledger") -> None:
     """Process some messages, and stop the workers cleanly."""
     worker = world.start(app, ready=True)
