@@ -21,16 +21,24 @@ from typing import Any
 import psycopg
 
 from eventflow.arrays import BigintArray, ByteaArray, TextArray
-from eventflow.database import Connection, Database, fenced, judge, lost_claims, rollback
+from eventflow.database import Connection, Database, columns, fenced, judge, lost_claims, rollback
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.kafka import headers_json
-from eventflow.records import Checkpoint, Status
+from eventflow.records import Checkpoint, Rider, Status
 from eventflow.runs import Claim, Run
 from eventflow.telemetry import crash_point
 
 logger = logging.getLogger(__name__)
 
 Statement = tuple[str, dict[str, Any]]
+RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query that writes it, and its columns
+    "insert_children": ("id", "name", "application", "executor", "parent", "arguments", "deadline", "attributes"),
+    "consume_messages": ("id",),
+    "insert_messages": ("workflow_id", "topic", "payload", "key"),
+    "insert_events": ("workflow_id", "key", "value"),
+    "insert_signals": ("workflow_id",),
+    "insert_watches": ("target", "key", "workflow_id"),
+}
 MAX_ENTRIES = 4000
 MAX_BYTES = 16 * 1024 * 1024
 _BACKOFF = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -261,8 +269,8 @@ class Entry:
     """What one run wants recorded next: its new checkpoints, and the state that its row shall have."""
 
     __slots__ = (
-        "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries", "retries", "run",
-        "status", "wake_in",
+        "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries", "retries", "riders",
+        "run", "status", "wake_in",
     )  # fmt: skip
 
     def __init__(
@@ -279,6 +287,7 @@ class Entry:
         self.wake_in = wake_in
         self.drop_from = drop_from
         self.held = held
+        self.riders: list[Rider] | None = None
         self.changed = changed or status != "running" or wake_in is not None or drop_from is not None
         self.attempt = run.attempt
         self.retries = run.retries
@@ -295,6 +304,8 @@ class Entry:
             changed=self.changed or later.changed,
         )  # fmt: skip
         merged.attempt, merged.retries, merged.recoveries = later.attempt, later.retries, later.recoveries
+        if self.riders or later.riders:
+            merged.riders = [*(self.riders or ()), *(later.riders or ())]
         return merged
 
 
@@ -562,7 +573,23 @@ def flush_statements(
     rows = [(e.run.workflow_id, c) for part in (new, kept) for e in part for c in e.checkpoints]
     if rows:
         statements.append(("insert_checkpoints", _checkpoint_params(rows)))
+    riders = [rider for entry in entries if entry.riders for rider in entry.riders]
+    if riders:
+        statements += _rider_statements(riders)
     return statements, set(ranges)
+
+
+def _rider_statements(riders: list[Rider]) -> list[Statement]:
+    """A multi-row statement for each kind of rider, in the order of `RIDERS`."""
+    by_query: dict[str, list[tuple[object, ...]]] = {}
+    for rider in riders:
+        by_query.setdefault(rider.query, []).append(rider.row)
+    return [(query, columns(sorted_rows(by_query[query]), names)) for query, names in RIDERS.items() if query in by_query]
+
+
+def sorted_rows(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    """Rows by their first column, so that two flushes lock what they share in the same order (R4)."""
+    return sorted(rows, key=lambda row: str(row[0]))
 
 
 def _fast_params(executor: int, application: str, name: str, entries: list[Entry]) -> dict[str, Any]:

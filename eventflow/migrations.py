@@ -32,6 +32,10 @@ RIGHTS = {
     "workflows": ("select", "insert", "update", "delete"),
     "checkpoints": ("select", "insert", "delete"),
     "incidents": ("select", "insert", "update"),
+    "messages": ("select", "insert", "update", "delete"),
+    "events": ("select", "insert", "update", "delete"),
+    "signals": ("select", "insert", "delete"),
+    "watches": ("select", "insert", "delete"),
 }
 
 

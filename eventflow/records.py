@@ -47,6 +47,19 @@ class StepRecord:
     error: str | None
 
 
+class Rider(NamedTuple):
+    """A row that is written with the next checkpoint of its workflow, or not at all: a message, an event, a child, …
+
+    Attributes:
+        query: the named query that writes rows of this kind, one multi-row statement for all.
+        row: the values of its columns, in the order of `journal.RIDERS`.
+
+    """
+
+    query: str
+    row: tuple[object, ...]
+
+
 class Checkpoint(NamedTuple):
     """What one operation of a workflow came to: `output` or `error`, both JSON, never both."""
 

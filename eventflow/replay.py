@@ -1,35 +1,55 @@
 """The step protocol, written once, and what a workflow has recorded: pure, without I/O, clock or loop.
 
-`step` is a generator that yields what it cannot do itself: BARRIER (wait until everything recorded before is durable),
-CALL (run the user's function; its result or exception comes back), or a number of seconds to wait before the next
-attempt. A sync and an async driver of a few lines run it (psycopg's way of writing a protocol once for both).
+Operations are generators that yield what they cannot do themselves: BARRIER (wait until everything recorded before is
+durable), CALL (run the user's function; its result or exception comes back), a number of seconds to wait before the next
+attempt, or an Await (a time, or something from outside; what came is the answer, None when the time did). A sync and an
+async driver of a few lines run them (psycopg's way of writing a protocol once for both).
 
 Positions: the root of a workflow is branch "1"; each asyncio task (or `sync.gather` call) that reaches a durable
 operation is a branch of its own, numbered below the branch that started it. An operation's position is
 "{branch}.{number}", so what finishes first cannot change what is found on replay.
 """
 
+import json
 from collections.abc import Callable, Generator
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from eventflow.errors import DeterminismError
-from eventflow.records import Checkpoint
+from eventflow.records import Checkpoint, Rider
 from eventflow.retry import Retry
 
 BARRIER: Literal["barrier"] = "barrier"
 CALL: Literal["call"] = "call"
-Effect = Literal["barrier", "call"] | float
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """What an operation waits for: a time (seconds since 1970 by the ledger's clock), something from outside, or either.
+
+    `source` is what the ledger is asked for: `("inbox", workflow id, topic)`, `("outcome", workflow id)` or
+    `("event", workflow id, key)`.
+    """
+
+    until: float | None
+    source: tuple[str, ...] | None = None
+
+
+Effect = Literal["barrier", "call"] | float | Await
+R = TypeVar("R")
+Operation = Generator[Effect, Any, R]
 
 
 class History:
     """What one workflow has recorded: read on replay, appended to by live operations."""
 
-    __slots__ = ("failures", "fresh", "recorded", "seq")
+    __slots__ = ("failures", "fresh", "recorded", "riders", "seq")
 
     def __init__(self, recorded: dict[str, Checkpoint] | None = None) -> None:
         self.recorded = recorded
         self.seq = max((c.seq for c in recorded.values()), default=0) if recorded else 0
         self.fresh: list[Checkpoint] = []
+        self.riders: list[tuple[int, Rider]] = []  # what goes with the fresh checkpoints, by their numbers
         self.failures: list[tuple[BaseException, int]] = []
 
     def find(self, position: str, name: str) -> Checkpoint | None:
@@ -55,6 +75,12 @@ class History:
         self.fresh.append(checkpoint)
         return checkpoint
 
+    def note(self, position: str, name: str, output: str | None, *riders: Rider) -> Checkpoint:
+        """Record what took no time, with what shall be written in the same transaction."""
+        checkpoint = self.add(position, name, output, None, 1, 0.0)
+        self.riders += [(checkpoint.seq, rider) for rider in riders]
+        return checkpoint
+
     def take_fresh(self) -> list[Checkpoint]:
         """The checkpoints not handed to the journal yet; they are the caller's from now on."""
         fresh, self.fresh = self.fresh, []
@@ -63,6 +89,13 @@ class History:
         for checkpoint in fresh:
             self.recorded[checkpoint.position] = checkpoint
         return fresh
+
+    def take_riders(self) -> list[Rider] | None:
+        """What goes with the checkpoints taken just before."""
+        if not self.riders:
+            return None
+        riders, self.riders = self.riders, []
+        return [rider for _, rider in riders]
 
     def take_last(self) -> list[Checkpoint]:
         """The same where the attempt is over and nothing will be looked up again."""
@@ -80,6 +113,7 @@ class History:
         if first is None:
             return None
         self.fresh = [c for c in self.fresh if c.seq < first]
+        self.riders = [(seq, rider) for seq, rider in self.riders if seq < first]
         if self.recorded:
             self.recorded = {p: c for p, c in self.recorded.items() if c.seq < first}
         self.seq = first - 1
@@ -170,3 +204,61 @@ def step(
             raise
         history.add(position, name, encode(result), None, attempts, clock() - began)
         return result
+
+
+# ---- values, and waiting ---------------------------------------------------------------------------
+
+
+def recorded_value(history: History, position: str, name: str, make: Callable[[], str]) -> str:
+    """What `make` gave when this position was first reached, as it was recorded."""
+    found = history.find(position, name)
+    if found is None:
+        found = history.note(position, name, make())
+    return found.output or "null"
+
+
+def sleep(history: History, position: str, now: Callable[[], float], until: Callable[[], float]) -> Operation[None]:
+    """Wait until a time, which is fixed when this is first reached."""
+    moment = _fixed_time(history, position, "sleep", until)
+    if moment > now():
+        yield Await(moment)
+
+
+def receive(
+    history: History, position: str, workflow_id: str, topic: str, now: Callable[[], float], timeout: float | None
+) -> Operation[str | None]:
+    """The next message of a topic of this workflow's inbox; None where none came in the time given."""
+    found = history.find(position, "recv")
+    if found is None:
+        until = None if timeout is None else _fixed_time(history, f"{position}w", "recv", lambda: now() + timeout)
+        came = yield Await(until, ("inbox", workflow_id, topic))
+        message_id, payload = (None, None) if came is None else came
+        taken = () if message_id is None else (Rider("consume_messages", (message_id,)),)
+        found = history.note(position, "recv", payload, *taken)
+    return found.output
+
+
+def outcome(history: History, position: str, workflow_id: str, now: Callable[[], float], timeout: float | None) -> Operation[Any]:
+    """How another workflow ended, as [status, output, error, reason]; None where it has not in the time given."""
+    found = history.find(position, "result")
+    if found is None:
+        until = None if timeout is None else _fixed_time(history, f"{position}w", "result", lambda: now() + timeout)
+        came = yield Await(until, ("outcome", workflow_id))
+        found = history.note(position, "result", json.dumps(came))
+    return json.loads(found.output or "null")
+
+
+def event(
+    history: History, position: str, workflow_id: str, key: str, now: Callable[[], float], timeout: float | None
+) -> Operation[str | None]:
+    """The value of another workflow's event; None where it was not set in the time given."""
+    found = history.find(position, "event")
+    if found is None:
+        until = None if timeout is None else _fixed_time(history, f"{position}w", "event", lambda: now() + timeout)
+        came = yield Await(until, ("event", workflow_id, key))
+        found = history.note(position, "event", None if came is None else came[0])
+    return found.output
+
+
+def _fixed_time(history: History, position: str, name: str, make: Callable[[], float]) -> float:
+    return float(recorded_value(history, position, name, lambda: repr(make())))

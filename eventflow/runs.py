@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from eventflow.registry import Spec
-from eventflow.replay import History
+from eventflow.replay import Await, History
 
 _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
 
@@ -115,6 +115,29 @@ class Claim:
         self.lost = self.revoked = True
 
 
+class Life:
+    """What a run has that waits, talks or has relatives; most messages' runs have none.
+
+    Attributes:
+        parent: the workflow that started it. deadline: when it is over, in seconds since 1970 by the ledger's clock.
+        waits: what its branches wait for, while they do.
+        seen: where it stood when it was last looked at; one that stands still may leave memory.
+        suspending: it leaves memory; whatever it does on its way out is not recorded.
+        taken: messages of its inbox that it has received in this run.
+
+    """
+
+    __slots__ = ("deadline", "parent", "seen", "suspending", "taken", "waits")
+
+    def __init__(self, parent: str | None = None, deadline: float | None = None) -> None:
+        self.parent = parent
+        self.deadline = deadline
+        self.waits: dict[Any, Await] = {}
+        self.seen: object = None
+        self.suspending = False
+        self.taken: set[int] = set()
+
+
 class Run:
     """One run of one workflow.
 
@@ -128,16 +151,18 @@ class Run:
         lock: held to hand something to the journal, where the loop and a worker thread may both do so.
         counted: it was dropped, and its claim's count of what is finished says so.
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
+        acting: operations under way that do not wait for something from outside.
+        life: what only a workflow has that waits, talks or has relatives.
         scope: what it is kept in order with; None for all that no claim of this process has read.
         before: the earlier run of its scope; its first step waits until that one is durable.
 
     """
 
     __slots__ = (
-        "after", "application", "arguments", "attempt", "before", "begun", "claim", "counted", "dropped", "durable",
-        "ended", "executor", "first", "future", "headers", "history", "in_ledger", "key", "lock", "name", "offset",
-        "outcome", "recoveries", "retries", "scope", "spec", "submitted", "timestamp", "value", "waiters", "wary",
-        "workflow_id",
+        "acting", "after", "application", "arguments", "attempt", "before", "begun", "claim", "counted",
+        "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "in_ledger", "key", "life",
+        "lock", "name", "offset", "outcome", "recoveries", "retries", "scope", "spec", "submitted",
+        "timestamp", "value", "waiters", "wary", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, workflow_id: str, application: str) -> None:
@@ -165,6 +190,8 @@ class Run:
         self.ended = False
         self.counted = False
         self.begun = False
+        self.acting = 0
+        self.life: Life | None = None
         self.wary = False
         self.before: Run | None = None
         self.after: Run | None = None

@@ -9,7 +9,8 @@
 --   marks it dead: nothing a zombie sends can commit after that. The rules by number: docs/model/PROTOCOL.md.
 --
 -- SQLSTATEs of our own: EF001 the executor is dead; EF002 a claim is lost (detail: claim ids);
--- EF003 the ledger lost commits; EF004 a statement met other rows than it was sent for.
+-- EF003 the ledger lost commits; EF004 a statement met other rows than it was sent for; EF005 offsets were accepted twice;
+-- EF006 a name is another program's; EF007 a topic was recreated; EF008 a workflow was let go of.
 
 create type eventflow.status as enum
   ('queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled', 'parked');
@@ -103,11 +104,14 @@ create table eventflow.workflows (
   retries     int not null default 0,     -- by policy, after a failure
   recoveries  int not null default 0,     -- after the death of the process that ran it
   wake_at     timestamptz,                -- not to run before
+  deadline    timestamptz,                -- failed when it has not ended by then
   status      eventflow.status not null,
   id          text collate "C" primary key,
   name        text collate "C" not null,
   application text collate "C" not null,
   scope       text collate "C",           -- what is kept in order; null: nothing
+  parent      text collate "C",           -- the workflow that started it
+  attributes  jsonb,                      -- to search by
   arguments   text,                       -- JSON; null for a message, whose input is key, value and headers
   key         bytea,
   value       bytea,
@@ -125,6 +129,9 @@ create index workflows_scope on eventflow.workflows (scope, "offset")
 create index workflows_claim on eventflow.workflows (claim, "offset")
   where status in ('queued', 'running', 'waiting', 'parked');
 
+create index workflows_wake on eventflow.workflows (wake_at) where status = 'waiting' and executor is null;
+create index workflows_parent on eventflow.workflows (parent) where parent is not null;
+
 -- What a workflow's operations came to; replayed, never run again (R12).
 create table eventflow.checkpoints (
   finished_at timestamptz not null default now(),
@@ -138,6 +145,45 @@ create table eventflow.checkpoints (
   error       text,
   primary key (workflow_id, position)
 );
+
+-- A workflow's inbox: received in order, each once; whoever receives it marks it in the flush of the receipt (R19).
+create table eventflow.messages (
+  id          bigint generated always as identity primary key,
+  workflow_id text collate "C" not null,  -- no foreign key: it may not be accepted yet
+  topic       text collate "C" not null,
+  payload     text not null,              -- JSON
+  key         text collate "C",           -- sent again under the same one, it is the same message
+  sent_at     timestamptz not null default now(),
+  consumed    boolean not null default false
+);
+create index messages_inbox on eventflow.messages (workflow_id, topic, id) where not consumed;
+create unique index messages_key on eventflow.messages (workflow_id, key) where key is not null;
+
+-- What a workflow tells everyone: the last value by key.
+create table eventflow.events (
+  workflow_id text collate "C" not null,
+  key         text collate "C" not null,
+  value       text not null,              -- JSON
+  set_at      timestamptz not null default now(),
+  primary key (workflow_id, key)
+);
+
+-- Something came for a workflow: whoever wakes it takes the row away; to one that does not sleep it says nothing.
+create table eventflow.signals (
+  id          bigint generated always as identity primary key,
+  workflow_id text collate "C" not null,
+  at          timestamptz not null default now()
+);
+create index signals_workflow on eventflow.signals (workflow_id);
+
+-- What a sleeping workflow waits for that is another's: an event (by key) or its end (key '').
+create table eventflow.watches (
+  target      text collate "C" not null,
+  key         text collate "C" not null,
+  workflow_id text collate "C" not null,
+  primary key (target, key, workflow_id)
+);
+create index watches_workflow on eventflow.watches (workflow_id);
 
 -- What a person should look at: a partition that stopped, a source that changed, a guard that fired.
 create table eventflow.incidents (

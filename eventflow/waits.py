@@ -1,0 +1,203 @@
+"""What the runs of this process wait for, and which of them leave memory meanwhile (API.md 2.5).
+
+A wait ends when its time comes, or when something has come from outside: from this process at once, from another when the
+ledger is asked again. A run all of whose branches wait, for longer than is worth its memory, is *suspended*: its waits end
+with `Suspended`, it unwinds, and the ledger knows when and by what to wake it. Everything here happens on the loop.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from eventflow.context import Suspended
+from eventflow.reader import Reader, Rows
+from eventflow.replay import Await
+from eventflow.runs import Life, Run
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY = 0.25  # seconds; what another process did is seen after so long at the latest
+_STILL = 0.05  # seconds for which a run has to stand still before it may leave memory
+
+
+class Wait:
+    """One branch's wait: `resolve` is told what came, None at its time, or `Suspended`; once, from the loop."""
+
+    __slots__ = ("again", "asked", "awaited", "over", "resolve", "run", "timer")
+
+    def __init__(self, run: Run, awaited: Await, resolve: Callable[[Any], None]) -> None:
+        self.run = run
+        self.awaited = awaited
+        self.resolve = resolve
+        self.timer: asyncio.TimerHandle | None = None
+        self.asked = False
+        self.again = False
+        self.over = False
+
+
+class Waits:
+    """All waits of one incarnation."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        reader: Reader,
+        *,
+        now: Callable[[], float],
+        suspend_after: float,
+        crowded: Callable[[], bool],
+    ) -> None:
+        self._loop, self._reader, self._now = loop, reader, now
+        self._suspend_after, self._crowded = suspend_after, crowded
+        self._sources: dict[tuple[str, ...], set[Wait]] = {}
+        self._runs: set[Run] = set()
+        self._ticking: asyncio.TimerHandle | None = None
+        self._looked = 0.0
+
+    def add(self, wait: Wait) -> None:
+        """Begin to wait."""
+        life = life_of(wait.run)
+        if life.suspending:
+            self._end(wait, Suspended())
+            return
+        life.waits[wait] = wait.awaited
+        life.seen = None
+        self._runs.add(wait.run)
+        until, source = wait.awaited.until, wait.awaited.source
+        if until is not None:
+            wait.timer = self._loop.call_later(max(0.0, until - self._now()), self._end, wait, None)
+        if source is not None:
+            self._sources.setdefault(source, set()).add(wait)
+            self._look(wait)
+        if self._ticking is None:
+            self._ticking = self._loop.call_later(_STILL, self._tick)
+
+    def arrived(self, source: tuple[str, ...], what: Any = None) -> None:
+        """Something has come, from this process; `what` it is, where that is known here."""
+        for wait in list(self._sources.get(source, ())):
+            if what is None:
+                self._look(wait)
+            else:
+                self._end(wait, what)
+
+    def awaited(self, source: tuple[str, ...]) -> bool:
+        """Whether a run of this process waits for it."""
+        return source in self._sources
+
+    def forget(self, run: Run) -> None:
+        """The run is over, one way or another."""
+        if run.life is not None:
+            for wait in list(run.life.waits):
+                self._drop(wait)
+
+    # ---- looking ----
+
+    def _look(self, wait: Wait) -> None:
+        """Ask the ledger for what has come; asked already, once more after the answer."""
+        if wait.asked:
+            wait.again = True
+            return
+        wait.asked, wait.again = True, False
+        source = wait.awaited.source
+        assert source is not None
+        self._reader.ask(source, lambda rows: self._loop.call_soon_threadsafe(self._answered, wait, rows))
+
+    def _answered(self, wait: Wait, rows: Rows) -> None:
+        wait.asked = False
+        if wait.over:
+            return
+        found = _first_new(wait, rows)
+        if found is not None:
+            self._end(wait, found)
+        elif wait.again:
+            self._look(wait)
+
+    def _end(self, wait: Wait, what: Any) -> None:
+        if not wait.over:
+            self._drop(wait)
+            wait.resolve(what)
+
+    def _drop(self, wait: Wait) -> None:
+        wait.over = True
+        if wait.timer is not None:
+            wait.timer.cancel()
+        source = wait.awaited.source
+        if source is not None and source in self._sources:
+            self._sources[source].discard(wait)
+            if not self._sources[source]:
+                del self._sources[source]
+        life = wait.run.life
+        if life is not None:
+            life.waits.pop(wait, None)
+            if not life.waits:
+                self._runs.discard(wait.run)
+
+    # ---- leaving memory ----
+
+    def _tick(self) -> None:
+        self._ticking = None
+        if not self._runs:
+            return
+        now = self._loop.time()
+        if now - self._looked > _LOOK_EVERY:
+            self._looked = now
+            for waits in list(self._sources.values()):
+                for wait in waits:
+                    self._look(wait)
+        crowded = self._crowded()
+        for run in list(self._runs):
+            life = run.life
+            if life is not None and self._may_leave(run, life, crowded=crowded):
+                self.suspend(run)
+        self._ticking = self._loop.call_later(_STILL, self._tick)
+
+    def _may_leave(self, run: Run, life: Life, *, crowded: bool) -> bool:
+        """Whether it stands still in its waits, and will for long enough."""
+        stands = (run.history.seq, len(life.waits), run.acting)
+        if stands != life.seen or run.acting or life.suspending or not run.settled():
+            life.seen = stands
+            return False
+        if crowded and not run.spec.is_async:
+            return True
+        worth = self._suspend_after if run.spec.is_async else min(self._suspend_after, 1.0)
+        return all(w.until is None or w.until - self._now() > worth for w in life.waits.values())
+
+    def suspend(self, run: Run) -> None:
+        """End all its waits, so that it unwinds; the executor records what it waits for."""
+        life = life_of(run)
+        life.suspending = True
+        life.seen = tuple(life.waits.values())
+        for wait in list(life.waits):
+            self._end(wait, Suspended())
+
+    def suspend_all(self) -> None:
+        """The process leaves: whoever waits is woken by another one."""
+        for run in list(self._runs):
+            if run.life is not None and not run.life.suspending and not run.acting:
+                self.suspend(run)
+
+    def stop(self) -> None:
+        """The incarnation is over."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+
+
+def life_of(run: Run) -> Life:
+    """What the run has that waits, talks or has relatives; made when first needed."""
+    if run.life is None:
+        run.life = Life()
+    return run.life
+
+
+def _first_new(wait: Wait, rows: Rows) -> Any:
+    """What a wait is told of an answer: its row; of an inbox, the first message that the run has not received."""
+    source = wait.awaited.source
+    if source is None or source[0] != "inbox":
+        return rows[0] if rows else None
+    taken = life_of(wait.run).taken
+    for row in rows:
+        if row[0] not in taken:
+            taken.add(row[0])
+            return row
+    return None

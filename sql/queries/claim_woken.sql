@@ -1,0 +1,24 @@
+-- Wake those whose time has come or for whom something came, in batches (R10a); they run from then on, charged to nobody.
+-- Locks what it takes, skipping what a peer takes. A signal to one that does not sleep yet stays until it does.
+-- Indexes workflows_wake, signals_workflow.
+with due as materialized (
+  select id from eventflow.workflows
+   where status = 'waiting' and executor is null and wake_at <= now() and application = %(application)b::text
+     and name = any(%(names)b::text[])
+   order by wake_at limit %(limit)b::int for update skip locked
+), called as materialized (
+  select w.id from eventflow.workflows w
+   where w.id in (select workflow_id from eventflow.signals limit 10000) and w.status = 'waiting' and w.executor is null
+     and w.application = %(application)b::text and w.name = any(%(names)b::text[])
+   limit %(limit)b::int for update skip locked
+), woken as (
+  select id from due union select id from called
+), signals as (
+  delete from eventflow.signals where workflow_id in (select id from woken)
+), watches as (
+  delete from eventflow.watches where workflow_id in (select id from woken)
+)
+update eventflow.workflows w set executor = %(executor)b::bigint, status = 'running', attempt = attempt + 1, wake_at = null
+  from woken where w.id = woken.id
+returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp,
+          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8
