@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from typing_extensions import TypeVar
@@ -22,7 +22,7 @@ from eventflow.retry import Retry, as_retry
 from eventflow.settings import check_kafka_properties
 
 H = TypeVar("H", bound=Callable[[Message[Any, Any]], object])
-L = TypeVar("L", bound=Callable[[], Any])
+L = TypeVar("L", bound=Callable[[], AsyncIterator[None] | Iterator[None]])
 
 
 def kafka_consumer(
