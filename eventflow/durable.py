@@ -29,7 +29,12 @@ def workflow_id() -> str:
 
 
 def attempt() -> int:
-    """Which run of the workflow this is, from 1; it identifies and limits nothing."""
+    """Which run of the workflow this is, from 1; it identifies and limits nothing.
+
+    Raises:
+        UsageError: outside a workflow.
+
+    """
     return scope_of("attempt()")[0].attempt
 
 
@@ -48,8 +53,11 @@ async def run_step(
 ) -> Any:
     """Run a function as a step of the current async workflow; a sync one in a worker thread.
 
+    Guaranteed as a `@step` is: it runs at least once until its checkpoint is durable, and never after that. `retries`
+    counts attempts after the first. One that is decorated keeps its own name and retries, unless they are given here.
+
     Raises:
-        UsageError: outside a workflow.
+        UsageError: outside a workflow, or inside one of its steps.
         Exception: the step's own.
 
     """
