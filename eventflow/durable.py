@@ -53,11 +53,8 @@ async def run_step(
 ) -> Any:
     """Run a function as a step of the current async workflow; a sync one in a worker thread.
 
-    Guaranteed as a `@step` is: it runs at least once until its checkpoint is durable, and never after that. `retries`
-    counts attempts after the first. One that is decorated keeps its own name and retries, unless they are given here.
-
     Raises:
-        UsageError: outside a workflow, or inside one of its steps.
+        UsageError: outside a workflow.
         Exception: the step's own.
 
     """
