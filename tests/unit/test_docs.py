@@ -1,4 +1,4 @@
-"""Every Python block of the documentation runs, each in a process of its own."""
+"""The documentation holds: its Python blocks run, its links lead somewhere, what it names exists and nothing is left out."""
 
 import re
 import subprocess
@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from eventflow.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    if not block.startswith("# first.py")  # needs services: tests/integration/test_readme.py runs it
 ]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_block_runs(block: str, tmp_path: Path) -> None:
+    """Each in a process of its own."""
     file = tmp_path / "block.py"
     file.write_text(block, encoding="utf-8")
     done = subprocess.run(
@@ -26,7 +31,47 @@ def test_block_runs(block: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), link
+    sections = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= sections
+
+
+def test_every_setting_is_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    own_names = {"database_url", "kafka_bootstrap_servers"}
+    variables = {name.upper() if name in own_names else f"EVENTFLOW_{name.upper()}" for name in Settings.model_fields}
+    assert {v for v in variables if f"| `{v}` |" not in guide} == set()
+
+
+def test_every_crash_point_is_in_the_guarantees_and_armed_by_a_test() -> None:
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "eventflow").rglob("*.py"))
+    tests = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests" / "integration").glob("test_*.py"))
+    points = set(re.findall(r'crash_point\("([^"]+)"\)', code))
+    assert points
+    assert {p for p in points if f"`{p}`" not in GUARANTEES} == set()
+    assert {p for p in points if not re.search(rf'"{re.escape(p)}[":]', tests)} == set()
+    named = set(
+        re.findall(r"`((?:journal|consumer|executor|lease|recovery|transactions)\.(?:before|after)_\w+)`", GUARANTEES)
+    )
+    assert named <= points
+
+
+def test_every_test_of_a_guarantee_exists() -> None:
+    rows = [
+        line for line in GUARANTEES.splitlines() if line.startswith("| ") and not line.startswith(("| what", "|---"))
+    ]
+    assert len(rows) > 20
+    for row in rows:
+        cited = re.findall(r"`(test_\w+\.py)`: ([^;|]*)", row.rpartition(" | ")[2])
+        assert cited, f"no test: {row}"
+        for file, names in cited:
+            source = (ROOT / "tests" / "integration" / file).read_text(encoding="utf-8")
+            functions = re.findall(r"`(test_\w+)`", names)
+            assert functions, f"{file} of {row}"
+            assert [f for f in functions if f"def {f}(" not in source] == [], file
