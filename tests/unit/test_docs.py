@@ -3,6 +3,9 @@
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,31 @@ def test_every_crash_point_is_in_the_guarantees_and_armed_by_a_test() -> None:
         re.findall(r"`((?:journal|consumer|executor|lease|recovery|transactions)\.(?:before|after)_\w+)`", GUARANTEES)
     )
     assert named <= points
+
+
+def test_every_place_in_the_code_that_a_page_names_exists() -> None:
+    modules = {p.stem for p in (ROOT / "eventflow").glob("*.py")}
+    queries = {p.name for p in (ROOT / "sql" / "queries").glob("*.sql")}
+    schema = (ROOT / "sql" / "schema.sql").read_text(encoding="utf-8")
+    for page in ("architecture.md", "model/README.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert set(re.findall(r"`(\w+)\.py`(?!\])", text)) <= modules
+        assert set(re.findall(r"`(\w+\.sql)`", text)) <= queries
+        for function in re.findall(r"`eventflow\.(\w+)`(?!\])", text):
+            assert f"function eventflow.{function}(" in schema, function
+        for module, path in re.findall(r"`(\w+)\.(\w+(?:\.\w+)?)`", text):
+            if module in modules and path != "py":
+                attrgetter(path)(import_module(f"eventflow.{module}"))
+
+
+def test_the_layers_in_words_are_those_that_are_held() -> None:
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    held = [re.findall(r"\w+", layer) for layer in linter["contracts"][0]["layers"] if layer != "(testing)"]
+    [line] = re.findall(
+        r"^(`__main__` → .*?);", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    said = [re.findall(r"\w+", layer) for layer in line.split(" → ")]
+    assert said == [[name for name in layer if name != "testing"] for layer in held]
 
 
 def test_every_test_of_a_guarantee_exists() -> None:
