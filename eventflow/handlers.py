@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from typing_extensions import TypeVar
 
@@ -95,7 +95,7 @@ def _topics(topics: str | Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise UsageError("@kafka_consumer needs a topic")
     for topic in names:
-        if not isinstance(topic, str) or not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic):
+        if not isinstance(cast("object", topic), str) or not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic):
             raise UsageError(f"@kafka_consumer: not a topic's name: {topic!r}")
     return names
 

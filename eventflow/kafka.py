@@ -151,7 +151,7 @@ class Message(Generic[V_co, K_co]):
 
 def _received(value: Any, key: Any, headers: Any, topic: str, partition: int, offset: int, incarnation: int,
               timestamp: int | None) -> Message[Any, Any]:  # fmt: skip
-    message: Message[Any, Any] = Message.__new__(Message)
+    message: Message[Any, Any] = Message.__new__(Message)  # pyright: ignore[reportUnknownVariableType]
     message._value = value  # pyright: ignore[reportPrivateUsage]
     message._key = key  # pyright: ignore[reportPrivateUsage]
     message._headers = headers  # pyright: ignore[reportPrivateUsage]
@@ -251,7 +251,9 @@ def _key_decoder(annotation: Any) -> Callable[[bytes | None], Any] | None:
     kind, optional = _split_none(annotation)
     if kind is bytes and optional:
         return None
-    convert = (lambda text: text) if kind is str else None if kind is bytes else _adapter(kind).validate_strings
+    convert: Callable[[str], Any] | None = (
+        (lambda text: text) if kind is str else None if kind is bytes else _adapter(kind).validate_strings
+    )
 
     def read(data: bytes | None) -> Any:
         if data is None:

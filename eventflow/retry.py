@@ -65,7 +65,7 @@ class Retry:
             return False
         if self.retry_if is None:
             return True
-        if isinstance(self.retry_if, tuple):
+        if not callable(self.retry_if):
             return isinstance(error, self.retry_if)
         try:
             return bool(self.retry_if(error))
