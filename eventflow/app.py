@@ -348,6 +348,9 @@ class Handle(Generic[R_co]):
         Raises:
             WorkflowTimeoutError: there is none yet.
             WorkflowParkedError, WorkflowCancelledError: there will be none.
+            WorkflowNotFoundError: the ledger has none of this id.
+            NotRunningError: outside `running()`.
+            UsageError: in a step or transaction.
             Exception: the workflow's own, as recorded.
 
         """
@@ -360,6 +363,7 @@ class Handle(Generic[R_co]):
         """The workflow as the ledger has it.
 
         Raises:
+            NotRunningError: outside `running()`.
             WorkflowNotFoundError: it has none of this id.
 
         """
@@ -367,7 +371,12 @@ class Handle(Generic[R_co]):
         return WorkflowRecord(*row[:6])
 
     async def steps(self) -> list[StepRecord]:
-        """The workflow's recorded steps, in order."""
+        """The workflow's durable steps, in order; none where the ledger has no such workflow.
+
+        Raises:
+            NotRunningError: outside `running()`.
+
+        """
         rows = await asyncio.to_thread(_app("a handle").read, "read_steps", self._workflow_id)
         return [StepRecord(*row) for row in rows]
 

@@ -60,7 +60,7 @@ class Codec:
             raise CodecError(f"the record does not fit {self._annotation!r}: {error}") from None
 
 
-def _has_fields(kind: type) -> bool:
+def _has_fields(kind: type[Any]) -> bool:
     return issubclass(kind, BaseModel) or hasattr(kind, "__dataclass_fields__")
 
 
@@ -237,7 +237,8 @@ def decode_error(text: str) -> Exception:
         return WorkflowError(record["type"], record["message"], record.get("traceback", ""))
     error = kind.__new__(kind, *arguments)
     error.args = tuple(arguments)
-    for name, value in (record.get("attributes") or {}).items():
+    attributes: dict[str, Any] = record.get("attributes") or {}
+    for name, value in attributes.items():
         setattr(error, name, value)
     for note in record.get("notes", []):
         error.add_note(note)

@@ -21,6 +21,14 @@ from eventflow.replay import Branch
 R = TypeVar("R")
 
 
+class Suspended(BaseException):
+    """Unwinds a workflow that leaves memory while it waits; it goes on, from its record, when it is woken.
+
+    `finally` and `with` run on the way; durable operations reached there do nothing and raise it again. Never catch it
+    for good: what swallows it is suspended all the same (API.md 2.5, after Restate's suspension).
+    """
+
+
 @dataclass(slots=True)
 class StepScope:
     """What is current while a step's function runs: durable calls in it are plain, or refused."""
@@ -118,6 +126,13 @@ def scope_of(what: str) -> tuple[Any, str]:
 
 
 def idempotency_key() -> str:
-    """A key for the outside world: the same for all attempts of a step, different between steps."""
+    """A key for the outside world: the same for all attempts of a step and in any process, different between steps.
+
+    In a workflow, outside its steps, it is the workflow's own.
+
+    Raises:
+        UsageError: outside a workflow.
+
+    """
     run, position = scope_of("idempotency_key()")
     return step_idempotency_key(run.workflow_id, position)

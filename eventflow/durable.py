@@ -1,20 +1,43 @@
-"""Inside a workflow: what a function may ask about its own run, and ad-hoc steps."""
+"""Inside an async workflow: what is recorded and replayed. `eventflow.sync` has the blocking twins.
+
+`now`, `uuid4`, `random` and what a function may ask about its own run never wait, and serve sync workflows, too.
+"""
 
 import inspect
+import uuid
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from typing import Any, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow.context import current_branch, idempotency_key, runtime, scope_of
+from eventflow import talk
+from eventflow.context import Suspended, current_branch, idempotency_key, runtime, scope_of
 from eventflow.errors import UsageError
+from eventflow.operations import note, operate
 from eventflow.registry import check_name
-from eventflow.retry import Retry, as_retry
+from eventflow.retry import Retry, Seconds, as_retry
 from eventflow.steps import StepSpec, drive
 
-__all__ = ["attempt", "idempotency_key", "run_step", "workflow_id"]
+__all__ = [
+    "Suspended",
+    "attempt",
+    "event",
+    "idempotency_key",
+    "now",
+    "random",
+    "recv",
+    "run_step",
+    "send",
+    "set_event",
+    "sleep",
+    "sleep_until",
+    "uuid4",
+    "workflow_id",
+]
 
 R = TypeVar("R")
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
@@ -29,8 +52,111 @@ def workflow_id() -> str:
 
 
 def attempt() -> int:
-    """Which run of the workflow this is, from 1; it identifies and limits nothing."""
+    """Which run of the workflow this is, from 1; it identifies and limits nothing.
+
+    Raises:
+        UsageError: outside a workflow.
+
+    """
     return scope_of("attempt()")[0].attempt
+
+
+# ---- recorded values -------------------------------------------------------------------------------
+
+
+def now() -> datetime:
+    """The time by the ledger's clock when this was first reached, with zone UTC; the same on every replay.
+
+    Raises:
+        UsageError: outside a workflow, or in a step.
+
+    """
+    return talk.now()
+
+
+def uuid4() -> uuid.UUID:
+    """A random id, the same on every replay.
+
+    Raises:
+        UsageError: outside a workflow, or in a step.
+
+    """
+    return talk.uuid4()
+
+
+def random() -> float:
+    """A random number from 0 to 1, the same on every replay.
+
+    Raises:
+        UsageError: outside a workflow, or in a step.
+
+    """
+    return talk.random()
+
+
+# ---- waiting ---------------------------------------------------------------------------------------
+
+
+async def sleep(duration: Seconds, /) -> None:
+    """Sleep for so many seconds, through any crash; a long sleep leaves memory, and any process goes on after it.
+
+    The time is counted from the first time that this is reached, by the ledger's clock.
+
+    Raises:
+        UsageError: outside an async workflow, or a duration that cannot be.
+        Suspended: the workflow leaves memory; let it pass.
+
+    """
+    await operate("sleep", talk.sleep(duration))
+
+
+async def sleep_until(time: datetime, /) -> None:
+    """Sleep until a moment, which has a zone; one that has passed returns at once. Raises as `sleep`."""
+    await operate("sleep_until", talk.sleep_until(time))
+
+
+async def recv(type: type[T], /, *, topic: str = "", timeout: Seconds | None = None) -> T:  # noqa: A002
+    """Receive the next message that was sent to this workflow under the topic, in the order in which they were committed.
+
+    Each message is received once; the receipt is recorded, and a replay returns the same one.
+
+    Raises:
+        WorkflowTimeoutError: none came within `timeout` seconds; that is recorded, too.
+        CodecError: it is no such type.
+        UsageError: outside an async workflow.
+        Suspended: the workflow leaves memory; let it pass.
+
+    """
+    return await operate("recv", talk.recv(type, topic, timeout))
+
+
+async def event(workflow_id: str, key: str, type: type[T], /, *, timeout: Seconds | None = None) -> T:  # noqa: A002
+    """The value of another workflow's event, once it is set; recorded. Raises as `recv`."""
+    return await operate("event", talk.get_event(workflow_id, key, type, timeout))
+
+
+# ---- talking ---------------------------------------------------------------------------------------
+
+
+async def send(workflow_id: str, message: object, /, *, topic: str = "") -> None:
+    """Put a message into another workflow's inbox, exactly once; it need not exist yet.
+
+    It is written in the same transaction as the record that it was sent.
+
+    Raises:
+        UsageError: outside a workflow, or an id or topic that cannot be.
+        CodecError: the message is no plain value, model or dataclass.
+
+    """
+    note("send", talk.send(workflow_id, message, topic))
+
+
+async def set_event(key: str, value: object, /) -> None:
+    """Tell everyone a value under a key; the last one counts. Written with its record. Raises as `send`."""
+    note("set_event", talk.set_event(key, value))
+
+
+# ---- steps -----------------------------------------------------------------------------------------
 
 
 @overload

@@ -15,23 +15,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from eventflow.codec import encode_error, error_line
-from eventflow.context import current
+from eventflow.context import Suspended, current
 from eventflow.errors import CodecError, DeterminismError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
-from eventflow.replay import Branch
-from eventflow.runs import Claim, Run, Scope
+from eventflow.records import FINAL, Rider
+from eventflow.replay import Await, Branch
+from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
+from eventflow.waits import Wait, Waits
 
 logger = logging.getLogger(__name__)
 
 _SLICE = 0.005  # seconds that one runner may hold the loop
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
+
+
+How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
 
 
 class TransactionLanes(Protocol):
@@ -81,6 +86,10 @@ class Executor:
         self._loop_thread = threading.get_ident()
         self.journal: Journal
         self.transactions: TransactionLanes
+        self.waits: Waits
+        self.now: Callable[[], float]
+        self.on_signal: Callable[[], None]
+        self.on_sleep: Callable[[float | None], None]
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
         self._draw = draw
@@ -188,14 +197,17 @@ class Executor:
             scope.holder = following = scope.line.popleft()
         self._launch([following])
 
-    def _hold_back(self, run: Run) -> None:
-        """It is parked, which is not final: what comes behind it in its scope waits for a person, too (R11)."""
+    def _hold_back(self, run: Run, entry: Entry) -> None:
+        """It is parked or asleep, which is not final: what comes behind it in its scope waits, too (R11)."""
         scope = run.scope
         if scope is not None:
             with scope.lock:
                 scope.unfinished.append(run.workflow_id)
                 scope.holder = None
-            logger.error("%s is held back until %s is decided on", run.claim, run.workflow_id)
+            if entry.status == "parked":
+                logger.error("%s is held back until %s is decided on", run.claim, run.workflow_id)
+        if entry.status == "waiting":
+            self.on_sleep(None if entry.wake_in is None else self.now() + entry.wake_in)
 
     def _enqueue(self, runs: list[Run]) -> None:
         self._queue.extend(runs)
@@ -301,6 +313,10 @@ class Executor:
         if run.dropped or run.ended:
             self.abandon(run)
             return
+        if run.life is not None and run.life.suspending:
+            logger.warning("%s returned although it is suspended: it caught `Suspended`", run.workflow_id)
+            self._suspend(run, run.life)
+            return
         run.outcome = result
         self._hand(run, Entry(run, run.history.take_last(), "succeeded", output=output), ended=True)
 
@@ -308,6 +324,8 @@ class Executor:
         """The function raised: retry by policy, park, release, or fail for good."""
         if run.dropped or run.ended or isinstance(error, Dropped):
             self.abandon(run)
+        elif run.life is not None and run.life.suspending:
+            self._suspend(run, run.life)
         elif isinstance(error, asyncio.CancelledError) and self._stopping:
             self.release(run)
         elif isinstance(error, DeterminismError):
@@ -328,6 +346,21 @@ class Executor:
 
     def _park(self, run: Run, reason: str) -> None:
         entry = Entry(run, run.history.take_last(), "parked", reason=reason, held=False)
+        self._hand(run, entry, ended=True)
+
+    def _suspend(self, run: Run, life: Life) -> None:
+        """It has unwound: its row says when to wake it, and by what; nobody holds it until then (R8a)."""
+        awaited: tuple[Await, ...] = life.seen
+        times = [one.until for one in awaited if one.until is not None]
+        if life.deadline is not None:
+            times.append(life.deadline)
+        watches = [
+            Rider("insert_watches", (source[1], source[2] if source[0] == "event" else "", run.workflow_id))
+            for one in awaited for source in one.sources if source[0] != "inbox"
+        ]  # fmt: skip
+        entry = Entry(run, run.history.take_last(), "waiting", held=False)
+        entry.wake_in = max(0.0, min(times) - self.now()) if times else None
+        entry.riders = watches or None
         self._hand(run, entry, ended=True)
 
     def release(self, run: Run) -> None:
@@ -363,12 +396,16 @@ class Executor:
 
     def _hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
         run.submitted += 1
+        if run.history.riders:
+            entry.riders = [*(entry.riders or ()), *(run.history.take_riders() or ())]
         if ended:
             run.ended = True
+            if run.life is not None and run.life.parent is not None and entry.status in FINAL:
+                entry.riders = [*(entry.riders or ()), Rider("insert_signals", (run.life.parent,))]
         else:
             self.runs[run.workflow_id] = run  # its row will carry our id: R10b must find it running
         self.journal.submit(entry)
-        if ended and entry.status != "parked":
+        if ended and entry.status not in {"parked", "waiting"}:
             self.next_in_line(run)
 
     def abandon(self, run: Run) -> None:
@@ -404,6 +441,8 @@ class Executor:
         """
         if run.dropped or run.ended:
             raise Dropped
+        if run.life is not None and run.life.suspending:
+            raise Suspended
         claim = run.claim
         if claim is not None and claim.lost and not run.in_ledger:
             raise Dropped  # its partition is another's, who runs it anew
@@ -474,6 +513,47 @@ class Executor:
             event.wait()
         self.check(run)
 
+    # ---- waiting ----
+
+    async def wait(self, run: Run, awaited: Await) -> Any:
+        """Wait for a time or for something from outside: what came, or None.
+
+        Raises:
+            Suspended: the run leaves memory meanwhile.
+            Dropped: the attempt is over.
+
+        """
+        self.submit_fresh(run)
+        future = self.loop.create_future()
+        wait = Wait(run, awaited, functools.partial(_resolve_wait, future))
+        self.waits.add(wait)
+        try:
+            what = await future
+        finally:
+            self.waits.drop(wait)
+        return self._came(run, what)
+
+    def wait_sync(self, run: Run, awaited: Await) -> Any:
+        """The same for a worker thread."""
+        with run.lock:
+            self.submit_fresh(run)
+        came: list[Any] = []
+        told = threading.Event()
+
+        def resolve(what: Any) -> None:
+            came.append(what)
+            told.set()
+
+        self.loop.call_soon_threadsafe(self.waits.add, Wait(run, awaited, resolve))
+        told.wait()
+        return self._came(run, came[0])
+
+    def _came(self, run: Run, what: Any) -> Any:
+        if isinstance(what, BaseException):
+            raise what
+        self.check(run)
+        return what
+
     def pause_sync(self, run: Run, seconds: float) -> None:
         """Wait between two attempts of a sync step; a stop ends it."""
         if self._threads.stopped.wait(seconds):
@@ -498,13 +578,37 @@ class Executor:
                     finished[claim] = finished.get(claim, 0) + 1
                 if run.workflow_id in self.runs:
                     self._answer(run, entry)
-                if entry.status == "parked":
-                    self._hold_back(run)
+                    if entry.status in FINAL:
+                        ended = ("outcome", run.workflow_id)
+                        if self.waits.awaited(ended):
+                            what = (entry.status, entry.output, entry.error, entry.reason)
+                            self._call(self.waits.arrived, ended, what)
+                if entry.status == "parked" or entry.status == "waiting":
+                    self._hold_back(run, entry)
             if run.waiters is not None or run.after is not None:
                 run.wake()
+            if entry.riders is not None:
+                self._tell(entry.riders)
         for claim, count in finished.items():
             with claim.lock:
                 claim.finished += count
+
+    def _tell(self, riders: list[Rider]) -> None:
+        """What has been written for others: who waits for it here looks at once, who sleeps is woken."""
+        for query, row in riders:
+            if query == "insert_messages":
+                self._call(self.waits.arrived, ("inbox", *row[:2]))
+            elif query == "insert_events":
+                self._call(self.waits.arrived, ("event", *row[:2]))
+            elif query in {"insert_signals", "signal_watches"}:
+                self.on_signal()
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        """On the loop: now, where this is its thread."""
+        if threading.get_ident() == self._loop_thread:
+            function(*args)
+        else:
+            self.loop.call_soon_threadsafe(function, *args)
 
     def settled(self, runs: list[Run]) -> None:
         """These were committed by a transaction of their own, result and position included."""
@@ -536,6 +640,8 @@ class Executor:
                 self._forget(run)
             if run.future is not None:
                 self.loop.call_soon_threadsafe(_cancel, run.future)
+            if run.life is not None:
+                self.loop.call_soon_threadsafe(self.waits.end, run, Dropped())
             run.wake()
 
     # ---- acceptance ----
@@ -587,7 +693,7 @@ class Executor:
 
     # ---- what a dead peer left ----
 
-    def adopt(self, runs: Iterable[Run], *, recovered: bool) -> None:
+    def adopt(self, runs: Iterable[Run], how: How) -> None:
         """Rows that this executor has claimed; recovered ones run alone, one by one (R13). On the loop's thread."""
         for run in runs:
             known = self.runs.get(run.workflow_id)
@@ -595,8 +701,10 @@ class Executor:
                 continue
             self.runs[run.workflow_id] = run
             run.executor = self
-            if recovered:
+            if how == "recovered":
                 self._suspects.append(run)
+            elif how == "woken":
+                self._launch([run])
             else:
                 run.attempt += 1
                 run.waiters = [lambda r=run: self._launch([r])]
@@ -688,6 +796,10 @@ class Executor:
         run = self.runs.get(workflow_id)
         return run is not None and not run.dropped
 
+    def crowded(self) -> bool:
+        """Whether work waits for a thread."""
+        return self._threads.waiting() > 0
+
     def room(self) -> int:
         """How many rows that nobody holds may be taken: none while suspects wait, who run one by one."""
         return 0 if self._suspects else max(0, _RECOVERED - len(self.runs))
@@ -703,6 +815,7 @@ class Executor:
             timer.cancel()
             self.release(run)
         self._timers.clear()
+        self.waits.suspend_all()
         while (self._active or self._threads.active()) and self._clock() < until:
             await asyncio.sleep(0.01)
         self._stopping = True
@@ -728,6 +841,7 @@ class Executor:
             if run.future is not None:
                 _cancel(run.future)
             run.wake()
+        self.waits.stop(Dropped())
         self._threads.stop()
         for task in list(self._tasks):
             task.cancel()
@@ -758,6 +872,11 @@ def message_of(run: Run) -> Any:
         run.value, run.key, run.headers, identity.topic, identity.partition, identity.offset, identity.incarnation,
         run.timestamp,
     )  # fmt: skip
+
+
+def _resolve_wait(future: "asyncio.Future[Any]", what: Any) -> None:
+    if not future.done():
+        future.set_result(what)
 
 
 def _resolve(future: "asyncio.Future[Any]", outcome: Any, failed: bool) -> None:

@@ -16,13 +16,15 @@ import psycopg
 from eventflow.consumer import Intake
 from eventflow.database import Connection, Database
 from eventflow.errors import UnavailableError, WorkflowExistsError
-from eventflow.executor import Executor
+from eventflow.executor import Executor, How
 from eventflow.journal import Identity, Journal, Lane
-from eventflow.recovery import Lease
+from eventflow.reader import Reader
+from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec
 from eventflow.runs import Claim, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
+from eventflow.waits import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +69,19 @@ class Incarnation:
         )
         self.executor.journal = self.journal
         self.executor.transactions = self.transactions
+        self._clock = LedgerClock()
+        self._reader = Reader(database, self._stopped)
+        self.executor.now = self._clock.now
+        self.executor.waits = Waits(
+            loop, self._reader, now=self._clock.now, suspend_after=settings.suspend_after,
+            crowded=self.executor.crowded,
+        )  # fmt: skip
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease,
             adopt=self._adopt, running=self.executor.holds, room=self.executor.room, stuck_for=self.journal.waiting_for,
-            on_fenced=self._end,
+            clock=self._clock, on_fenced=self._end,
         )  # fmt: skip
+        self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
         self.intakes = [
             Intake(
                 consumer, database, self.journal, executor=self.id, application=application,
@@ -98,12 +108,8 @@ class Incarnation:
             intake.start()
         logger.info("executor %d runs", self.id)
 
-    def _adopt(self, claimed: list[tuple[Run, bool]]) -> None:
-        def on_loop() -> None:
-            for recovered in (False, True):
-                self.executor.adopt([r for r, was in claimed if was is recovered], recovered=recovered)
-
-        self._loop.call_soon_threadsafe(on_loop)
+    def _adopt(self, runs: list[Run], how: How) -> None:
+        self._loop.call_soon_threadsafe(self.executor.adopt, runs, how)
 
     def _lost(self, claims: list[Claim]) -> None:
         for intake in self.intakes:
@@ -191,6 +197,7 @@ class Incarnation:
         if await asyncio.to_thread(self.journal.close, 10.0) and not self.ended.done():
             await asyncio.to_thread(self._die)
         self._stopped.set()
+        self._reader.stop()
         self.executor.abort()
         await asyncio.to_thread(self._lease.join, 2.0)
 
@@ -210,6 +217,7 @@ class Incarnation:
         for intake in self.intakes:
             intake.stop(abandon=True)
         self.executor.abort()
+        self._reader.stop()
         self.transactions.stop()
         self._lease.stop()
         await self._join_intakes()

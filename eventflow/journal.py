@@ -37,6 +37,7 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "insert_messages": ("workflow_id", "topic", "payload", "key"),
     "insert_events": ("workflow_id", "key", "value"),
     "insert_signals": ("workflow_id",),
+    "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),
 }
 MAX_ENTRIES = 4000
@@ -269,8 +270,8 @@ class Entry:
     """What one run wants recorded next: its new checkpoints, and the state that its row shall have."""
 
     __slots__ = (
-        "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries", "retries", "riders",
-        "run", "status", "wake_in",
+        "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries", "retries",
+        "riders", "run", "status", "wake_in",
     )  # fmt: skip
 
     def __init__(
@@ -584,7 +585,9 @@ def _rider_statements(riders: list[Rider]) -> list[Statement]:
     by_query: dict[str, list[tuple[object, ...]]] = {}
     for rider in riders:
         by_query.setdefault(rider.query, []).append(rider.row)
-    return [(query, columns(sorted_rows(by_query[query]), names)) for query, names in RIDERS.items() if query in by_query]
+    return [
+        (query, columns(sorted_rows(by_query[query]), names)) for query, names in RIDERS.items() if query in by_query
+    ]
 
 
 def sorted_rows(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:

@@ -64,7 +64,7 @@ class Reader:
             if not mine:
                 continue
             params = {name: [source[i] for source, _ in mine] for i, name in enumerate(names, 1)}
-            answers: list[Rows] = [[] for _ in mine]
+            answers = [_no_rows() for _ in mine]
             for n, *row in self._read(query, params):
                 answers[n - 1].append(tuple(row))
             for (_, answer), rows in zip(mine, answers, strict=True):
@@ -82,3 +82,7 @@ class Reader:
                 attempt += 1
                 if self._stopped.wait(backoff(attempt)):
                     return []
+
+
+def _no_rows() -> Rows:
+    return []

@@ -48,7 +48,7 @@ class StepRecord:
 
 
 class Rider(NamedTuple):
-    """A row that is written with the next checkpoint of its workflow, or not at all: a message, an event, a child, …
+    """A row that is written with the next checkpoint of its workflow, or not at all: a message, an event, a child.
 
     Attributes:
         query: the named query that writes rows of this kind, one multi-row statement for all.

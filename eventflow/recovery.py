@@ -13,18 +13,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 
 from eventflow.database import Connection, Database, evicting, fenced, in_transaction, is_pointless
 from eventflow.errors import FencedError, UnavailableError, UsageError
+from eventflow.executor import How
 from eventflow.journal import Identity
 from eventflow.kafka import headers_from_json
 from eventflow.records import Checkpoint
 from eventflow.registry import Spec
 from eventflow.replay import History
-from eventflow.runs import Run
+from eventflow.runs import Life, Run
 from eventflow.telemetry import crash_point
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,21 @@ def _retry_birth(error: Exception, attempt: int, stop: threading.Event) -> None:
     stop.wait(min(0.1 * attempt, 2.0))
 
 
+class LedgerClock:
+    """The time by the ledger's clock, as every beat tells it: a process with a wrong clock wakes nobody too early."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0  # of the system's clock, in seconds
+
+    def tell(self, time_there: float, asked: float, answered: float) -> None:
+        """The ledger said so; asked and answered by the system's clock."""
+        self._ahead = time_there - (asked + answered) / 2
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return time.time() + self._ahead
+
+
 class Lease:
     """One executor's lease, and its eye on the others."""
 
@@ -94,10 +110,11 @@ class Lease:
         *,
         beat: float,
         lease: float,
-        adopt: Callable[[list[tuple[Run, bool]]], None],
+        adopt: Callable[[list[Run], How], None],
         running: Callable[[str], bool],
         room: Callable[[], int],
         stuck_for: Callable[[], float],
+        clock: LedgerClock,
         on_fenced: Callable[[FencedError], None],
     ) -> None:
         self._database, self._application = database, application
@@ -105,7 +122,9 @@ class Lease:
         self._specs = specs
         self._beat, self._lease = beat, lease
         self._adopt, self._running, self._room = adopt, running, room
-        self._stuck_for, self._on_fenced = stuck_for, on_fenced
+        self._stuck_for, self._clock, self._on_fenced = stuck_for, clock, on_fenced
+        self._asleep = False  # whether a workflow sleeps, of all that this application has
+        self._wake_at = 0.0  # when the next one's time comes, by the ledger's clock; 0: none that is known
         self._stop = threading.Event()
         self._leaving = threading.Event()
         self._seen: dict[int, tuple[int, float]] = {}
@@ -141,6 +160,19 @@ class Lease:
         """Whether the last beat is younger than the lease; without it a peer may take over at any time (R10d)."""
         return time.monotonic() - self._renewed < self._lease
 
+    def slept(self, wake_at: float | None) -> None:
+        """A workflow of this process has gone to sleep."""
+        if wake_at is not None:
+            self._wake_at = min(wake_at, self._wake_at or wake_at)
+        if not self._asleep:
+            self._asleep = True
+            self._work.set()
+
+    def look(self) -> None:
+        """Something came for a workflow that may sleep: look now, and not with the next beat."""
+        if self._asleep or self._wake_at:
+            self._work.set()
+
     # ---- beats ----
 
     def _loop(self) -> None:
@@ -162,7 +194,8 @@ class Lease:
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = self._database.connect("lease")
-            [(renewed, alive, same, peers, free, _)] = self._database.run(
+            asked_at = time.time()
+            [(renewed, alive, same, peers, free, asleep, wake_at, now, _)] = self._database.run(
                 self._connection, "beat",
                 {
                     "executor": self._executor, "application": self._application,
@@ -184,10 +217,12 @@ class Lease:
         if asked - self._last_good > self._lease:
             self._seen.clear()  # no suspicion over a stretch in which we could not look
         self._renewed, self._last_good = asked, time.monotonic()
+        self._clock.tell(now, asked_at, time.time())
+        self._asleep, self._wake_at = asleep, wake_at or 0.0
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
-        if free or self._suspects or self._to_reconcile:
+        if free or asleep or self._suspects or self._to_reconcile:
             self._work.set()
 
     def _watch(self, peers: dict[int, int], now: float) -> None:
@@ -200,12 +235,19 @@ class Lease:
             elif now - seen[1] > self._lease:
                 self._suspects.add(peer)
 
+    def _until_next_look(self) -> float | None:
+        """Seconds until a sleeper's time comes; while one sleeps, half a beat at most: a peer may have sent it something."""
+        if not self._asleep:
+            return None
+        due = self._wake_at - self._clock.now() if self._wake_at else self._beat
+        return min(max(due, 0.01), self._beat / 2)
+
     # ---- takeover ----
 
     def _recover(self) -> None:
         connection: Connection | None = None
         while not self._stop.is_set():
-            self._work.wait()
+            self._work.wait(self._until_next_look())
             self._work.clear()
             if self._stop.is_set():
                 break
@@ -215,7 +257,9 @@ class Lease:
                 for dead in sorted(self._suspects):
                     self._suspects.discard(dead)
                     self.take_over(connection, dead)
-                while not self._leaving.is_set() and self._claim_rows(connection):
+                while not self._leaving.is_set() and self._claim(connection, "claim_rows"):
+                    pass
+                while not self._leaving.is_set() and self._asleep and self._claim(connection, "claim_woken"):
                     pass
                 if self._to_reconcile and not self._leaving.is_set():
                     self._to_reconcile = False
@@ -264,7 +308,7 @@ class Lease:
             self._stop.wait(0.05)
         return False
 
-    def _claim_rows(self, connection: Connection) -> bool:
+    def _claim(self, connection: Connection, query: Literal["claim_rows", "claim_woken"]) -> bool:
         """Take a batch of what nobody holds, as there is room (R10a); whether there may be more."""
         run, limit = self._database.run, min(_BATCH, self._room())
         if not limit:
@@ -273,7 +317,7 @@ class Lease:
         def work(connection: Connection) -> list[tuple[Any, ...]]:
             run(connection, "fence", {"executor": self._executor})
             return run(
-                connection, "claim_rows",
+                connection, query,
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
                     "limit": limit,
@@ -282,9 +326,9 @@ class Lease:
 
         rows = in_transaction(connection, work)
         if rows:
-            crash_point("recovery.after_claim_rows")
-            self._adopt_rows(connection, rows)
-        return len(rows) == limit
+            crash_point("recovery.after_claim_rows" if query == "claim_rows" else "recovery.after_claim_woken")
+            self._adopt_rows(connection, rows, woken=query == "claim_woken")
+        return len(rows) >= limit
 
     def _reconcile(self, connection: Connection) -> None:
         """Start rows that carry our id and that we are not running (R10b): a claim whose answer was lost.
@@ -302,13 +346,18 @@ class Lease:
             logger.warning("%d rows carried our id and were not running", len(rows))
             self._adopt_rows(connection, rows)
 
-    def _adopt_rows(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
+    def _adopt_rows(self, connection: Connection, rows: list[tuple[Any, ...]], *, woken: bool = False) -> None:
         found = self._database.run(connection, "read_checkpoints", {"ids": [row[0] for row in rows]})
         recorded: dict[str, dict[str, Checkpoint]] = {}
         for workflow_id, *fields in found:
             checkpoint = Checkpoint(*fields)
             recorded.setdefault(workflow_id, {})[checkpoint.position] = checkpoint
-        self._adopt([(self._run_of(row, recorded.get(row[0])), row[2] == "running") for row in rows])
+        by_how: dict[How, list[Run]] = {}
+        for row in rows:
+            how: How = "woken" if woken else "recovered" if row[2] == "running" else "queued"
+            by_how.setdefault(how, []).append(self._run_of(row, recorded.get(row[0])))
+        for how, runs in by_how.items():
+            self._adopt(runs, how)
 
     def _run_of(self, row: tuple[Any, ...], recorded: dict[str, Checkpoint] | None) -> Run:
         run = Run(self._specs[row[1]], row[0], self._application)
@@ -317,4 +366,6 @@ class Lease:
         run.key, run.value, run.headers = row[10], row[11], headers_from_json(row[12])
         run.in_ledger = True
         run.history = History(recorded)
+        if row[13] is not None or row[14] is not None:
+            run.life = Life(parent=row[13], deadline=row[14])
         return run

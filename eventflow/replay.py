@@ -11,9 +11,9 @@ operation is a branch of its own, numbered below the branch that started it. An 
 """
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from eventflow.errors import DeterminismError
 from eventflow.records import Checkpoint, Rider
@@ -27,12 +27,12 @@ CALL: Literal["call"] = "call"
 class Await:
     """What an operation waits for: a time (seconds since 1970 by the ledger's clock), something from outside, or either.
 
-    `source` is what the ledger is asked for: `("inbox", workflow id, topic)`, `("outcome", workflow id)` or
-    `("event", workflow id, key)`.
+    `sources` is what the ledger is asked for: `("inbox", workflow id, topic)`, `("outcome", workflow id)` or
+    `("event", workflow id, key)`. The answer is the source of which something has come, and what.
     """
 
     until: float | None
-    source: tuple[str, ...] | None = None
+    sources: tuple[tuple[str, ...], ...] = ()
 
 
 Effect = Literal["barrier", "call"] | float | Await
@@ -131,7 +131,7 @@ def _causes(error: BaseException) -> Generator[BaseException, None, None]:
         yield current
         waiting += [e for e in (current.__cause__, current.__context__) if e is not None]
         if isinstance(current, BaseExceptionGroup):
-            waiting += current.exceptions
+            waiting += cast("BaseExceptionGroup[Any]", current).exceptions
 
 
 class Branch:
@@ -231,21 +231,32 @@ def receive(
     found = history.find(position, "recv")
     if found is None:
         until = None if timeout is None else _fixed_time(history, f"{position}w", "recv", lambda: now() + timeout)
-        came = yield Await(until, ("inbox", workflow_id, topic))
-        message_id, payload = (None, None) if came is None else came
+        came = yield Await(until, (("inbox", workflow_id, topic),))
+        message_id, payload = (None, None) if came is None else came[1]
         taken = () if message_id is None else (Rider("consume_messages", (message_id,)),)
         found = history.note(position, "recv", payload, *taken)
     return found.output
 
 
-def outcome(history: History, position: str, workflow_id: str, now: Callable[[], float], timeout: float | None) -> Operation[Any]:
+def outcome(
+    history: History, position: str, workflow_id: str, now: Callable[[], float], timeout: float | None
+) -> Operation[Any]:
     """How another workflow ended, as [status, output, error, reason]; None where it has not in the time given."""
     found = history.find(position, "result")
     if found is None:
         until = None if timeout is None else _fixed_time(history, f"{position}w", "result", lambda: now() + timeout)
-        came = yield Await(until, ("outcome", workflow_id))
-        found = history.note(position, "result", json.dumps(came))
+        came = yield Await(until, (("outcome", workflow_id),))
+        found = history.note(position, "result", json.dumps(None if came is None else came[1]))
     return json.loads(found.output or "null")
+
+
+def first(history: History, position: str, workflow_ids: Sequence[str]) -> Operation[int]:
+    """Which of these workflows was seen to have ended first, by its place in the list."""
+    found = history.find(position, "first")
+    if found is None:
+        came = yield Await(None, tuple(("outcome", workflow_id) for workflow_id in workflow_ids))
+        found = history.note(position, "first", json.dumps(workflow_ids.index(came[0][1])))
+    return int(found.output or "0")
 
 
 def event(
@@ -255,8 +266,8 @@ def event(
     found = history.find(position, "event")
     if found is None:
         until = None if timeout is None else _fixed_time(history, f"{position}w", "event", lambda: now() + timeout)
-        came = yield Await(until, ("event", workflow_id, key))
-        found = history.note(position, "event", None if came is None else came[0])
+        came = yield Await(until, (("event", workflow_id, key),))
+        found = history.note(position, "event", None if came is None else came[1][0])
     return found.output
 
 

@@ -133,7 +133,7 @@ class Life:
         self.parent = parent
         self.deadline = deadline
         self.waits: dict[Any, Await] = {}
-        self.seen: object = None
+        self.seen: Any = None
         self.suspending = False
         self.taken: set[int] = set()
 

@@ -78,6 +78,7 @@ class Settings(BaseSettings):
         lease: after how many seconds without a beat a process is presumed dead.
         beat: seconds between two beats.
         accept_after: after how many seconds a running message gets a row of its own.
+        suspend_after: seconds that a waiting workflow stays in memory at least; one that is asleep for longer leaves it.
         drain: seconds that running work gets to end at shutdown.
         prepared_statements: off where the pooler does not keep them.
         kafka: librdkafka properties for every consumer, as JSON.
@@ -100,6 +101,7 @@ class Settings(BaseSettings):
     lease: float = Field(default=5.0, ge=0.5, le=600)
     beat: float = Field(default=1.0, ge=0.05, le=60)
     accept_after: float = Field(default=0.05, ge=0.0, le=10)
+    suspend_after: float = Field(default=5.0, ge=0.0, le=3600)
     drain: float = Field(default=20.0, ge=0.0, le=3600)
     prepared_statements: bool = True
     kafka: KafkaProperties = Field(default_factory=dict[str, Any], repr=False)

@@ -1,18 +1,22 @@
 """The verbs of `eventflow`, blocking: for plain programs and sync workflows. One implementation serves both faces."""
 
+from datetime import datetime
 from typing import Any, Generic, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
+from eventflow import talk
 from eventflow.app import Handle as AsyncHandle
 from eventflow.app import IfExists
 from eventflow.app import start as start_async
 from eventflow.context import refuse_loop, runtime
+from eventflow.operations import note, operate_sync
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.retry import Seconds
 from eventflow.workflows import AsyncStartable, SyncStartable
 
 R = TypeVar("R")
+T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 
@@ -29,17 +33,37 @@ class Handle(Generic[R_co]):
         return self._handle.workflow_id
 
     def result(self, *, timeout: Seconds | None = None) -> R_co:
-        """Wait for the result, `timeout` seconds at most; raises as `eventflow.Handle.result` does."""
+        """Wait for the result, `timeout` seconds at most.
+
+        Raises:
+            BlockingCallError: on a thread with a running event loop.
+            NotRunningError: outside `running()`.
+            Exception: as of `eventflow.Handle.result`.
+
+        """
         refuse_loop("sync.Handle.result", "await eventflow.Handle.result")
         return runtime("a handle").on_loop(self._handle.result(timeout=timeout))
 
     def get(self) -> WorkflowRecord:
-        """The workflow as the ledger has it."""
+        """The workflow as the ledger has it.
+
+        Raises:
+            BlockingCallError: on a thread with a running event loop.
+            NotRunningError: outside `running()`.
+            WorkflowNotFoundError: the ledger has none of this id.
+
+        """
         refuse_loop("sync.Handle.get", "await eventflow.Handle.get")
         return runtime("a handle").on_loop(self._handle.get())
 
     def steps(self) -> list[StepRecord]:
-        """The workflow's recorded steps, in order."""
+        """The workflow's durable steps, in order; none where the ledger has no such workflow.
+
+        Raises:
+            BlockingCallError: on a thread with a running event loop.
+            NotRunningError: outside `running()`.
+
+        """
         refuse_loop("sync.Handle.steps", "await eventflow.Handle.steps")
         return runtime("a handle").on_loop(self._handle.steps())
 
@@ -55,9 +79,48 @@ def start(
     workflow_id: str | None = None, if_exists: IfExists = "attach",
 ) -> Handle[R]: ...  # fmt: skip
 def start(workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach") -> Handle[Any]:
-    """Start a workflow, sync or async, from blocking code; see `eventflow.start`."""
+    """Start a workflow, sync or async, from blocking code; returns once it is durable, as `eventflow.start` does.
+
+    Raises:
+        BlockingCallError: on a thread with a running event loop.
+        NotRunningError, WorkflowExistsError, UsageError: as of `eventflow.start`.
+
+    """
     refuse_loop("sync.start", "await eventflow.start")
     started: AsyncHandle[Any] = runtime("start").on_loop(
         start_async(workflow, *args, workflow_id=workflow_id, if_exists=if_exists)
     )
     return Handle(started)
+
+
+# ---- in a sync workflow ----------------------------------------------------------------------------
+
+
+def sleep(duration: Seconds, /) -> None:
+    """Sleep for so many seconds, through any crash; see `durable.sleep`."""
+    operate_sync("sync.sleep", "await eventflow.durable.sleep", talk.sleep(duration))
+
+
+def sleep_until(time: datetime, /) -> None:
+    """Sleep until a moment, which has a zone; see `durable.sleep_until`."""
+    operate_sync("sync.sleep_until", "await eventflow.durable.sleep_until", talk.sleep_until(time))
+
+
+def recv(type: type[T], /, *, topic: str = "", timeout: Seconds | None = None) -> T:  # noqa: A002
+    """Receive the next message that was sent to this workflow; see `durable.recv`."""
+    return operate_sync("sync.recv", "await eventflow.durable.recv", talk.recv(type, topic, timeout))
+
+
+def event(workflow_id: str, key: str, type: type[T], /, *, timeout: Seconds | None = None) -> T:  # noqa: A002
+    """The value of another workflow's event, once it is set; see `durable.event`."""
+    return operate_sync("sync.event", "await eventflow.durable.event", talk.get_event(workflow_id, key, type, timeout))
+
+
+def send(workflow_id: str, message: object, /, *, topic: str = "") -> None:
+    """Put a message into another workflow's inbox, exactly once; see `durable.send`."""
+    note("sync.send", talk.send(workflow_id, message, topic))
+
+
+def set_event(key: str, value: object, /) -> None:
+    """Tell everyone a value under a key; see `durable.set_event`."""
+    note("sync.set_event", talk.set_event(key, value))

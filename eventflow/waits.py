@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eventflow.context import Suspended
-from eventflow.reader import Reader, Rows
+from eventflow.reader import Reader, Rows, Source
 from eventflow.replay import Await
 from eventflow.runs import Life, Run
 
@@ -24,15 +24,14 @@ _STILL = 0.05  # seconds for which a run has to stand still before it may leave 
 class Wait:
     """One branch's wait: `resolve` is told what came, None at its time, or `Suspended`; once, from the loop."""
 
-    __slots__ = ("again", "asked", "awaited", "over", "resolve", "run", "timer")
+    __slots__ = ("asked", "awaited", "over", "resolve", "run", "timer")
 
     def __init__(self, run: Run, awaited: Await, resolve: Callable[[Any], None]) -> None:
         self.run = run
         self.awaited = awaited
         self.resolve = resolve
         self.timer: asyncio.TimerHandle | None = None
-        self.asked = False
-        self.again = False
+        self.asked: dict[Source, bool] = {}  # questions under way, and whether they are to be asked again
         self.over = False
 
 
@@ -50,7 +49,7 @@ class Waits:
     ) -> None:
         self._loop, self._reader, self._now = loop, reader, now
         self._suspend_after, self._crowded = suspend_after, crowded
-        self._sources: dict[tuple[str, ...], set[Wait]] = {}
+        self._sources: dict[Source, set[Wait]] = {}
         self._runs: set[Run] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._looked = 0.0
@@ -64,69 +63,73 @@ class Waits:
         life.waits[wait] = wait.awaited
         life.seen = None
         self._runs.add(wait.run)
-        until, source = wait.awaited.until, wait.awaited.source
+        until = wait.awaited.until
         if until is not None:
             wait.timer = self._loop.call_later(max(0.0, until - self._now()), self._end, wait, None)
-        if source is not None:
+        for source in wait.awaited.sources:
             self._sources.setdefault(source, set()).add(wait)
-            self._look(wait)
+            self._look(wait, source)
         if self._ticking is None:
             self._ticking = self._loop.call_later(_STILL, self._tick)
 
-    def arrived(self, source: tuple[str, ...], what: Any = None) -> None:
+    def arrived(self, source: Source, what: Any = None) -> None:
         """Something has come, from this process; `what` it is, where that is known here."""
         for wait in list(self._sources.get(source, ())):
             if what is None:
-                self._look(wait)
+                self._look(wait, source)
             else:
-                self._end(wait, what)
+                self._end(wait, (source, what))
 
-    def awaited(self, source: tuple[str, ...]) -> bool:
+    def awaited(self, source: Source) -> bool:
         """Whether a run of this process waits for it."""
         return source in self._sources
 
-    def forget(self, run: Run) -> None:
-        """The run is over, one way or another."""
+    def end(self, run: Run, what: BaseException) -> None:
+        """End all that the run waits for."""
         if run.life is not None:
             for wait in list(run.life.waits):
-                self._drop(wait)
+                self._end(wait, what)
 
     # ---- looking ----
 
-    def _look(self, wait: Wait) -> None:
+    def _look(self, wait: Wait, source: Source) -> None:
         """Ask the ledger for what has come; asked already, once more after the answer."""
-        if wait.asked:
-            wait.again = True
+        if source in wait.asked:
+            wait.asked[source] = True
             return
-        wait.asked, wait.again = True, False
-        source = wait.awaited.source
-        assert source is not None
-        self._reader.ask(source, lambda rows: self._loop.call_soon_threadsafe(self._answered, wait, rows))
+        wait.asked[source] = False
 
-    def _answered(self, wait: Wait, rows: Rows) -> None:
-        wait.asked = False
+        def answer(rows: Rows) -> None:
+            self._loop.call_soon_threadsafe(self._answered, wait, source, rows)
+
+        self._reader.ask(source, answer)
+
+    def _answered(self, wait: Wait, source: Source, rows: Rows) -> None:
+        again = wait.asked.pop(source)
         if wait.over:
             return
-        found = _first_new(wait, rows)
+        found = _first_new(wait, source, rows)
         if found is not None:
-            self._end(wait, found)
-        elif wait.again:
-            self._look(wait)
+            self._end(wait, (source, found))
+        elif again:
+            self._look(wait, source)
 
     def _end(self, wait: Wait, what: Any) -> None:
         if not wait.over:
-            self._drop(wait)
+            self.drop(wait)
             wait.resolve(what)
 
-    def _drop(self, wait: Wait) -> None:
+    def drop(self, wait: Wait) -> None:
+        """End a wait without an answer."""
         wait.over = True
         if wait.timer is not None:
             wait.timer.cancel()
-        source = wait.awaited.source
-        if source is not None and source in self._sources:
-            self._sources[source].discard(wait)
-            if not self._sources[source]:
-                del self._sources[source]
+        for source in wait.awaited.sources:
+            waiting = self._sources.get(source)
+            if waiting is not None:
+                waiting.discard(wait)
+                if not waiting:
+                    del self._sources[source]
         life = wait.run.life
         if life is not None:
             life.waits.pop(wait, None)
@@ -142,9 +145,9 @@ class Waits:
         now = self._loop.time()
         if now - self._looked > _LOOK_EVERY:
             self._looked = now
-            for waits in list(self._sources.values()):
+            for source, waits in list(self._sources.items()):
                 for wait in waits:
-                    self._look(wait)
+                    self._look(wait, source)
         crowded = self._crowded()
         for run in list(self._runs):
             life = run.life
@@ -177,10 +180,12 @@ class Waits:
             if run.life is not None and not run.life.suspending and not run.acting:
                 self.suspend(run)
 
-    def stop(self) -> None:
-        """The incarnation is over."""
+    def stop(self, what: BaseException) -> None:
+        """The incarnation is over: end every wait."""
         if self._ticking is not None:
             self._ticking.cancel()
+        for run in list(self._runs):
+            self.end(run, what)
 
 
 def life_of(run: Run) -> Life:
@@ -190,10 +195,9 @@ def life_of(run: Run) -> Life:
     return run.life
 
 
-def _first_new(wait: Wait, rows: Rows) -> Any:
+def _first_new(wait: Wait, source: Source, rows: Rows) -> Any:
     """What a wait is told of an answer: its row; of an inbox, the first message that the run has not received."""
-    source = wait.awaited.source
-    if source is None or source[0] != "inbox":
+    if source[0] != "inbox":
         return rows[0] if rows else None
     taken = life_of(wait.run).taken
     for row in rows:

@@ -1,0 +1,96 @@
+"""Drivers of the operations that are no steps: what waits, what is recorded, what talks (`replay` has the protocols).
+
+One generator for both colours; a driver does what it asks, on the loop or in a worker thread.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+from typing_extensions import TypeVar
+
+from eventflow.context import StepScope, current, current_branch, would_block
+from eventflow.errors import UsageError
+from eventflow.replay import BARRIER, Await, Branch, Operation
+
+R = TypeVar("R")
+
+
+def branch_for(what: str) -> Branch:
+    """The branch of the workflow that this call is made in.
+
+    Raises:
+        UsageError: outside a workflow, or in a step or transaction.
+
+    """
+    if isinstance(current.get(), StepScope):
+        raise UsageError(f"{what} belongs into a workflow, outside its steps and transactions")
+    branch = current_branch()
+    if branch is None:
+        raise UsageError(f"{what} belongs into a workflow")
+    return branch
+
+
+def note(what: str, record: Callable[[Branch, str], R]) -> R:
+    """An operation that never waits: `record` gets the branch and its next position. For async and sync code."""
+    branch = branch_for(what)
+    branch.run.executor.check(branch.run)
+    result = record(branch, branch.next_position())
+    branch.run.executor.recorded(branch.run)
+    return result
+
+
+async def operate(what: str, make: Callable[[Branch, str], Operation[R]]) -> R:
+    """Drive an operation on the loop; `make` gets the branch and its next position.
+
+    Raises:
+        UsageError: not in an async workflow.
+
+    """
+    branch = branch_for(what)
+    run, executor = branch.run, branch.run.executor
+    if isinstance(branch.home, threading.Thread):
+        raise UsageError(f"{what} is awaited in async workflows; sync ones have eventflow.sync")
+    executor.check(run)
+    operation = make(branch, branch.next_position())
+    outcome: Any = None
+    try:
+        while True:
+            effect = operation.send(outcome)
+            outcome = None
+            if effect is BARRIER:
+                await executor.barrier(run)
+            else:
+                outcome = await executor.wait(run, cast("Await", effect))
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        executor.recorded(run)
+
+
+def operate_sync(what: str, instead: str, make: Callable[[Branch, str], Operation[R]]) -> R:
+    """Drive an operation in a worker thread.
+
+    Raises:
+        BlockingCallError: on a thread with a running loop.
+
+    """
+    branch = branch_for(what)
+    run, executor = branch.run, branch.run.executor
+    if not isinstance(branch.home, threading.Thread):
+        raise would_block(what, instead)
+    executor.check(run)
+    operation = make(branch, branch.next_position())
+    outcome: Any = None
+    try:
+        while True:
+            effect = operation.send(outcome)
+            outcome = None
+            if effect is BARRIER:
+                executor.barrier_sync(run)
+            else:
+                outcome = executor.wait_sync(run, cast("Await", effect))
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        executor.recorded(run)

@@ -1,0 +1,148 @@
+"""Sleep, receive, send, tell: the operations of a workflow that waits or talks, as makers for either driver.
+
+Each maker is used twice: awaited by `durable`, blocking by `sync`.
+"""
+
+import random as chance
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from typing_extensions import TypeVar
+
+from eventflow import replay
+from eventflow.codec import codec_for
+from eventflow.errors import UsageError, WorkflowTimeoutError
+from eventflow.idempotency import check_workflow_id
+from eventflow.operations import note
+from eventflow.records import Rider
+from eventflow.replay import Branch, Operation
+from eventflow.retry import Seconds, seconds
+
+T = TypeVar("T")
+Maker = Callable[[Branch, str], Operation[T]]
+_TEXT = 500  # characters of a topic or key
+
+
+def sleep(duration: Seconds) -> Maker[None]:
+    """Wait for so many seconds."""
+    length = seconds(duration, "a sleep")
+
+    def make(branch: Branch, position: str) -> Operation[None]:
+        now = branch.run.executor.now
+        return replay.sleep(branch.run.history, position, now, lambda: now() + length)
+
+    return make
+
+
+def sleep_until(time: datetime) -> Maker[None]:
+    """Wait until a moment."""
+    if time.tzinfo is None:
+        raise UsageError(f"sleep_until takes a time with a zone, not {time!r}")
+
+    def make(branch: Branch, position: str) -> Operation[None]:
+        return replay.sleep(branch.run.history, position, branch.run.executor.now, time.timestamp)
+
+    return make
+
+
+def recv(kind: type[T], topic: str, timeout: Seconds | None) -> Maker[T]:
+    """The next message of a topic."""
+    codec, limit = codec_for(kind), None if timeout is None else seconds(timeout, "timeout")
+    check_text(topic, "topic")
+
+    def make(branch: Branch, position: str) -> Operation[T]:
+        run = branch.run
+        payload = yield from replay.receive(run.history, position, run.workflow_id, topic, run.executor.now, limit)
+        if payload is None:
+            raise WorkflowTimeoutError(f"no message came within {limit} s (topic {topic!r})")
+        return codec.decode(payload)
+
+    return make
+
+
+def send(workflow_id: str, message: object, topic: str) -> Callable[[Branch, str], None]:
+    """Put a message into a workflow's inbox, with this position's checkpoint."""
+    payload = codec_for(type(message)).encode(message)
+    check_address(workflow_id)
+    check_text(topic, "topic")
+
+    def record(branch: Branch, position: str) -> None:
+        history, key = branch.run.history, f"{branch.run.workflow_id}#{position}"
+        if history.find(position, "send") is None:
+            row = (workflow_id, topic, payload, key)
+            history.note(position, "send", None, Rider("insert_messages", row), Rider("insert_signals", (workflow_id,)))
+
+    return record
+
+
+def set_event(key: str, value: object) -> Callable[[Branch, str], None]:
+    """Tell everyone a value, by key, with this position's checkpoint."""
+    text = codec_for(type(value)).encode(value)
+    check_text(key, "key")
+
+    def record(branch: Branch, position: str) -> None:
+        history, me = branch.run.history, branch.run.workflow_id
+        if history.find(position, "set_event") is None:
+            riders = (Rider("insert_events", (me, key, text)), Rider("signal_watches", (me, key)))
+            history.note(position, "set_event", None, *riders)
+
+    return record
+
+
+def get_event(workflow_id: str, key: str, kind: type[T], timeout: Seconds | None) -> Maker[T]:
+    """The value of another workflow's event."""
+    codec, limit = codec_for(kind), None if timeout is None else seconds(timeout, "timeout")
+    check_address(workflow_id)
+
+    def make(branch: Branch, position: str) -> Operation[T]:
+        run = branch.run
+        value = yield from replay.event(run.history, position, workflow_id, key, run.executor.now, limit)
+        if value is None:
+            raise WorkflowTimeoutError(f"the event {key!r} of {workflow_id!r} was not set within {limit} s")
+        return codec.decode(value)
+
+    return make
+
+
+def now() -> datetime:
+    """The time by the ledger's clock, when this was first reached."""
+
+    def record(branch: Branch, position: str) -> str:
+        clock = branch.run.executor.now
+        return replay.recorded_value(branch.run.history, position, "now", lambda: repr(clock()))
+
+    return datetime.fromtimestamp(float(note("now()", record)), UTC)
+
+
+def uuid4() -> uuid.UUID:
+    """A random id, the same on every replay."""
+
+    def record(branch: Branch, position: str) -> str:
+        return replay.recorded_value(branch.run.history, position, "uuid4", lambda: uuid.uuid4().hex)
+
+    return uuid.UUID(hex=note("uuid4()", record))
+
+
+def random() -> float:
+    """A random number from 0 to 1, the same on every replay."""
+
+    def record(branch: Branch, position: str) -> str:
+        return replay.recorded_value(branch.run.history, position, "random", lambda: repr(chance.random()))
+
+    return float(note("random()", record))
+
+
+def check_text(text: Any, what: str) -> None:
+    """Refuse a topic or key that is no text, or longer than anyone can mean."""
+    if not isinstance(text, str) or len(text) > _TEXT or "\0" in text:
+        raise UsageError(f"not a {what}: {text!r}; it is a text of at most {_TEXT} characters")
+
+
+def check_address(workflow_id: Any) -> None:
+    """Refuse what can be no workflow's id. A message's workflow has one, too."""
+    if not isinstance(workflow_id, str):
+        raise UsageError(f"a workflow id is a text, not {workflow_id!r}")
+    if not workflow_id.startswith("kafka:"):
+        check_workflow_id(workflow_id)
