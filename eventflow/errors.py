@@ -1,5 +1,7 @@
 """Every error that eventflow raises, in one tree.
 
+    BaseException
+    └── Cancelled                      a sync workflow is to end; as asyncio.CancelledError in an async one
     Exception
     └── EventflowError
         ├── UsageError                 the programmer's mistake; never retried
@@ -85,6 +87,10 @@ class WorkflowError(EventflowError):
 
 class WorkflowParkedError(EventflowError):
     """The workflow is held for a person; the message has the reason."""
+
+
+class Cancelled(BaseException):
+    """Raised in a sync workflow that is to end, as `asyncio.CancelledError` is in an async one."""
 
 
 class WorkflowCancelledError(EventflowError):

@@ -19,19 +19,21 @@ from typing import Any, Literal, Protocol
 
 from eventflow.codec import encode_error, error_line
 from eventflow.context import Suspended, current
-from eventflow.errors import CodecError, DeterminismError
+from eventflow.errors import Cancelled, CodecError, DeterminismError, WorkflowTimeoutError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
 from eventflow.records import FINAL, Rider
+from eventflow.registry import Spec
 from eventflow.replay import Await, Branch
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
-from eventflow.waits import Wait, Waits
+from eventflow.waits import Wait, Waits, life_of
 
 logger = logging.getLogger(__name__)
 
 _SLICE = 0.005  # seconds that one runner may hold the loop
+_CHILDREN = 1000  # workflows in memory, beyond which children are left to whoever has room
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
 
@@ -89,6 +91,7 @@ class Executor:
         self.waits: Waits
         self.now: Callable[[], float]
         self.on_signal: Callable[[], None]
+        self.on_rows: Callable[[], None]
         self.on_sleep: Callable[[float | None], None]
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
@@ -101,6 +104,8 @@ class Executor:
         self._started: deque[tuple[float, Run]] = deque()
         self._timers: dict[Run, asyncio.TimerHandle] = {}
         self._suspects: deque[Run] = deque()
+        self._children: dict[str, Run] = {}  # whose rows are on their way to the ledger
+        self._deadlines: dict[Run, asyncio.TimerHandle] = {}
         self._alone: asyncio.Task[None] | None = None
         self._gate = False
         self._stopping = False
@@ -122,6 +127,9 @@ class Executor:
             self._launch(ready)
 
     def _launch(self, runs: list[Run]) -> None:
+        for run in runs:
+            if run.life is not None and run.life.deadline is not None:
+                self.loop.call_soon_threadsafe(self._watch_deadline, run, run.life.deadline)
         wary = [run for run in runs if run.wary]
         if wary:
             runs = [run for run in runs if not run.wary]  # before the loop sees them: it makes them unwary
@@ -262,6 +270,8 @@ class Executor:
 
     async def _run(self, run: Run, task: Any) -> None:
         current.set(Branch(run, task))
+        if run.life is not None:
+            run.life.home = task
         spec = run.spec
         try:
             if run.claim is not None or run.arguments is None:
@@ -328,6 +338,8 @@ class Executor:
             self._suspend(run, run.life)
         elif isinstance(error, asyncio.CancelledError) and self._stopping:
             self.release(run)
+        elif isinstance(error, asyncio.CancelledError | Cancelled) and run.life is not None and run.life.interrupted:
+            self.fail(run, run.life.interrupted)
         elif isinstance(error, DeterminismError):
             logger.error("%s is parked: %s", run.workflow_id, error)
             self._park(run, str(error))
@@ -427,6 +439,8 @@ class Executor:
 
     def _forget(self, run: Run) -> None:
         """It is ours no more; another run of the same message may have taken its place."""
+        if run in self._deadlines:
+            self._call(self._deadlines.pop(run).cancel)
         if self.runs.get(run.workflow_id) is run:
             del self.runs[run.workflow_id]
 
@@ -513,6 +527,68 @@ class Executor:
             event.wait()
         self.check(run)
 
+    # ---- ending before the end ----
+
+    def _watch_deadline(self, run: Run, deadline: float) -> None:
+        self._deadlines[run] = self.loop.call_later(max(0.0, deadline - self.now()), self._overdue, run)
+
+    def _overdue(self, run: Run) -> None:
+        self._deadlines.pop(run, None)
+        if not run.ended and not run.dropped:
+            self.interrupt(run, WorkflowTimeoutError(f"{run.workflow_id!r} did not end in the time that it had"))
+
+    def interrupt(self, run: Run, why: Exception) -> None:
+        """Have it end: its code is told once, where it acts next or waits, and may still clean up. On the loop."""
+        life = life_of(run)
+        if life.interrupted is not None:
+            return
+        life.interrupted = why
+        if not run.spec.is_async:
+            if life.waits:
+                life.told = True
+                self.waits.end(run, Cancelled(str(why)))
+        elif life.home is not None:
+            life.told = True
+            life.home.cancel()
+
+    def tell(self, run: Run) -> None:
+        """In a sync run, before it acts or waits.
+
+        Raises:
+            Cancelled: it is to end; once.
+
+        """
+        life = run.life
+        if life is not None and life.interrupted is not None and not life.told:
+            life.told = True
+            raise Cancelled(str(life.interrupted))
+
+    # ---- children ----
+
+    def child(
+        self, parent: Run, spec: Spec, workflow_id: str, arguments: str, deadline: float | None, attributes: str | None
+    ) -> Rider:
+        """What starts a workflow with its parent's checkpoint: here, once that is durable; many go to whoever has room."""
+        ours = len(self._children) + len(self.runs) < _CHILDREN
+        if ours:
+            child = Run(spec, workflow_id, parent.application)
+            child.arguments, child.executor, child.in_ledger = arguments, self, True
+            child.life = Life(parent.workflow_id, deadline)
+            self._children[workflow_id] = child
+        row = (
+            workflow_id, spec.name, parent.application, self.journal.executor if ours else None, parent.workflow_id,
+            arguments, deadline, attributes,
+        )  # fmt: skip
+        return Rider("insert_children", row)
+
+    def _born(self, workflow_id: str) -> None:
+        child = self._children.pop(workflow_id, None)
+        if child is None:
+            self.on_rows()
+        elif not self._stopping and not self.holds(workflow_id):
+            self.runs[workflow_id] = child
+            self.dispatch([child])
+
     # ---- waiting ----
 
     async def wait(self, run: Run, awaited: Await) -> Any:
@@ -535,6 +611,7 @@ class Executor:
 
     def wait_sync(self, run: Run, awaited: Await) -> Any:
         """The same for a worker thread."""
+        self.tell(run)
         with run.lock:
             self.submit_fresh(run)
         came: list[Any] = []
@@ -600,6 +677,8 @@ class Executor:
                 self._call(self.waits.arrived, ("inbox", *row[:2]))
             elif query == "insert_events":
                 self._call(self.waits.arrived, ("event", *row[:2]))
+            elif query == "insert_children":
+                self._born(str(row[0]))
             elif query in {"insert_signals", "signal_watches"}:
                 self.on_signal()
 
@@ -635,6 +714,8 @@ class Executor:
         for entry in entries:
             run = entry.run
             run.dropped = True
+            for rider in entry.riders or ():
+                self._children.pop(str(rider.row[0]), None)
             if run.ended:
                 self._count_dropped(run)
                 self._forget(run)

@@ -87,9 +87,22 @@ def check_workflow_id(workflow_id: str) -> str:
         raise UsageError(f"a workflow id has at most {MAX_ID} characters, this one has {len(workflow_id)}")
     if not workflow_id.isprintable():
         raise UsageError(f"a workflow id holds printable characters only: {workflow_id!r}")
+    if ">" in workflow_id:
+        raise UsageError(f"workflow ids with '>' are those of children: {workflow_id!r}")
     if workflow_id.startswith("kafka:"):
         raise UsageError(f"workflow ids that begin with 'kafka:' are those of messages: {workflow_id!r}")
     return workflow_id
+
+
+def child_workflow_id(parent: str, position: str) -> str:
+    """The id of the workflow that another one started at a position; injective, as ids that people give have no `>`.
+
+    A family's ids grow with each generation; one that would be too long begins with a digest of its parent's.
+    """
+    child = f"{parent}>{position}"
+    if len(child) > MAX_ID:
+        child = f"{hashlib.sha256(parent.encode()).hexdigest()}>{position}"
+    return child
 
 
 def step_idempotency_key(workflow_id: str, position: str) -> str:

@@ -82,6 +82,7 @@ class Incarnation:
             clock=self._clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
+        self.executor.on_rows = self._lease.take
         self.intakes = [
             Intake(
                 consumer, database, self.journal, executor=self.id, application=application,

@@ -346,6 +346,11 @@ class Journal:
         self._thread = threading.Thread(target=self._loop, name="eventflow journal", daemon=True)
         self.flushes = 0
 
+    @property
+    def executor(self) -> int:
+        """The id of the executor that it writes for."""
+        return self._lane.executor
+
     def start(self) -> None:
         self._thread.start()
 

@@ -64,11 +64,9 @@ class Reader:
             if not mine:
                 continue
             params = {name: [source[i] for source, _ in mine] for i, name in enumerate(names, 1)}
-            answers = [_no_rows() for _ in mine]
-            for n, *row in self._read(query, params):
-                answers[n - 1].append(tuple(row))
-            for (_, answer), rows in zip(mine, answers, strict=True):
-                answer(rows)
+            found = _by_number(self._read(query, params))
+            for n, (_, answer) in enumerate(mine, 1):
+                answer(found.get(n, []))
 
     def _read(self, query: str, params: dict[str, Any]) -> Rows:
         attempt = 0
@@ -84,5 +82,9 @@ class Reader:
                     return []
 
 
-def _no_rows() -> Rows:
-    return []
+def _by_number(rows: Rows) -> dict[int, Rows]:
+    """Rows by the number of the question that they answer, which is their first column."""
+    found: dict[int, Rows] = {}
+    for row in rows:
+        found.setdefault(row[0], []).append(row[1:])
+    return found

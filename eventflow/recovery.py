@@ -168,6 +168,10 @@ class Lease:
             self._asleep = True
             self._work.set()
 
+    def take(self) -> None:
+        """There are rows that nobody holds: take some now, and not with the next beat."""
+        self._work.set()
+
     def look(self) -> None:
         """Something came for a workflow that may sleep: look now, and not with the next beat."""
         if self._asleep or self._wake_at:

@@ -120,6 +120,8 @@ class Life:
 
     Attributes:
         parent: the workflow that started it. deadline: when it is over, in seconds since 1970 by the ledger's clock.
+        home: the task that drives it, where it is async.
+        interrupted: why it is to end before its function does; told: whether its code has been told so.
         waits: what its branches wait for, while they do.
         seen: where it stood when it was last looked at; one that stands still may leave memory.
         suspending: it leaves memory; whatever it does on its way out is not recorded.
@@ -127,11 +129,14 @@ class Life:
 
     """
 
-    __slots__ = ("deadline", "parent", "seen", "suspending", "taken", "waits")
+    __slots__ = ("deadline", "home", "interrupted", "parent", "seen", "suspending", "taken", "told", "waits")
 
     def __init__(self, parent: str | None = None, deadline: float | None = None) -> None:
         self.parent = parent
         self.deadline = deadline
+        self.home: Any = None
+        self.interrupted: BaseException | None = None
+        self.told = False
         self.waits: dict[Any, Await] = {}
         self.seen: Any = None
         self.suspending = False

@@ -3,20 +3,22 @@
 Each maker is used twice: awaited by `durable`, blocking by `sync`.
 """
 
+import json
 import random as chance
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from typing_extensions import TypeVar
 
 from eventflow import replay
-from eventflow.codec import codec_for
-from eventflow.errors import UsageError, WorkflowTimeoutError
-from eventflow.idempotency import check_workflow_id
+from eventflow.codec import Codec, codec_for, decode_error
+from eventflow.errors import UsageError, WorkflowCancelledError, WorkflowParkedError, WorkflowTimeoutError
+from eventflow.idempotency import check_workflow_id, child_workflow_id
 from eventflow.operations import note
 from eventflow.records import Rider
+from eventflow.registry import Spec
 from eventflow.replay import Branch, Operation
 from eventflow.retry import Seconds, seconds
 
@@ -106,6 +108,78 @@ def get_event(workflow_id: str, key: str, kind: type[T], timeout: Seconds | None
     return make
 
 
+# ---- children ----------------------------------------------------------------------------------------
+
+
+def start(spec: Spec, arguments: str, timeout: float | None, attributes: str | None) -> Callable[[Branch, str], str]:
+    """Start a child: its row is written with this position's checkpoint. Returns its id, derived from both."""
+
+    def record(branch: Branch, position: str) -> str:
+        run, name = branch.run, f"start {spec.name}"
+        workflow_id = child_workflow_id(run.workflow_id, position)
+        if run.history.find(position, name) is None:
+            deadline = _deadline(run, timeout)
+            rider = run.executor.child(run, spec, workflow_id, arguments, deadline, attributes)
+            run.history.note(position, name, json.dumps(workflow_id), rider)
+        return workflow_id
+
+    return record
+
+
+def _deadline(run: Any, timeout: float | None) -> float | None:
+    """When a child's time is over: its own limit, or its parent's, whichever comes first."""
+    inherited = None if run.life is None else run.life.deadline
+    own = None if timeout is None else run.executor.now() + timeout
+    return min((one for one in (inherited, own) if one is not None), default=None)
+
+
+def result(workflow_id: str, codec: Codec, limit: float | None) -> Maker[Any]:
+    """How another workflow ended."""
+
+    def make(branch: Branch, position: str) -> Operation[Any]:
+        run = branch.run
+        ended = yield from replay.outcome(run.history, position, workflow_id, run.executor.now, limit)
+        if ended is None:
+            raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {limit} s")
+        status, output, error, reason = ended
+        return result_of(workflow_id, status, output, error, reason, codec)
+
+    return make
+
+
+def first(workflow_ids: Sequence[str]) -> Maker[int]:
+    """Which of these workflows ended first."""
+    if not workflow_ids:
+        raise UsageError("first needs at least one handle")
+
+    def make(branch: Branch, position: str) -> Operation[int]:
+        return replay.first(branch.run.history, position, workflow_ids)
+
+    return make
+
+
+def result_of(
+    workflow_id: str, status: str, output: str | None, error: str | None, reason: str | None, codec: Codec
+) -> Any:
+    """The result of a workflow that has ended, or is parked.
+
+    Raises:
+        WorkflowCancelledError, WorkflowParkedError: there is none.
+        Exception: the workflow's own, as recorded.
+
+    """
+    if status == "succeeded":
+        return codec.decode(output or "null")
+    if status == "failed":
+        raise decode_error(error or "{}")
+    if status == "cancelled":
+        raise WorkflowCancelledError(f"{workflow_id!r} was cancelled: {reason}")
+    raise WorkflowParkedError(f"{workflow_id!r} is parked: {reason}")
+
+
+# ---- recorded values -------------------------------------------------------------------------------
+
+
 def now() -> datetime:
     """The time by the ledger's clock, when this was first reached."""
 
@@ -144,5 +218,5 @@ def check_address(workflow_id: Any) -> None:
     """Refuse what can be no workflow's id. A message's workflow has one, too."""
     if not isinstance(workflow_id, str):
         raise UsageError(f"a workflow id is a text, not {workflow_id!r}")
-    if not workflow_id.startswith("kafka:"):
+    if not workflow_id.startswith("kafka:") and ">" not in workflow_id:
         check_workflow_id(workflow_id)
