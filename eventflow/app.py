@@ -493,8 +493,13 @@ class Running:
         if slot.forked():
             return  # the loop's thread is the parent's
         assert self._loop is not None
+        leaving = asyncio.run_coroutine_threadsafe(self.__aexit__(kind, error, trace), self._loop)
         try:
-            asyncio.run_coroutine_threadsafe(self.__aexit__(kind, error, trace), self._loop).result()
+            leaving.result()
+        except KeyboardInterrupt:  # the program's second, most likely: what runs gets no more time
+            self.app.hurry()
+            leaving.result()
+            raise
         finally:
             self._end_loop()
 

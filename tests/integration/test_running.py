@@ -252,6 +252,42 @@ def test_what_drains_may_still_call_everything(settings: Settings) -> None:
     assert (status, output) == ("succeeded", '["committed","X"]')
 
 
+BUSY = """
+import logging, time, eventflow
+from eventflow import sync
+logging.basicConfig(level="INFO")
+@eventflow.lifespan
+def clients():
+    try:
+        yield
+    finally:
+        print("closed", flush=True)
+@eventflow.workflow
+def busy() -> None:
+    print("busy", flush=True)
+    time.sleep(60)
+try:
+    with eventflow.running(consumers=False):
+        sync.start(busy, workflow_id="one").result()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_a_second_ctrl_c_lets_go_in_a_blocking_program_too(tmp_path: Path, settings: Settings) -> None:
+    program = Program(tmp_path, BUSY, DATABASE_URL=settings.database_url, EVENTFLOW_DRAIN="60")
+    wait(lambda: "busy" in program.text, "its workflow runs")
+    program.process.send_signal(signal.SIGINT)
+    wait(lambda: "leaves" in program.text, "it drains")
+    program.process.send_signal(signal.SIGINT)
+    assert program.end(20) == 0, program.text
+    assert "closed" in program.text
+    assert "interrupted" in program.text
+    with psycopg.connect(settings.database_url) as connection:
+        found = connection.execute("select status::text, executor, recoveries from eventflow.workflows").fetchall()
+    assert found == [("queued", None, 0)]
+
+
 # ---- fork ----------------------------------------------------------------------------------------
 
 FORKED = """
