@@ -11,8 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import eventflow
 from eventflow.codec import encode_error, error_line
 from eventflow.errors import UsageError, WorkflowError
-from eventflow.registry import innermost, is_async, registry, result_codec
+from eventflow.registry import TransactionSpec, innermost, is_async, registry, result_codec
 from eventflow.replay import History
+from eventflow.retry import Retry
+from eventflow.transactions import _pause
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +106,13 @@ def test_what_failed_together_is_dropped_together() -> None:
     wrapper.__cause__ = other
     history.failed_together(first, [wrapper])
     assert history.drop_failed(first) == 2
+
+
+@pytest.mark.parametrize(("draw", "seconds"), [(0.0, 1.0), (0.5, 2.0), (1.0, 3.0)])
+def test_the_pause_of_a_transaction_is_left_to_chance(
+    monkeypatch: pytest.MonkeyPatch, draw: float, seconds: float
+) -> None:
+    monkeypatch.setattr("random.random", lambda: draw)
+    policy = Retry(1, delay=2.0, jitter=0.5)
+    spec = TransactionSpec("t", lambda: None, False, "connection", 0, None, policy)
+    assert _pause(spec, 1) == seconds
