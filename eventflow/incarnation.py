@@ -70,7 +70,7 @@ class Incarnation:
         self.executor.transactions = self.transactions
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease,
-            adopt=self._adopt, running=self.executor.runs.__contains__, stuck_for=self.journal.waiting_for,
+            adopt=self._adopt, running=self.executor.holds, room=self.executor.room, stuck_for=self.journal.waiting_for,
             on_fenced=self._end,
         )  # fmt: skip
         self.intakes = [
@@ -186,6 +186,7 @@ class Incarnation:
             return not self._hurried and time.monotonic() < until
 
         logger.info("executor %d leaves; what runs has %g s to end", self.id, budget)
+        self._lease.leave()
         for intake in self.intakes:
             intake.hold()
         while self._busy() and left():

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import eventflow
-from eventflow.codec import encode_error, error_line
+from eventflow.codec import encode_error, recorded_line
 from eventflow.errors import UsageError, WorkflowError
 from eventflow.registry import TransactionSpec, innermost, is_async, registry, result_codec
 from eventflow.replay import History
@@ -94,7 +94,7 @@ class Declined(Exception):
     ],
 )
 def test_a_recorded_error_in_words(error: Exception, line: str) -> None:
-    assert error_line(encode_error(error)) == line
+    assert recorded_line(encode_error(error)) == line
 
 
 def test_what_failed_together_is_dropped_together() -> None:
