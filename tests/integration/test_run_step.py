@@ -220,6 +220,30 @@ def test_a_transaction_that_fails_says_how_often_and_for_how_long(settings: Sett
     assert (step.finished_at - step.started_at).total_seconds() > 0.015
 
 
+@eventflow.transaction
+def note_slowly(session: Session, what: str) -> None:
+    session.execute(text(INSERT), {"note": what, "thread": ""})
+    session.execute(text("select pg_sleep(0.5)"))
+
+
+@eventflow.workflow(name="interrupted in a thread")
+async def interrupted() -> None:
+    for _ in range(4):  # more than there are connections
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await durable.run_step(note_slowly, "late")
+    await durable.run_step(note, "in time")
+
+
+def test_a_cancelled_transaction_in_a_thread_is_rolled_back(settings: Settings) -> None:
+    async def main() -> None:
+        async with eventflow.running(settings, consumers=False):
+            await asyncio.wait_for(interrupted(), 20)
+
+    asyncio.run(main())
+    assert notes(settings) == ["in time"]
+
+
 # ---- the wrong colour ----------------------------------------------------------------------------
 
 
