@@ -19,11 +19,11 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from typing import Any, Generic, Literal, cast, overload
+from typing import Any, Generic, Literal, NoReturn, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow.codec import Codec, decode_error, error_line
+from eventflow.codec import Codec, decode_error, error_line, recorded_line
 from eventflow.context import StepScope, current, runtime, slot
 from eventflow.database import Database
 from eventflow.errors import (
@@ -57,6 +57,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 IfExists = Literal["attach", "reject"]
+_UNWIND = 5.0  # seconds that a task which was cancelled at the end gets to unwind
 _OVERDUE = 20.0  # seconds after the drain's budget, after which a process that has not ended is ended
 
 
@@ -92,28 +93,44 @@ class App:
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
         self._check()
-        await asyncio.to_thread(self._check_database)
-        async with contextlib.AsyncExitStack() as stack:
-            for lifespan in self._declared.lifespans:
-                if inspect.isasyncgenfunction(lifespan):
-                    await stack.enter_async_context(contextlib.asynccontextmanager(lifespan)())
-                else:
-                    stack.enter_context(contextlib.contextmanager(lifespan)())
-            await self._begin()
-            self._supervisor = self._loop.create_task(self._supervise())
-            pruner = Pruner(self._database, self._settings.keep)
-            pruner.start()
-            slot.runtime = self
+        try:
+            await asyncio.to_thread(self._check_database)
+            async with contextlib.AsyncExitStack() as stack:
+                for lifespan in self._declared.lifespans:
+                    if inspect.isasyncgenfunction(lifespan):
+                        await stack.enter_async_context(contextlib.asynccontextmanager(lifespan)())
+                    else:
+                        stack.enter_context(contextlib.contextmanager(lifespan)())
+                await self._begin()
+                async with self._serve():
+                    yield self
+        finally:
+            self._stop.set()  # cancelled while it enters, too: else a thread goes on asking for a server that is away
+
+    @contextlib.asynccontextmanager
+    async def _serve(self) -> AsyncGenerator[None]:
+        """What stands between the first incarnation's start and the last one's end."""
+        self._supervisor = self._loop.create_task(self._supervise())
+        pruner = Pruner(self._database, self._settings.keep)
+        pruner.start()
+        slot.fill(self)
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._supervisor.cancel()
+            pruner.stop()
             try:
-                yield self
-            finally:
-                slot.runtime = None
-                self._stop.set()
-                self._supervisor.cancel()
-                pruner.stop()
                 if self._incarnation is not None:
                     await self._incarnation.drain()
+            finally:
+                slot.runtime = None  # not before: what drains may call transactions and `run_step`
                 self._calls.stop()
+
+    def hurry(self) -> None:
+        """Let go at once of what still runs, where the application drains."""
+        if self._incarnation is not None:
+            self._incarnation.hurry()
 
     def _check(self) -> None:
         """Everything that can be wrong before anything starts."""
@@ -173,10 +190,16 @@ class App:
     async def _current(self) -> Incarnation:
         until = time.monotonic() + 30
         while self._incarnation is None:
-            if time.monotonic() > until or self.failed.done():
+            self._raise_failure()
+            if time.monotonic() > until:
                 raise NotRunningError("this process lost its lease and has not come back")
             await asyncio.sleep(0.05)
         return self._incarnation
+
+    def _raise_failure(self) -> None:
+        """Raise what has ended the application, if something has."""
+        if self.failed.done():
+            raise_again(self.failed.result())
 
     async def start_soon(self, spec: Spec, arguments: str, workflow_id: str | None, if_exists: str) -> str:
         """Start a workflow on this process; its id, once that is durable. From any loop."""
@@ -184,6 +207,8 @@ class App:
             return await asyncio.wrap_future(
                 asyncio.run_coroutine_threadsafe(self.start_soon(spec, arguments, workflow_id, if_exists), self._loop)
             )
+        if self._stop.is_set():
+            raise NotRunningError("this process leaves `running()` and starts nothing more")
         incarnation = await self._current()
         if workflow_id is not None:
             check_workflow_id(workflow_id)
@@ -202,6 +227,7 @@ class App:
         incarnation.journal.submit(Entry(run, []))
         await accepted
         if run.dropped:
+            await self._current()  # which raises what is fatal
             raise FencedError("this process lost its lease while the workflow was started")
         return workflow_id
 
@@ -243,6 +269,7 @@ class App:
             row = await asyncio.to_thread(self.row, workflow_id)
             if row[2] in {"succeeded", "failed", "cancelled", "parked"}:
                 return _outcome(row, codec)
+            self._raise_failure()
             if until is not None and time.monotonic() > until:
                 raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {timeout} s")
             await asyncio.sleep(pause)
@@ -268,11 +295,7 @@ class App:
         return await (await self._current()).transactions.step(spec, branch, args, kwargs)
 
     def transact_sync(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
-        incarnation = self._incarnation
-        if incarnation is None:
-            raise NotRunningError("this process lost its lease and has not come back")
-        if branch is not None:
-            incarnation.executor.check(branch.run)
+        incarnation = self._incarnation or self.on_loop(self._current())
         return incarnation.transactions.step_sync(spec, branch, args, kwargs)
 
     async def in_thread(self, function: Callable[[], R]) -> R:
@@ -290,9 +313,18 @@ class App:
         self._calls.put([call])
         return await asyncio.wrap_future(future)
 
+    def in_threads(self, function: Callable[[], None], count: int) -> None:
+        """Call it in so many threads, as they become free; for `sync.gather`, which goes on meanwhile."""
+        self._calls.put([function] * count)
+
     def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine on the application's loop from another thread, and wait for it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def raise_again(error: BaseException) -> NoReturn:
+    """Raise an error that has been seen elsewhere; with its own cause, and without what is handled here and now."""
+    raise error from error.__cause__
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:
@@ -371,14 +403,14 @@ class Handle(Generic[R_co]):
         return WorkflowRecord(*row[:6])
 
     async def steps(self) -> list[StepRecord]:
-        """The workflow's durable steps, in order; none where the ledger has no such workflow.
+        """The workflow's durable steps, in order, failures as "Type: message"; none where the ledger has no such workflow.
 
         Raises:
             NotRunningError: outside `running()`.
 
         """
         rows = await asyncio.to_thread(_app("a handle").read, "read_steps", self._workflow_id)
-        return [StepRecord(*row) for row in rows]
+        return [StepRecord(*row[:5], error=None if row[5] is None else recorded_line(row[5])) for row in rows]
 
 
 def _app(what: str) -> App:
@@ -429,18 +461,39 @@ class Running:
         self._stack: contextlib.AsyncExitStack | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
+        self._cancelling = 0
         self.app: App
 
     async def __aenter__(self) -> None:
         if slot.runtime is not None:
-            raise UsageError("running() may be entered once per process")
+            where = f", and this one was forked from it: process {slot.pid}" if slot.forked() else ""
+            raise UsageError(f"running() may be entered once per process{where}")
         self.app = App(self._settings or load_settings(), self._wanted, registry)
         self._stack = contextlib.AsyncExitStack()
         await self._stack.enter_async_context(self.app.run())
+        self._task = task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task is not None else 0
+        self.app.failed.add_done_callback(self._interrupt)
+
+    def _interrupt(self, _: Any) -> None:
+        """The application has failed: whoever waits inside `async with running()` would wait for ever."""
+        if self._task is not None:
+            self._cancelled = self._task.cancel()  # not where it has ended, as that of `with running()` has
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any, /) -> None:
-        if self._stack is not None:
-            await self._stack.__aexit__(kind, error, trace)
+        if self._stack is None or slot.forked():
+            return
+        ours = self._take_back()
+        await self._stack.__aexit__(kind, error, trace)
+        if self.app.failed.done() and (error is None or (ours and isinstance(error, asyncio.CancelledError))):
+            raise_again(self.app.failed.result())
+
+    def _take_back(self) -> bool:
+        """Take our cancellation back, so that it interrupts no more; whether it is the only one that there was."""
+        task, self._task = self._task, None
+        return task is not None and self._cancelled and task.uncancel() <= self._cancelling
 
     def __enter__(self) -> None:
         try:
@@ -452,28 +505,54 @@ class Running:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="eventflow loop", daemon=True)
         self._thread.start()
+        entering = asyncio.run_coroutine_threadsafe(self.__aenter__(), self._loop)
         try:
-            asyncio.run_coroutine_threadsafe(self.__aenter__(), self._loop).result()
+            entering.result()
         except BaseException:
+            entering.cancel()
             self._end_loop()
             raise
 
     def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None:
+        if slot.forked():
+            return  # the loop's thread is the parent's
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(self.__aexit__(kind, error, trace), self._loop).result()
-        self._end_loop()
+        leaving = asyncio.run_coroutine_threadsafe(self.__aexit__(kind, error, trace), self._loop)
+        try:
+            leaving.result()
+        except KeyboardInterrupt:  # the program's second, most likely: what runs gets no more time
+            self.app.hurry()
+            leaving.result()
+            raise
+        finally:
+            self._end_loop()
 
     def _end_loop(self) -> None:
+        """End the loop as `asyncio.run` does: what it still runs is cancelled, and unwinds."""
         if self._loop is not None and self._thread is not None:
+            asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_UNWIND)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def running(settings: Settings | None = None, *, consumers: bool | Sequence[str] = True) -> Running:
     """Run eventflow inside this program: `async with running():` on its loop, or `with running():` beside it.
 
     Serves the consumers (all, none, or those named), runs what the program starts, and takes over what dead peers left.
+
+    What no retry can mend later (the broker revokes the credentials, another program takes a name) ends the context:
+    `async with` cancels the task that entered it, and raises the error instead of that `CancelledError`; `with` raises
+    it where the block ends and from each verb before. An exception of the block's own wins.
 
     Raises (on entering):
         SettingsError, SchemaError, UnavailableError: what is wrong, by name, before anything starts.
@@ -492,25 +571,19 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
-        stop: asyncio.Future[int] = loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, done_with, stop, 0)
-        context = running(settings, consumers=consumers)
+        context, leaving = running(settings, consumers=consumers), _Leaving(loop, settings.drain)
         entering = loop.create_task(context.__aenter__())
-        await asyncio.wait({entering, stop}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({entering, leaving.asked}, return_when=asyncio.FIRST_COMPLETED)
         if not entering.done():
             entering.cancel()
-            context.app._stop.set()  # pyright: ignore[reportPrivateUsage]
             await asyncio.wait({entering})
             return 0
         entering.result()
+        leaving.app = context.app
         tune_garbage_collector()
-        await asyncio.wait({stop, context.app.failed}, return_when=asyncio.FIRST_COMPLETED)
-        # A library that hangs must not keep a process that was told to go: peers take over what it held.
-        faulthandler.dump_traceback_later(settings.drain + _OVERDUE, exit=True)
+        await asyncio.wait({leaving.asked, context.app.failed}, return_when=asyncio.FIRST_COMPLETED)
+        _end_when_overdue(settings.drain)
         await context.__aexit__(None, None, None)
-        if context.app.failed.done():
-            raise context.app.failed.result()
         return 0
 
     factory = None
@@ -521,3 +594,28 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
             factory = fast.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main())  # what ends an overdue process stays armed: threads of the user's may hang after this
+
+
+def _end_when_overdue(budget: float) -> None:
+    """A library that hangs must not keep a process that was told to go: peers take over what it held."""
+    faulthandler.dump_traceback_later(budget + _OVERDUE, exit=True)
+
+
+class _Leaving:
+    """SIGTERM and SIGINT: the first asks the program to leave, a second one not to wait for what still runs."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, budget: float) -> None:
+        self.asked: asyncio.Future[None] = loop.create_future()
+        self.app: App | None = None
+        self._budget = budget
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
+
+    def _on_signal(self, name: str) -> None:
+        if not self.asked.done():
+            logger.info("%s: what runs has %g s to end; a second signal lets go of it at once", name, self._budget)
+            self.asked.set_result(None)
+        elif self.app is not None:
+            logger.info("%s again: what runs is let go of", name)
+            _end_when_overdue(0)
+            self.app.hurry()

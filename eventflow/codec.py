@@ -228,6 +228,13 @@ def _plain_or_none(value: Any) -> Any:
         return None
 
 
+def recorded_line(text: str) -> str:
+    """A recorded exception as "Type: message", named as a traceback names it."""
+    record = json.loads(text)
+    name = record["type"].removeprefix("builtins.").removeprefix("__main__.")
+    return f"{name}: {record['message']}" if record["message"] else name
+
+
 def decode_error(text: str) -> Exception:
     """The recorded exception: its own class where that is imported already, else a `WorkflowError`."""
     record = json.loads(text)

@@ -4,6 +4,7 @@ What needs the running application (starting, transactions) goes through the one
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -52,12 +53,21 @@ class Runtime(Protocol):
     async def transact(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any: ...
     def transact_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any: ...
     async def in_thread(self, function: Callable[[], R]) -> R: ...
+    def in_threads(self, function: Callable[[], None], count: int) -> None: ...
     def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R: ...
 
 
 @dataclass
 class _Slot:
     runtime: Runtime | None = None
+    pid: int = 0  # of the process that filled it; a fork inherits the slot, and none of the threads behind it
+
+    def fill(self, runtime: Runtime) -> None:
+        self.runtime, self.pid = runtime, os.getpid()
+
+    def forked(self) -> bool:
+        """Whether the application that runs here, as it seems, runs in this process's parent."""
+        return self.runtime is not None and self.pid != os.getpid()
 
 
 slot = _Slot()
@@ -68,10 +78,16 @@ def runtime(what: str) -> Runtime:
 
     Raises:
         NotRunningError: there is none.
+        UsageError: it is that of the process that this one was forked from.
 
     """
     if slot.runtime is None:
         raise NotRunningError(f"{what} needs a running eventflow: enter `async with eventflow.running():` first")
+    if slot.forked():
+        raise UsageError(
+            f"{what} in a process that was forked inside `running()`, whose threads and connections stayed in process "
+            f'{slot.pid}: fork before you enter it, or start a new process (multiprocessing\'s "spawn")'
+        )
     return slot.runtime
 
 
@@ -87,6 +103,16 @@ def refuse_loop(what: str, instead: str) -> None:
 def would_block(what: str, instead: str) -> BlockingCallError:
     """The error of a blocking call on a thread whose event loop it would stop."""
     return BlockingCallError(f"{what} would block the running event loop; use {instead}")
+
+
+def refuse_sync_workflow(what: str) -> None:
+    """Raise where something that is awaited is called in a sync workflow, which would never await it."""
+    here = current.get()
+    if type(here) is Branch and not here.run.spec.is_async:
+        raise UsageError(
+            f"{what} is async and the workflow {here.run.name!r} is sync: use eventflow.sync.run_step(...), which runs it "
+            "on the application's loop and waits"
+        )
 
 
 # ---- where am I --------------------------------------------------------------------------------
@@ -107,12 +133,23 @@ def current_branch() -> Branch | None:
     if branch.home is home:
         return branch
     if isinstance(home, threading.Thread):
-        raise UsageError(
-            "a durable operation from a thread of its own: use sync.gather, which makes a branch for each call"
-        )
+        raise UsageError(_strange_thread(branch))
     child = branch.child(home)
     current.set(child)
     return child
+
+
+def _strange_thread(branch: Branch) -> str:
+    name, is_async = branch.run.name, branch.run.spec.is_async
+    if is_async:
+        return (
+            f"a durable operation of the async workflow {name!r} in another thread: await it in the workflow; "
+            "`durable.run_step` runs a sync function in a thread"
+        )
+    return (
+        f"a durable operation of the sync workflow {name!r} in another thread: use `sync.gather`, which runs calls in "
+        "threads and makes a branch for each"
+    )
 
 
 def scope_of(what: str) -> tuple[Any, str]:

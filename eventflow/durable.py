@@ -3,21 +3,23 @@
 `now`, `uuid4`, `random` and what a function may ask about its own run never wait, and serve sync workflows, too.
 """
 
+import functools
 import inspect
 import uuid
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any, cast, overload
+from typing import Any, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 from eventflow import talk
-from eventflow.context import Suspended, current_branch, idempotency_key, runtime, scope_of
+from eventflow.context import Suspended, current_branch, idempotency_key, refuse_sync_workflow, runtime, scope_of
 from eventflow.errors import UsageError
 from eventflow.operations import note, operate
-from eventflow.registry import check_name
-from eventflow.retry import Retry, Seconds, as_retry
-from eventflow.steps import StepSpec, drive
+from eventflow.registry import innermost, is_async
+from eventflow.retry import Retry, Seconds
+from eventflow.steps import drive, step_of
+from eventflow.workflows import transaction_of
 
 __all__ = [
     "Suspended",
@@ -169,36 +171,43 @@ async def run_step(
     function: Callable[[Unpack[Ts]], R], /, *args: Unpack[Ts],
     name: str | None = None, retries: int | Retry = 0,
 ) -> R: ...  # fmt: skip
-async def run_step(
-    function: Callable[..., Any], /, *args: Any, name: str | None = None, retries: int | Retry = 0
-) -> Any:
+def run_step(function: Callable[..., Any], /, *args: Any, name: str | None = None, retries: int | Retry = 0) -> Any:
     """Run a function as a step of the current async workflow; a sync one in a worker thread.
 
+    The function is called as it is, with its decorators. A `@step` keeps its name and its policy, where these are not
+    given; a `@transaction` is run as the transaction that it is, its checkpoint in the same commit. `retries` counts
+    attempts after the first.
+
+    Runs at least once until its checkpoint is durable, and never after that.
+
     Raises:
-        UsageError: outside a workflow.
+        UsageError: outside a workflow, in a sync one, or a decorator hides a `@transaction`.
         Exception: the step's own.
 
     """
+    refuse_sync_workflow("durable.run_step")
+    return _run_step(function, args, name, retries)
+
+
+async def _run_step(function: Callable[..., Any], args: Any, name: str | None, retries: int | Retry) -> Any:
     branch = current_branch()
     if branch is None:
         raise UsageError("run_step belongs into a workflow, outside its steps")
-    declared = getattr(function, "__eventflow_step__", None)
-    if isinstance(declared, StepSpec) and name is None and retries == 0:
-        spec = StepSpec(declared.name, _awaitable(declared.function), declared.policy)
-        spec.__dict__["result"] = declared.result
-        return await drive(branch, spec, args, {})
-    title = check_name(name or getattr(function, "__qualname__", type(function).__name__))
-    spec = StepSpec(title, _awaitable(function), as_retry(retries))
-    spec.__dict__["result"] = StepSpec(title, inspect.unwrap(function), spec.policy).result
-    return await drive(branch, spec, args, {})
+    transaction = transaction_of(function, args, name, retries)
+    if transaction is not None:
+        return await runtime("run_step").transact(transaction[0], branch, transaction[1], {})
+    spec = step_of(function, name, retries)
+    return await drive(branch, spec.called_by(_awaitable(function)), args, {})
 
 
 def _awaitable(function: Callable[..., Any]) -> Callable[..., Any]:
-    plain = cast("Callable[..., Any]", inspect.unwrap(function))
-    if inspect.iscoroutinefunction(plain):
-        return plain
+    if is_async(function):
+        return function
+    on_loop = is_async(innermost(function))  # a sync decorator of an async function
 
-    async def in_thread(*args: Any) -> Any:
-        return await runtime("run_step").in_thread(lambda: plain(*args))
+    async def call(*args: Any) -> Any:
+        work = functools.partial(function, *args)
+        result = work() if on_loop else await runtime("run_step").in_thread(work)
+        return await result if inspect.isawaitable(result) else result
 
-    return in_thread
+    return call

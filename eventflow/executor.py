@@ -499,14 +499,28 @@ class Executor:
             Dropped: the attempt is over.
 
         """
-        self.submit_fresh(run)
-        while not run.settled():
-            if run.dropped:
-                raise Dropped
+        while True:
             future = self.loop.create_future()
-            self._tell_when_settled(run, functools.partial(self._release, future))
+            if self._settled_or_tell(run, functools.partial(self._release, future)):
+                break
             await future
         self.check(run)
+
+    def _settled_or_tell(self, run: Run, tell: Callable[[], None]) -> bool:
+        """Whether all is durable; if not, it is handed over, also what another branch has recorded, and `tell` called.
+
+        Raises:
+            Dropped: the attempt is over.
+
+        """
+        with run.lock:  # a sync workflow's branches register from several threads
+            self.submit_fresh(run)
+            if run.settled():
+                return True
+            if run.dropped:
+                raise Dropped
+            self._tell_when_settled(run, tell)
+            return False
 
     def _release(self, future: "asyncio.Future[None]") -> None:
         if threading.get_ident() == self._loop_thread:
@@ -517,13 +531,10 @@ class Executor:
 
     def barrier_sync(self, run: Run) -> None:
         """The same for a worker thread."""
-        with run.lock:
-            self.submit_fresh(run)
-        while not run.settled():
-            if run.dropped:
-                raise Dropped
+        while True:
             event = threading.Event()
-            self._tell_when_settled(run, event.set)
+            if self._settled_or_tell(run, event.set):
+                break
             event.wait()
         self.check(run)
 
@@ -889,15 +900,14 @@ class Executor:
         """How many runs are under way or waiting to start."""
         return len(self._queue) + self._active + self._threads.active() + self._threads.waiting()
 
-    async def drain(self, budget: float) -> None:
-        """Let running work end within `budget` seconds; then let go of the rest."""
-        until = self._clock() + budget
+    async def drain(self, left: Callable[[], bool]) -> None:
+        """Let running work end while there is time `left`; then let go of the rest."""
         for run, timer in list(self._timers.items()):
             timer.cancel()
             self.release(run)
         self._timers.clear()
         self.waits.suspend_all()
-        while (self._active or self._threads.active()) and self._clock() < until:
+        while (self._active or self._threads.active()) and left():
             await asyncio.sleep(0.01)
         self._stopping = True
         self._threads.stop()

@@ -71,7 +71,7 @@ def kafka_consumer(
         check_function(handler, "kafka_consumer")
         message_annotation(handler) if _resolvable(handler) else None
         spec = make_spec(handler, name, as_retry(retries), recoveries)
-        transaction = getattr(handler, "__eventflow_transaction__", None)
+        transaction = _transaction(handler)
         spec.consumer = ConsumerSpec(
             names, group, ordering, start, identity, max_in_flight, properties, spec, transaction
         )
@@ -79,6 +79,19 @@ def kafka_consumer(
         return handler
 
     return decorate
+
+
+def _transaction(handler: Callable[..., Any]) -> Any:
+    """The transaction that the handler is, if it is one.
+
+    Raises:
+        UsageError: a decorator stands between, which the lanes, that call the function itself, would leave out.
+
+    """
+    spec = getattr(handler, "__eventflow_transaction__", None)
+    if spec is not None and getattr(handler, "__wrapped__", None) is not spec.function:
+        raise UsageError(f"@kafka_consumer: put the decorator of the transaction {spec.name!r} below @transaction")
+    return spec
 
 
 def _resolvable(function: Callable[..., Any]) -> bool:

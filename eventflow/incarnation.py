@@ -52,6 +52,7 @@ class Incarnation:
         self._loop, self._settings, self.database = loop, settings, database
         self._specs = specs
         self._stopped = threading.Event()
+        self._hurried = False
         self.ended: asyncio.Future[BaseException] = loop.create_future()
         application = settings.application
         self.id = identity.executor
@@ -180,18 +181,26 @@ class Incarnation:
             leaving.cancel()
             await self.abort()
 
+    def hurry(self) -> None:
+        """What still runs gets no more time to end; where it does not drain, it will get none."""
+        self._hurried = True
+
     async def _leave(self) -> None:
         budget = self._settings.drain
         until = time.monotonic() + budget
+
+        def left() -> bool:
+            return not self._hurried and time.monotonic() < until
+
         logger.info("executor %d leaves; what runs has %g s to end", self.id, budget)
         self._lease.leave()
         for intake in self.intakes:
             intake.hold()
-        while self._busy() and time.monotonic() < until:
+        while self._busy() and left():
             await asyncio.sleep(0.01)
         for intake in self.intakes:
             intake.stop()
-        await self.executor.drain(max(0.0, until - time.monotonic()))
+        await self.executor.drain(left)
         await self._join_intakes()
         self.transactions.stop()
         self._lease.stop()

@@ -5,6 +5,7 @@ protocol's generator on one. When the transaction commits is not for user code t
 """
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Literal, cast
 
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from eventflow.context import runtime
 from eventflow.database import Database, unavailable
 from eventflow.errors import EventflowError, UsageError
 from eventflow.registry import TransactionSpec
@@ -333,6 +335,27 @@ class AsyncPort:
         self._sa = self.raw = None
 
 
+class ThreadPort:
+    """A sync port for the async driver: what it is asked for, user code included, runs in one of the user's threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._port = Port(database)
+
+    def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        return functools.partial(self._call, method)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        return await runtime("a transaction").in_thread(functools.partial(getattr(self._port, method), *args))
+
+    async def user(self, *args: Any) -> Any:
+        """To its end, for a thread cannot be interrupted; cancelled meanwhile, what it did is rolled back."""
+        task, interrupted = await _to_its_end(self._call("user", *args))
+        if interrupted is not None:
+            task.exception()  # looked at: nobody else will
+            raise interrupted
+        return task.result()
+
+
 def drive(protocol: Protocol, port: Port) -> Any:
     """The sync driver."""
     send: Callable[[Any], Ask] = protocol.send
@@ -349,7 +372,7 @@ def drive(protocol: Protocol, port: Port) -> Any:
         return stop.value
 
 
-async def adrive(protocol: Protocol, port: AsyncPort) -> Any:
+async def adrive(protocol: Protocol, port: AsyncPort | ThreadPort) -> Any:
     """The async driver. User code can be cancelled; what the protocol does with the transaction ends first (R3)."""
     send: Callable[[Any], Ask] = protocol.send
     outcome: Any = None

@@ -37,7 +37,7 @@ class WorkflowRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A checkpoint as the ledger has it."""
+    """A checkpoint as the ledger has it; `error` is the exception that it came to, as "Type: message", else None."""
 
     position: str
     name: str

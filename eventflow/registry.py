@@ -3,8 +3,10 @@
 Decorators write here at import; `app` reads it once, when it starts.
 """
 
+import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +140,7 @@ def make_spec(function: Callable[..., Any], name: str | None, retry: Retry, reco
     return Spec(
         name=check_name(name or plain.__qualname__),
         function=function,
-        is_async=inspect.iscoroutinefunction(plain),
+        is_async=is_async(function) or is_async(plain),
         retry=retry,
         recoveries=recoveries,
         file=str(Path(code.co_filename).resolve()) if code.co_filename[:1] != "<" else code.co_filename,
@@ -161,6 +163,30 @@ def check_function(function: object, decorator: str) -> None:
         raise UsageError(f"@{decorator} cannot decorate the generator {function!r}")
 
 
+def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What stands below decorators and partials: for its annotations, name and colour, never to be called instead."""
+    plain = inspect.unwrap(function)
+    while isinstance(plain, functools.partial):
+        plain = inspect.unwrap(cast("functools.partial[Any]", plain).func)
+    if inspect.isroutine(plain) or inspect.isclass(plain):
+        return plain
+    return type(plain).__call__  # an object that can be called
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether it is known for a coroutine function, by its own code or by `colour_async`."""
+    marked = getattr(function, "_is_coroutine", None) is asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    return marked or inspect.iscoroutinefunction(function)
+
+
+def colour_async(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a plain function that returns a coroutine be known for a coroutine function."""
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(call)
+    call._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # as unittest.mock does
+    return call
+
+
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The function's resolved annotations.
 
@@ -170,7 +196,7 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
     """
     import typing
 
-    plain = inspect.unwrap(function)
+    plain = innermost(function)
     try:
         return typing.get_type_hints(plain, include_extras=True)
     except Exception as error:

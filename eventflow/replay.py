@@ -11,7 +11,7 @@ operation is a branch of its own, numbered below the branch that started it. An 
 """
 
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -101,6 +101,11 @@ class History:
         """The same where the attempt is over and nothing will be looked up again."""
         last, self.fresh = self.fresh, []
         return last
+
+    def failed_together(self, raised: BaseException, others: Iterable[BaseException]) -> None:
+        """These failed on other branches beside the one that is raised for all: what drops its failure drops theirs."""
+        theirs = {id(e) for other in others for e in _causes(other)}
+        self.failures += [(raised, seq) for failure, seq in self.failures if id(failure) in theirs]
 
     def drop_failed(self, error: BaseException) -> int | None:
         """Drop the checkpoint whose exception ended the workflow and everything after it (API.md 2.3.7).

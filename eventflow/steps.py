@@ -6,7 +6,6 @@ of `replay` runs it, by one of the two drivers here.
 
 import asyncio
 import functools
-import inspect
 import random
 import threading
 import time
@@ -17,8 +16,8 @@ from typing import Any, cast, overload
 from typing_extensions import TypeVar
 
 from eventflow.codec import Codec, decode_error, encode_error
-from eventflow.context import StepScope, current, current_branch, would_block
-from eventflow.registry import check_function, check_name, result_codec
+from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, would_block
+from eventflow.registry import check_function, check_name, colour_async, innermost, is_async, result_codec
 from eventflow.replay import BARRIER, CALL, Branch, Effect
 from eventflow.replay import step as run_protocol
 from eventflow.retry import Retry, as_retry
@@ -37,6 +36,12 @@ class StepSpec:
     @functools.cached_property
     def result(self) -> Codec:
         return result_codec(self.function)
+
+    def called_by(self, call: Callable[..., Any]) -> "StepSpec":
+        """The same step, whose function `call` calls in a way of its own."""
+        spec = StepSpec(self.name, call, self.policy)
+        spec.__dict__["result"] = self.result  # `call` has no annotations
+        return spec
 
     def procedure(self, branch: Branch, position: str) -> "Generator[Effect, Any, Any]":
         """The step protocol for one call of this step."""
@@ -80,7 +85,7 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
 
 
 def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
-    """The sync driver of the step protocol."""
+    """The sync driver of the step protocol; the run's lock keeps its history from the loop and from other branches."""
     run, executor = branch.run, branch.run.executor
     executor.check(run)
     position = branch.next_position()
@@ -90,7 +95,8 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     function, scope = spec.function, StepScope(branch, position, spec.name)
     try:
         while True:
-            effect = send(outcome)
+            with run.lock:
+                effect = send(outcome)
             send, outcome = procedure.send, None
             if effect is CALL:
                 token = current.set(scope)
@@ -108,6 +114,17 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
         return stop.value
     finally:
         executor.recorded(run)
+
+
+def step_of(function: Callable[..., Any], name: str | None, retries: int | Retry) -> StepSpec:
+    """What `run_step` runs: the function as it is, with all its decorators; a `@step`'s name and policy, if not given."""
+    declared = getattr(function, "__eventflow_step__", None)  # a user's `functools.wraps` above `@step` hands it on
+    if isinstance(declared, StepSpec):
+        policy = declared.policy if retries == 0 else as_retry(retries)
+        spec = StepSpec(check_name(name or declared.name), function, policy)
+        spec.__dict__["result"] = declared.result
+        return spec
+    return StepSpec(check_name(name or innermost(function).__qualname__), function, as_retry(retries))
 
 
 @overload
@@ -128,20 +145,25 @@ def step(function: F | None = None, /, *, name: str | None = None, retries: int 
     def decorate(function: F) -> F:
         check_function(function, "step")
         spec = StepSpec(check_name(name or function.__qualname__), function, as_retry(retries))
-        return cast("F", _async_step(spec) if inspect.iscoroutinefunction(function) else _sync_step(spec))
+        return cast("F", _async_step(spec) if is_async(function) else _sync_step(spec))
 
     return decorate if function is None else decorate(function)
 
 
 def _async_step(spec: StepSpec) -> Callable[..., Any]:
-    @functools.wraps(spec.function)
-    async def call(*args: Any, **kwargs: Any) -> Any:
+    async def durable(args: Any, kwargs: Any) -> Any:
         branch = current_branch()
         if branch is None:
             return await spec.function(*args, **kwargs)
         return await drive(branch, spec, args, kwargs)
 
-    return call
+    @functools.wraps(spec.function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        refuse_sync_workflow(f"the step {spec.name!r}")
+        return durable(args, kwargs)
+
+    call.__eventflow_step__ = spec  # type: ignore[attr-defined]
+    return colour_async(call)
 
 
 def _sync_step(spec: StepSpec) -> Callable[..., Any]:

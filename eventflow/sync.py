@@ -1,7 +1,13 @@
-"""The verbs of `eventflow`, blocking: for plain programs and sync workflows. One implementation serves both faces."""
+"""The verbs of `eventflow` and `eventflow.durable`, blocking: for plain programs and sync workflows.
 
+import functools
+import inspect
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import copy_context
 from datetime import datetime
-from typing import Any, Generic, overload
+from typing import Any, Generic, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
@@ -9,11 +15,14 @@ from eventflow import talk
 from eventflow.app import Handle as AsyncHandle
 from eventflow.app import IfExists
 from eventflow.app import start as start_async
-from eventflow.context import refuse_loop, runtime
+from eventflow.context import current, current_branch, refuse_loop, runtime
+from eventflow.errors import UsageError
 from eventflow.operations import note, operate_sync
 from eventflow.records import StepRecord, WorkflowRecord
-from eventflow.retry import Seconds
-from eventflow.workflows import AsyncStartable, SyncStartable
+from eventflow.replay import Branch
+from eventflow.retry import Retry, Seconds
+from eventflow.steps import drive_sync, step_of
+from eventflow.workflows import AsyncStartable, SyncStartable, transaction_of
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -57,7 +66,7 @@ class Handle(Generic[R_co]):
         return runtime("a handle").on_loop(self._handle.get())
 
     def steps(self) -> list[StepRecord]:
-        """The workflow's durable steps, in order; none where the ledger has no such workflow.
+        """The workflow's durable steps, in order, failures as "Type: message"; none where the ledger has no such workflow.
 
         Raises:
             BlockingCallError: on a thread with a running event loop.
@@ -124,3 +133,121 @@ def send(workflow_id: str, message: object, /, *, topic: str = "") -> None:
 def set_event(key: str, value: object, /) -> None:
     """Tell everyone a value under a key; see `durable.set_event`."""
     note("sync.set_event", talk.set_event(key, value))
+
+
+# ---- inside a sync workflow ----------------------------------------------------------------------
+
+
+@overload
+def run_step(
+    function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts],
+    name: str | None = None, retries: int | Retry = 0,
+) -> R: ...  # fmt: skip
+@overload
+def run_step(
+    function: Callable[[Unpack[Ts]], R], /, *args: Unpack[Ts],
+    name: str | None = None, retries: int | Retry = 0,
+) -> R: ...  # fmt: skip
+def run_step(function: Callable[..., Any], /, *args: Any, name: str | None = None, retries: int | Retry = 0) -> Any:
+    """Run a function as a step of the current sync workflow; an async one on the application's loop, and wait for it.
+
+    The function is called as it is, with its decorators. A `@step` keeps its name and its policy, where these are not
+    given; a `@transaction` is run as the transaction that it is, its checkpoint in the same commit. `retries` counts
+    attempts after the first.
+
+    Runs at least once until its checkpoint is durable, and never after that.
+
+    Raises:
+        BlockingCallError: on a thread with a running event loop.
+        UsageError: outside a workflow, or a decorator hides a `@transaction`.
+        Exception: the step's own.
+
+    """
+    refuse_loop("sync.run_step", "await eventflow.durable.run_step")
+    branch = current_branch()
+    if branch is None:
+        raise UsageError("run_step belongs into a workflow, outside its steps")
+    transaction = transaction_of(function, args, name, retries)
+    if transaction is not None:
+        return _transact(branch, *transaction)
+    spec = step_of(function, name, retries)
+    return drive_sync(branch, spec.called_by(functools.partial(_blocking, function)), args, {})
+
+
+def _transact(branch: Branch, spec: Any, args: Sequence[Any]) -> Any:
+    app = runtime("run_step")
+    if spec.is_async:
+        return app.on_loop(app.transact(spec, branch, args, {}))
+    return app.transact_sync(spec, branch, args, {})
+
+
+def _blocking(function: Callable[..., Any], *args: Any) -> Any:
+    result = function(*args)
+    return runtime("run_step").on_loop(_awaited(result)) if inspect.isawaitable(result) else result
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def gather(*calls: Callable[[], R]) -> list[R]:
+    """Make these calls in parallel, in worker threads and in this one, and wait for all; their results in order.
+
+    In a sync workflow each call is a branch, numbered in the order of the calls, so that a replay finds each step's
+    record whichever was quicker. As many run at once as there are threads free (`EVENTFLOW_THREADS`): none may wait
+    for another. Arguments go in with a `lambda` or `functools.partial`.
+
+    Raises:
+        BlockingCallError: on a thread with a running event loop.
+        NotRunningError: outside `running()`.
+        BaseException: of those that failed, the first in the order of the calls; after all have ended.
+
+    """
+    refuse_loop("sync.gather", "asyncio.gather")
+    branch = current_branch()
+    made = [_Call(call, branch and branch.child(None)) for call in calls]
+    waiting = deque(made)
+    runtime("sync.gather").in_threads(functools.partial(_make_all, waiting), len(made) - 1)
+    _make_all(waiting)  # so that there is progress where no other thread is free, and nested ones cannot wait for ever
+    for call in made:
+        call.ended.wait()
+    failures = [call.error for call in made if call.error is not None]
+    if failures:
+        if branch is not None:
+            branch.run.history.failed_together(failures[0], failures[1:])
+        raise failures[0]
+    return [cast("R", call.result) for call in made]
+
+
+def _make_all(waiting: "deque[_Call]") -> None:
+    while True:
+        try:
+            call = waiting.popleft()
+        except IndexError:
+            return
+        call.make()
+
+
+class _Call:
+    """One call of a `gather`: in whichever thread, in the caller's context, on a branch of its own."""
+
+    def __init__(self, call: Callable[[], Any], branch: Branch | None) -> None:
+        self._call, self._branch = call, branch
+        self._context = copy_context()
+        self.ended = threading.Event()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def make(self) -> None:
+        try:
+            self.result = self._context.run(self._here)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.ended.set()
+
+    def _here(self) -> Any:
+        if self._branch is not None:
+            self._branch.home = threading.current_thread()
+            current.set(self._branch)
+        return self._call()

@@ -8,6 +8,7 @@ that the failure stays its own message's. The protocol is one generator; a sync 
 import asyncio
 import logging
 import queue
+import random
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from eventflow.database import Database, fenced, lost_claims
 from eventflow.errors import FencedError, UnavailableError
 from eventflow.executor import Dropped, Executor, message_of
 from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce
-from eventflow.ports import AsyncPort, Port, Protocol, RolledBackError, adrive, drive
+from eventflow.ports import AsyncPort, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
 from eventflow.records import Checkpoint
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
@@ -37,7 +38,7 @@ GROUP = 50
 Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
 _CONFLICTS = {"40001", "40P01"}
-_CONFLICTS_BORNE = 20  # tries of one message, before its conflicts are its own failure
+_CONFLICTS_BORNE = 20  # tries of one message or step, before its conflicts are its own failure
 _BREAKS_BORNE = 5
 _OUTAGES = ("57", "08", "53", "58", "25006")  # a full disk or a read-only server is nobody's message's fault (R15)
 _OURS: dict[str, TransactionVerdict] = {
@@ -125,9 +126,9 @@ class Transactions:
         self._steps: queue.Queue[tuple[Lane, Port]] = queue.Queue()
         for lane in lanes[2 * quarter : 3 * quarter]:
             self._steps.put((lane, Port(database)))
-        self._async_steps: asyncio.Queue[tuple[Lane, AsyncPort]] = asyncio.Queue()
+        self._async_steps: asyncio.Queue[tuple[Lane, AsyncPort, ThreadPort]] = asyncio.Queue()
         for lane in lanes[3 * quarter :]:
-            self._async_steps.put_nowait((lane, AsyncPort(database)))
+            self._async_steps.put_nowait((lane, AsyncPort(database), ThreadPort(database)))
         self._idle_async = [(lane, AsyncPort(database)) for lane in self._async_lanes]
         self.active = 0
         self._started = False
@@ -380,7 +381,11 @@ class Transactions:
     # ---- steps and plain calls ----
 
     def step_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
-        """A transaction called in a sync workflow, or outside one."""
+        """A sync transaction called in a sync workflow, or outside one."""
+        if branch is not None:
+            self._executor.check(branch.run)
+            self._executor.accept(branch.run)
+            self._executor.barrier_sync(branch.run)
         place = self._steps.get()
         lane, port = place
         try:
@@ -389,60 +394,59 @@ class Transactions:
             self._steps.put(place)
 
     async def step(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
-        """A transaction called in an async workflow, or outside one."""
+        """A transaction that is awaited: in a workflow, or outside one; a sync one's function runs in a thread."""
         if branch is not None:
             self._executor.check(branch.run)
             self._executor.accept(branch.run)
             await self._executor.barrier(branch.run)
         place = await self._async_steps.get()
-        lane, port = place
+        lane, port, threaded = place
         try:
-            return await adrive(self._step(lane, spec, branch, args, kwargs), port)
+            return await adrive(self._step(lane, spec, branch, args, kwargs), port if spec.is_async else threaded)
         finally:
             self._async_steps.put_nowait(place)
 
     def _step(self, lane: Lane, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Protocol:
-        position, recorded = "", None
-        if branch is not None:
-            position = branch.next_position()
-            recorded = branch.run.history.find(position, spec.name)
-        if recorded is not None and branch is not None:
-            if recorded.error is not None:
-                error = decode_error(recorded.error)
-                branch.run.history.failures.append((error, recorded.seq))
-                raise error
+        position = branch.next_position() if branch is not None else ""
+        recorded = self._recorded(spec, branch, position)
+        if recorded is not None:
             return spec.result.decode(recorded.output or "null")
-        if branch is not None and not spec.is_async:
-            self._executor.accept(branch.run)
-            self._executor.barrier_sync(branch.run)
-        attempts = 0
+        attempts, began = 0, time.perf_counter()
         while True:
             attempts += 1
             try:
                 return (yield from self._step_once(lane, spec, branch, position, args, kwargs, attempts))
-            except Exception as error:
-                again = spec.retry.wants(error, attempts) or (_state(error) in _CONFLICTS and attempts < 20)
-                if not isinstance(error, FencedError) and again:
-                    yield (
-                        self._stopped.wait,
-                        spec.retry.wait(attempts, 0.5) if spec.retry.retries else backoff(attempts),
-                    )
-                    continue
-                if branch is not None and not isinstance(error, FencedError):
-                    history = branch.run.history
-                    record = history.add(position, spec.name, None, encode_error(error), attempts, 0.0)
-                    history.failures.append((error, record.seq))
+            except FencedError:
                 raise
+            except Exception as error:
+                if spec.retry.wants(error, attempts) or (_state(error) in _CONFLICTS and attempts < _CONFLICTS_BORNE):
+                    yield (self._stopped.wait, _pause(spec, attempts))
+                    continue
+                if attempts > 1:
+                    error.add_note(f"eventflow: transaction {spec.name!r} failed in each of {attempts} attempts")
+                if branch is not None:
+                    _note_failure(branch.run, position, spec, error, attempts, time.perf_counter() - began)
+                raise
+
+    def _recorded(self, spec: TransactionSpec, branch: Branch | None, position: str) -> Checkpoint | None:
+        """What the transaction came to before; a recorded failure is raised."""
+        if branch is None:
+            return None
+        history = branch.run.history
+        with branch.run.lock:
+            recorded = history.find(position, spec.name)
+        if recorded is None or recorded.error is None:
+            return recorded
+        error = decode_error(recorded.error)
+        history.failures.append((error, recorded.seq))
+        raise error
 
     def _step_once(
         self, lane: Lane, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any,
         attempts: int,
     ) -> Protocol:  # fmt: skip
         tries, breaks, began = 0, 0, time.perf_counter()
-        seq = 0
-        if branch is not None:  # reserved: what another branch records meanwhile comes after it
-            history = branch.run.history
-            seq = history.seq = history.seq + 1
+        seq = _next_seq(branch.run) if branch is not None else 0
         while True:
             tries += 1
             phase: Phase = "begin"
@@ -522,12 +526,36 @@ class Transactions:
             self._ready.notify_all()
 
 
+def _pause(spec: TransactionSpec, attempts: int) -> float:
+    """Seconds before the next attempt; a conflict without a policy of the user's waits as the server's own refusals do."""
+    return spec.retry.wait(attempts, random.random()) if spec.retry.retries else backoff(attempts)
+
+
+# A transaction's records are made where its protocol runs, beside other branches of its workflow: hence the run's lock.
+
+
+def _next_seq(run: Run) -> int:
+    """The number of a checkpoint that is not recorded yet: reserved, what another branch records comes after it."""
+    with run.lock:
+        run.history.seq += 1
+        return run.history.seq
+
+
 def _note(run: Run, checkpoint: Checkpoint) -> None:
     history = run.history
-    history.seq = max(history.seq, checkpoint.seq)
-    if history.recorded is None:
-        history.recorded = {}
-    history.recorded[checkpoint.position] = checkpoint
+    with run.lock:
+        history.seq = max(history.seq, checkpoint.seq)
+        if history.recorded is None:
+            history.recorded = {}
+        history.recorded[checkpoint.position] = checkpoint
+
+
+def _note_failure(
+    run: Run, position: str, spec: TransactionSpec, error: Exception, attempts: int, seconds: float
+) -> None:
+    with run.lock:
+        record = run.history.add(position, spec.name, None, encode_error(error), attempts, seconds)
+        run.history.failures.append((error, record.seq))
 
 
 def _transaction(run: Run) -> TransactionSpec:

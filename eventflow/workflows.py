@@ -3,6 +3,7 @@
 Decorators register and wrap thinly: a call decides where it is made, and the running application does the rest.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow.context import StepScope, current, current_branch, refuse_loop, runtime
+from eventflow.context import StepScope, current, current_branch, refuse_loop, refuse_sync_workflow, runtime
 from eventflow.errors import UsageError
 from eventflow.registry import (
     Isolation,
@@ -21,7 +22,10 @@ from eventflow.registry import (
     TransactionSpec,
     check_function,
     check_name,
+    colour_async,
     hints,
+    innermost,
+    is_async,
     make_spec,
     registry,
 )
@@ -52,6 +56,7 @@ class Workflow(Generic[P, R_co]):
         return self.spec.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        self._refuse_inside()
         encoded = self.encode(args, kwargs)
         if self.spec.is_async:
             return cast("R_co", self._call(encoded))
@@ -76,12 +81,15 @@ class Workflow(Generic[P, R_co]):
             return self._bound
         return self.spec.arguments.encode(tuple(args), dict(kwargs))
 
-    async def _call(self, arguments: str) -> Any:
+    def _refuse_inside(self) -> None:
         here = current.get()
         if isinstance(here, StepScope):
             raise UsageError(f"the workflow {self.name!r} cannot be called in a step or transaction")
         if here is not None:
             raise UsageError(f"{self.name!r}: child workflows are not built yet; call a step")
+
+    async def _call(self, arguments: str) -> Any:
+        self._refuse_inside()  # again: made outside and awaited inside, it would be a child all the same
         app = runtime(f"the workflow {self.name!r}")
         workflow_id = await app.start_soon(self.spec, arguments, None, "attach")
         return await app.result(workflow_id, self.spec.result, None)
@@ -109,17 +117,27 @@ def workflow(
     process that runs it are tolerated before it is parked.
 
     Raises:
-        UsageError: no function, or the name is taken.
+        UsageError: no function, a method, or the name is taken.
 
     """
 
     def decorate(function: Callable[..., Any]) -> Workflow[..., Any]:
         check_function(function, "workflow")
+        _refuse_method(function)
         spec = make_spec(function, name, as_retry(retries), recoveries)
         registry.add(spec)
         return Workflow(spec)
 
     return decorate if function is None else decorate(function)
+
+
+def _refuse_method(function: Callable[..., Any]) -> None:
+    first = next(iter(inspect.signature(function).parameters), "")
+    if first == "self":
+        raise UsageError(
+            f"@workflow: {innermost(function).__qualname__} is a method, and what `self` is in another process nobody "
+            "knows: make it a function that takes plain values (workflows of registered instances are not built yet)"
+        )
 
 
 class AsyncStartable(Protocol[Unpack[Ts], R_co]):
@@ -166,15 +184,15 @@ def _transaction_spec(
 ) -> TransactionSpec:
     check_function(function, "transaction")
     flavour, leading = _flavour(function)
-    is_async = inspect.iscoroutinefunction(function)
-    if is_async != flavour.startswith("async"):
+    awaited = is_async(function)
+    if awaited != flavour.startswith("async"):
         raise UsageError(
-            f"@transaction: {function.__qualname__} is {'async' if is_async else 'sync'}, its connection is not"
+            f"@transaction: {function.__qualname__} is {'async' if awaited else 'sync'}, its connection is not"
         )
     if isolation not in {None, "read committed", "repeatable read", "serializable"}:
         raise UsageError(f"@transaction: no such isolation level: {isolation!r}")
     return TransactionSpec(
-        check_name(name or function.__qualname__), function, is_async, flavour, leading, isolation, as_retry(retries)
+        check_name(name or function.__qualname__), function, awaited, flavour, leading, isolation, as_retry(retries)
     )
 
 
@@ -221,12 +239,16 @@ def transaction(
 
 
 def _async_transaction(spec: TransactionSpec) -> Callable[..., Any]:
-    @functools.wraps(spec.function)
-    async def call(*args: Any, **kwargs: Any) -> Any:
+    async def transact(args: Any, kwargs: Any) -> Any:
         _refuse_nested(spec)
         return await runtime(f"the transaction {spec.name!r}").transact(spec, current_branch(), args, kwargs)
 
-    return call
+    @functools.wraps(spec.function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        refuse_sync_workflow(f"the transaction {spec.name!r}")
+        return transact(args, kwargs)
+
+    return colour_async(call)
 
 
 def _sync_transaction(spec: TransactionSpec) -> Callable[..., Any]:
@@ -238,6 +260,25 @@ def _sync_transaction(spec: TransactionSpec) -> Callable[..., Any]:
         return app.transact_sync(spec, current_branch(), args, kwargs)
 
     return call
+
+
+def transaction_of(
+    function: Callable[..., Any], args: Sequence[Any], name: str | None, retries: int | Retry
+) -> tuple[TransactionSpec, Sequence[Any]] | None:
+    """The transaction that `run_step` runs, under the name and policy given, and its arguments; None if it is none.
+
+    Raises:
+        UsageError: a decorator of the user's stands above `@transaction`, which could only run it as a plain function.
+
+    """
+    spec = getattr(function, "__eventflow_transaction__", None)
+    if not isinstance(spec, TransactionSpec):
+        return None
+    if getattr(function, "__wrapped__", None) is not spec.function:  # handed on by functools.wraps
+        raise UsageError(f"run_step: put the decorator of the transaction {spec.name!r} below @transaction")
+    policy = spec.retry if retries == 0 else as_retry(retries)
+    bound = (function.__self__, *args) if inspect.ismethod(function) else args
+    return dataclasses.replace(spec, name=check_name(name or spec.name), retry=policy), bound
 
 
 def _refuse_nested(spec: TransactionSpec) -> None:
