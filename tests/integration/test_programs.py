@@ -80,7 +80,6 @@ def test_two_programs_of_one_name_are_refused_at_start(world: World, tmp_path: P
     assert other.alive
 
 
-
 # ---- lifespans ---------------------------------------------------------------------------------
 
 

@@ -1,7 +1,15 @@
 """What a process that goes on with another's workflow makes of its record: the same results, or a clear refusal."""
 
+import asyncio
 import json
+from collections import defaultdict
 
+import pytest
+
+import eventflow
+from eventflow import Retry, durable, sync
+from eventflow.migrations import migrate
+from eventflow.settings import Settings
 from tests.harness import World
 
 
@@ -55,3 +63,61 @@ def test_branches_replay_the_same_whatever_ends_first(world: World) -> None:
         keys.setdefault((offset, f"{kind} {call}"), set()).add(key)
     assert all(len(each) == 1 for each in keys.values()), "an attempt after the crash has the key of the one before"
     assert len({key for each in keys.values() for key in each}) == len(keys) == 6 * 8 * 3, "each call has its own"
+
+
+# ---- idempotency keys --------------------------------------------------------------------------
+
+KEYS: dict[str, list[str]] = defaultdict(list)
+TWICE = Retry(2, delay=0.01)
+
+
+def called(name: str, fails: int = 0) -> None:
+    """Note the key of this call; the first so many of a name fail."""
+    KEYS[name].append(durable.idempotency_key())
+    if len(KEYS[name]) <= fails:
+        raise ValueError(f"{name} fails")
+
+
+@eventflow.step
+async def look() -> None:
+    called("look")
+
+
+@eventflow.step(retries=TWICE)
+async def pay() -> None:
+    called("pay", fails=5)
+
+
+@eventflow.step(retries=TWICE)
+def weigh() -> None:
+    called("weigh", fails=5)
+
+
+@eventflow.workflow(name="keys", retries=1)
+async def keys() -> str:
+    await look()
+    await look()
+    await asyncio.gather(pay(), look())
+    await durable.run_step(called, "ad hoc")
+    return durable.idempotency_key()
+
+
+@eventflow.workflow(name="keys sync", retries=1)
+def keys_sync() -> str:
+    weigh()
+    return durable.idempotency_key()
+
+
+def test_an_idempotency_key_is_that_of_all_attempts_and_of_no_other_step(database_url: str) -> None:
+    """A step's own retries and its workflow's: three and three attempts, one key."""
+    migrate(database_url)
+    with eventflow.running(Settings(database_url=database_url), consumers=False):
+        runs = [sync.start(keys, workflow_id="one"), sync.start(keys_sync, workflow_id="two")]
+        outside = [run.result(timeout=20) for run in runs]
+        KEYS["another workflow"] = [sync.start(keys_sync, workflow_id="three").result(timeout=20)]
+    assert (len(KEYS["pay"]), len(KEYS["weigh"])) == (6, 7)
+    different = {name: len(set(each)) for name, each in KEYS.items()}
+    assert different == {"look": 3, "pay": 1, "ad hoc": 1, "weigh": 2, "another workflow": 1}
+    assert len({key for each in KEYS.values() for key in each} | set(outside)) == sum(different.values()) + len(outside)
+    with pytest.raises(eventflow.EventflowError, match="idempotency_key"):
+        durable.idempotency_key()
