@@ -71,10 +71,10 @@ def test_what_is_in_flight_is_bounded_and_costs_no_membership(world: World) -> N
     before = {group: members(world, group) for group in ("async", "sync", "blocking")}
     assert {group: given for group, [(_, given)] in before.items()} == {"async": "mine", "sync": None, "blocking": None}
     world.produce(60)
-    for group in before:
+    for group, who in before.items():
         world.wait_completed(group)
         world.check(group)
-        assert members(world, group) == before[group]
+        assert members(world, group) == who
     most = dict(world.sql('select "group", max(note::int) from effects group by 1'))
     assert most == {"async": 5, "sync": 4}
     assert world.sql("select distinct epoch from eventflow.claims") == [(1,)]
