@@ -165,7 +165,9 @@ def test_the_isolation_level_is_the_one_asked_for(notes_url: str) -> None:
     """On each kind of connection, whatever the transaction before it on the same one had asked for."""
     settings = Settings(database_url=notes_url, transaction_lanes=1)
     kinds = {level: shows(level) for level in LEVELS}
-    order = [(which, level) for which in (0, 1, 0) for level in LEVELS]  # a connection begins in another way after a Session
+    order = [
+        (which, level) for which in (0, 1, 0) for level in LEVELS
+    ]  # a connection begins in another way after a Session
     found: list[tuple[Any, str]] = []
 
     async def main() -> None:
