@@ -101,16 +101,34 @@ def test_a_half_finished_download_is_repaired(tmp_path: Path, monkeypatch: pytes
         assert (folder / name).read_bytes() == whole[name].read_bytes()
 
 
-def test_a_copy_that_was_killed_is_made_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "killed",
+    ["another", pytest.param("same", marks=pytest.mark.xfail(strict=False, reason="in a container, ids come again"))],
+)
+def test_a_copy_that_was_killed_is_made_anew(tmp_path: Path, killed: str) -> None:
     """PostgreSQL's files, where its account may not enter the wheel's folder: half of them are never taken for all."""
     closed, place = tmp_path / "closed" / "pginstall", tmp_path / "place"
     closed.mkdir(parents=True)
     (closed / "postgres").write_text("whole")
     closed.parent.chmod(0o700)
-    half = place / "pginstall.partial-1"
+    half = place / f"pginstall.partial-{1 if killed == 'another' else os.getpid()}"
     half.mkdir(parents=True)
     (half / "postgres").write_text("wh")
     who = next(each for each in pwd.getpwall() if each.pw_uid != os.geteuid())
     for _ in range(2):
         copy = accessible_copy(closed, place, who)
         assert (copy.name, (copy / "postgres").read_text()) == ("pginstall", "whole")
+
+
+@pytest.mark.xfail(strict=False, reason="PG_VERSION is one of the first files that initdb writes")
+def test_an_initdb_that_was_killed_is_run_anew(private_root: Path) -> None:
+    server = Postgres(private_root)
+    half = private_root / "postgres" / "data"
+    (half / "global").mkdir(parents=True)
+    (half / "PG_VERSION").write_text("18\n")
+    (private_root / "postgres" / "password").write_text("of the first start")
+    try:
+        server.start()
+        assert one(server) == 1
+    finally:
+        server.stop()
