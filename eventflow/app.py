@@ -23,7 +23,7 @@ from typing import Any, Generic, Literal, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow.codec import Codec, decode_error
+from eventflow.codec import Codec, decode_error, error_line
 from eventflow.context import StepScope, current, runtime, slot
 from eventflow.database import Database
 from eventflow.errors import (
@@ -83,6 +83,7 @@ class App:
         self._stop = threading.Event()
         self._calls = Threads[Callable[[], None]](settings.threads, lambda call: call())
         self._supervisor: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
         self.failed: asyncio.Future[BaseException]
 
     @contextlib.asynccontextmanager
@@ -164,6 +165,7 @@ class App:
                 await asyncio.sleep(0.1)
                 await self._begin()
         except Exception as error:
+            logger.error("eventflow has stopped: %s", error_line(error))
             done_with(self.failed, error)
 
     # ---- what the verbs need ----
@@ -185,10 +187,8 @@ class App:
         incarnation = await self._current()
         if workflow_id is not None:
             check_workflow_id(workflow_id)
-            run = await asyncio.to_thread(incarnation.start_workflow, spec, arguments, workflow_id, if_exists)
-            if run is not None:
-                run.future = self._loop.create_future()
-                incarnation.executor.dispatch([run])
+            begin = self._start_given(incarnation, spec, arguments, workflow_id, if_exists)
+            await self._to_its_end(begin)
             return workflow_id
         workflow_id = str(uuid.uuid4())
         executor = incarnation.executor
@@ -197,13 +197,28 @@ class App:
         executor.runs[workflow_id] = run
         run.submitted += 1
         accepted = self._loop.create_future()
-        run.waiters = [functools.partial(_in_loop, self._loop, accepted)]
+        # Not by the caller, who may be cancelled while he waits: once it is durable it runs.
+        run.waiters = [functools.partial(executor.dispatch, [run]), functools.partial(_in_loop, self._loop, accepted)]
         incarnation.journal.submit(Entry(run, []))
         await accepted
         if run.dropped:
             raise FencedError("this process lost its lease while the workflow was started")
-        executor.dispatch([run])
         return workflow_id
+
+    async def _start_given(
+        self, incarnation: Incarnation, spec: Spec, arguments: str, workflow_id: str, if_exists: str
+    ) -> None:
+        run = await asyncio.to_thread(incarnation.start_workflow, spec, arguments, workflow_id, if_exists)
+        if run is not None:
+            run.future = self._loop.create_future()
+            incarnation.executor.dispatch([run])
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for something that goes on when the caller is cancelled."""
+        task = self._loop.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        await asyncio.shield(task)
 
     async def result(self, workflow_id: str, codec: Codec, timeout: float | None) -> Any:
         """The workflow's result: from memory where it runs here, else from the ledger."""
@@ -333,6 +348,9 @@ class Handle(Generic[R_co]):
         Raises:
             WorkflowTimeoutError: there is none yet.
             WorkflowParkedError, WorkflowCancelledError: there will be none.
+            WorkflowNotFoundError: the ledger has none of this id.
+            NotRunningError: outside `running()`.
+            UsageError: in a step or transaction.
             Exception: the workflow's own, as recorded.
 
         """
@@ -345,6 +363,7 @@ class Handle(Generic[R_co]):
         """The workflow as the ledger has it.
 
         Raises:
+            NotRunningError: outside `running()`.
             WorkflowNotFoundError: it has none of this id.
 
         """
@@ -352,7 +371,12 @@ class Handle(Generic[R_co]):
         return WorkflowRecord(*row[:6])
 
     async def steps(self) -> list[StepRecord]:
-        """The workflow's recorded steps, in order."""
+        """The workflow's durable steps, in order; none where the ledger has no such workflow.
+
+        Raises:
+            NotRunningError: outside `running()`.
+
+        """
         rows = await asyncio.to_thread(_app("a handle").read, "read_steps", self._workflow_id)
         return [StepRecord(*row) for row in rows]
 
@@ -495,8 +519,5 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
             import uvloop as fast
 
             factory = fast.new_event_loop
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(main())
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())  # what ends an overdue process stays armed: threads of the user's may hang after this

@@ -96,9 +96,10 @@ class Brokers:
             raise UnavailableError(f"{where}: {reason(error)}") from error
 
     def _describe(self, topic: str) -> tuple[str, str]:
-        asked = self.admin.describe_topics(confluent_kafka.TopicCollection([topic]), request_timeout=5)
+        admin: Any = self.admin  # its futures are not typed
+        asked = admin.describe_topics(confluent_kafka.TopicCollection([topic]), request_timeout=5)
         description = asked[topic].result(timeout=6)
-        cluster = self.admin.describe_cluster(request_timeout=5).result(timeout=6)
+        cluster = admin.describe_cluster(request_timeout=5).result(timeout=6)
         topic_id = str(description.topic_id)
         if not topic_id or set(topic_id) <= set("A-0") or not cluster.cluster_id:
             raise UnavailableError(f"topic {topic!r} has no id; Apache Kafka 3.7 or newer is needed")

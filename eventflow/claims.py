@@ -18,13 +18,15 @@ from eventflow.errors import EventflowError, UnavailableError
 from eventflow.idempotency import message_workflow_id_prefix
 from eventflow.journal import Journal, Lane, backoff
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Scope
+from eventflow.runs import Claim, Fingerprint, Scope
 from eventflow.sources import Source, Sources
 
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, int]  # topic, partition
 _ASK = 10  # seconds for a question to the brokers
+_PUT_OFF = 12  # folds of a claim that may be left out in a row
+_EARLY = 10_000  # messages looked up at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class _Taken:
     verified: int
     accepted: Any
     unfinished: list[str]  # of those that are kept in order
+    early: dict[int, Fingerprint]
 
 
 class Claims:
@@ -52,6 +55,7 @@ class Claims:
         self._spec, self._executor, self._bound = spec, executor, bound
         self._ledger, self._sources, self._journal, self._stop = ledger, sources, journal, stop
         self._positions: dict[Claim, int] = {}
+        self._put_off: dict[int, int] = {}
 
     def get(self, topic: str | None, partition: int | None) -> Claim | None:
         """The claim of a partition, if it is held."""
@@ -110,16 +114,43 @@ class Claims:
         where = {"group": self._spec.group, "source": source.id, "partitions": partitions}
         left = {row[0]: row for row in run(connection, "lock_claims", where)}
         ids = sorted(left)
+        early = self._end_former(connection, source, partitions) if source.incarnation > 1 else {}
         taken = run(connection, "take_claims", {"executor": self._executor, "in_flight": self._bound, "claims": ids})
         positions = dict(run(connection, "read_positions", {"claims": ids}))
         unfinished = run(connection, "read_unfinished", {"claims": ids})
         return [
             _Taken(
                 i, partition, epoch, left[i][2], left[i][3], left[i][4], positions[i],
-                [row[0] for row in unfinished if row[1] == i and row[2] is not None],
+                [row[0] for row in unfinished if row[1] == i and row[2] is not None], early.get(partition, {}),
             )
             for i, partition, epoch in sorted(taken)
         ]  # fmt: skip
+
+    def _end_former(
+        self, connection: Connection, source: Source, partitions: list[int]
+    ) -> dict[int, dict[int, Fingerprint]]:
+        """End the claims on older incarnations of the topic; what may have been read of this one under them, by partition.
+
+        Kafka's consumer reads by name: between the recreation of a topic and the moment that it is noticed, messages of the
+        new one can be taken for the old one's. They were handled once, and are told by what they are (R16).
+        """
+        run = self._ledger.database.run
+        former = run(
+            connection, "end_former_claims",
+            {"source": source.id, "group": self._spec.group, "partitions": partitions},
+        )  # fmt: skip
+        newest = {partition: incarnation for _, incarnation, partition, _ in sorted(former, key=lambda row: row[1])}
+        former = [row for row in former if newest[row[2]] == row[1]]
+        positions = dict(run(connection, "read_positions", {"claims": [row[0] for row in former]}))
+        early: dict[int, dict[int, Fingerprint]] = {}
+        for claim, incarnation, partition, verified in former:
+            prefix = message_workflow_id_prefix(self._spec.group, source.topic, incarnation, partition)
+            position = max(r.upper for r in positions[claim])
+            for low in range(verified, position, _EARLY):
+                ids = [f"{prefix}{offset}" for offset in range(low, min(low + _EARLY, position))]
+                rows = run(connection, "read_early", {"ids": ids})
+                early.setdefault(partition, {}).update({offset: tuple(rest) for offset, *rest in rows})
+        return early
 
     def _make(self, topic: str, source: Source, taken: _Taken) -> Claim:
         first, *above = list(taken.accepted)
@@ -132,6 +163,7 @@ class Claims:
         if self._spec.ordering == "partition":
             claim.scope = Scope(str(taken.id), taken.unfinished)
         claim.verified = min(taken.verified, claim.next_offset)
+        claim.early = taken.early
         if not taken.released:
             claim.wary = taken.former_bound
         logger.info(
@@ -257,9 +289,14 @@ class Claims:
         """Have the journal fold the deltas of each claim that has new ones, one between two flushes (R5)."""
         for claim in self.usable():
             state = (claim.next_offset, claim.finished)
-            if claim.folded != state:
+            if claim.folded != state and self._may_fold(claim):
                 claim.folded = state
                 self._journal.between_flushes(lambda lane, c=claim: self._fold_one(lane, c))
+
+    def _may_fold(self, claim: Claim) -> bool:
+        """Not while a transaction above READ COMMITTED is under way, which would run again; nor put off for ever."""
+        self._put_off[claim.id] = self._put_off.get(claim.id, 0) + 1 if claim.isolated else 0
+        return self._put_off[claim.id] % (_PUT_OFF + 1) == 0
 
     def folded_positions(self) -> list[TopicPartition]:
         """What folds have told since the last call, for Kafka's advisory offsets."""

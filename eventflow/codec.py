@@ -60,7 +60,7 @@ class Codec:
             raise CodecError(f"the record does not fit {self._annotation!r}: {error}") from None
 
 
-def _has_fields(kind: type) -> bool:
+def _has_fields(kind: type[Any]) -> bool:
     return issubclass(kind, BaseModel) or hasattr(kind, "__dataclass_fields__")
 
 
@@ -212,6 +212,11 @@ def _text(error: BaseException) -> str:
         return f"<{type(error).__qualname__} without text>"
 
 
+def error_line(error: BaseException) -> str:
+    """The first line of what an exception says; never raises."""
+    return (_text(error).splitlines() or [type(error).__name__])[0][:300]
+
+
 def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\\0")
 
@@ -232,7 +237,8 @@ def decode_error(text: str) -> Exception:
         return WorkflowError(record["type"], record["message"], record.get("traceback", ""))
     error = kind.__new__(kind, *arguments)
     error.args = tuple(arguments)
-    for name, value in (record.get("attributes") or {}).items():
+    attributes: dict[str, Any] = record.get("attributes") or {}
+    for name, value in attributes.items():
         setattr(error, name, value)
     for note in record.get("notes", []):
         error.add_note(note)

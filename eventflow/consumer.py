@@ -8,6 +8,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from eventflow.database import Database, KeptConnection
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.journal import Journal, backoff
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Run, Scope
+from eventflow.runs import Claim, Run, Scope, fingerprint
 from eventflow.settings import KafkaProperties
 from eventflow.sources import Sources
 from eventflow.telemetry import crash_point
@@ -67,7 +68,7 @@ class Intake:
         self._abandoned = False
         self._unsure = False  # in a doubt all was thrown away: it is fetched again before anything else is taken
         self._rebalanced = False
-        self._lost: list[Claim] = []
+        self._lost: deque[Claim] = deque()
         self._consumer: Consumer
         self._paused: set[Key] = set()
         self._skipped: set[Claim] = set()  # of these, messages that found no room were thrown away
@@ -111,14 +112,16 @@ class Intake:
 
     def lose(self, claims: Iterable[Claim]) -> None:
         """The journal learnt that these belong to others; where Kafka disagrees they are claimed again (R7)."""
-        self._lost.extend(c for c in claims if self.claims.get(c.topic, c.partition) is c)
+        for claim in claims:
+            if self.claims.get(claim.topic, claim.partition) is claim:
+                self._lost.append(claim)
 
     def _main(self) -> None:
         try:
             while not self._stop.is_set():
                 self._session()
-        except FencedError:
-            logger.debug("%s stops: fenced", self.name)
+        except FencedError as error:
+            self._on_fatal(error)
         except EventflowError as error:
             logger.error("%s stops: %s", self.name, error)
             self._on_fatal(error)
@@ -304,6 +307,8 @@ class Intake:
                 continue
             if message.leader_epoch() != claim.leader_epoch and not self._same_log(claim, message):
                 continue
+            if claim.early and self._handled_early(claim, message):
+                continue
             run = Run(spec, claim.id_prefix + str(offset), application)
             run.claim, run.offset, run.first = claim, offset, claim.next_offset
             run.value, run.key, run.headers = message.value(), message.key(), message.headers()
@@ -343,6 +348,16 @@ class Intake:
             self._sources.doubt()
             self._unsure = True
         return False
+
+    def _handled_early(self, claim: Claim, message: Any) -> bool:
+        """Whether this very message was handled when the topic's recreation had not been noticed yet (R16)."""
+        offset = message.offset()
+        known = claim.early.pop(offset, None)
+        if known is None or known != fingerprint(message.timestamp()[1], message.key(), message.value()):
+            return False
+        self._journal.cover((claim, claim.next_offset, offset + 1))
+        claim.next_offset = offset + 1
+        return True
 
     def _accepted(self, claim: Claim, offset: int) -> bool:
         """Whether the ledger accepted this offset before this claim; what lies between is covered on the way."""
@@ -430,7 +445,7 @@ class Intake:
 
     def _claim_again(self) -> None:
         """R7: refused, yet Kafka still assigns it to us."""
-        lost, self._lost = self._lost, []
+        lost = [self._lost.popleft() for _ in range(len(self._lost))]
         assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
         again = sorted({(c.topic, c.partition) for c in lost} & assigned)
         self.claims.drop((c.topic, c.partition) for c in lost if self.claims.get(c.topic, c.partition) is c)

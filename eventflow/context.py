@@ -118,6 +118,13 @@ def scope_of(what: str) -> tuple[Any, str]:
 
 
 def idempotency_key() -> str:
-    """A key for the outside world: the same for all attempts of a step, different between steps."""
+    """A key for the outside world: the same for all attempts of a step and in any process, different between steps.
+
+    In a workflow, outside its steps, it is the workflow's own.
+
+    Raises:
+        UsageError: outside a workflow.
+
+    """
     run, position = scope_of("idempotency_key()")
     return step_idempotency_key(run.workflow_id, position)

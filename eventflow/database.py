@@ -162,8 +162,8 @@ def judge(error: psycopg.Error, connection: "psycopg.Connection[Any] | psycopg.A
     `unknown`: the connection broke, so the commit may or may not have happened. `again`: run the whole once more.
     """
     state = error.sqlstate
-    if state in {"EF001", "EF003"}:
-        return "fenced"
+    if state in {"EF001", "EF003", "EF004"}:
+        return "fenced"  # EF004: the ledger is not what this executor thinks; only a new beginning helps
     if state == "EF002":
         return "claims lost"
     if connection.broken or connection.closed or (state is None and isinstance(error, psycopg.OperationalError)):

@@ -29,7 +29,12 @@ def workflow_id() -> str:
 
 
 def attempt() -> int:
-    """Which run of the workflow this is, from 1; it identifies and limits nothing."""
+    """Which run of the workflow this is, from 1; it identifies and limits nothing.
+
+    Raises:
+        UsageError: outside a workflow.
+
+    """
     return scope_of("attempt()")[0].attempt
 
 

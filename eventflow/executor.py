@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
 from typing import Any, Protocol
 
-from eventflow.codec import encode_error
+from eventflow.codec import encode_error, error_line
 from eventflow.context import current
 from eventflow.errors import CodecError, DeterminismError
 from eventflow.idempotency import parse_message_workflow_id
@@ -30,6 +30,7 @@ from eventflow.threads import Threads
 logger = logging.getLogger(__name__)
 
 _SLICE = 0.005  # seconds that one runner may hold the loop
+_RECOVERED = 3000  # rows of dead peers that are taken beside what runs
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
 
 
@@ -162,7 +163,7 @@ class Executor:
             tail, scope.tail = scope.tail, run
             if tail is not None and not tail.over():
                 run.before, tail.after = tail, run
-            if scope.holder is not None or scope.unfinished:
+            if scope.holder is not None or scope.unfinished or scope.line:
                 scope.line.append(run)
                 return False
             scope.holder = run
@@ -222,6 +223,7 @@ class Executor:
                 continue
             self._active += 1
             self._beginning = run
+            run.begun = True
             context = Context()
             coroutine = self._run(run, task)
             try:
@@ -268,6 +270,7 @@ class Executor:
         if not run.may_begin():
             self.abandon(run)
             return
+        run.begun = True
         self._started.append((self._clock(), run))
         self._in_threads.add(run)
         Context().run(self._run_sync, run)
@@ -318,7 +321,7 @@ class Executor:
     def fail(self, run: Run, error: BaseException) -> None:
         """Keep it whole in the ledger as failed; what waits behind it goes on."""
         level = logging.WARNING if run.claim is not None else logging.INFO
-        logger.log(level, "%s failed: %s: %s", run.workflow_id, type(error).__name__, _line(error))
+        logger.log(level, "%s failed: %s: %s", run.workflow_id, type(error).__name__, error_line(error))
         run.outcome = error
         entry = Entry(run, run.history.take_last(), "failed", error=encode_error(error))
         self._hand(run, entry, ended=True)
@@ -338,8 +341,9 @@ class Executor:
         wait = run.spec.retry.wait(run.retries + 1, self._draw())
         run.retries += 1
         run.attempt += 1
+        run.begun = False
         dropped = run.history.drop_failed(error)
-        logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, _line(error))
+        logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, error_line(error))
         # Queued, not running: if the process dies meanwhile, it was not this one that killed it (R13).
         entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait, drop_from=dropped)
         self._hand(run, entry)
@@ -351,7 +355,9 @@ class Executor:
 
     def _again(self, run: Run) -> None:
         self._timers.pop(run, None)
-        if not run.dropped:
+        if run.dropped:
+            self.abandon(run)
+        elif not run.ended:
             self._hand(run, Entry(run, [], changed=True))
             self._when_settled(run)
 
@@ -366,7 +372,9 @@ class Executor:
             self.next_in_line(run)
 
     def abandon(self, run: Run) -> None:
-        """This attempt is over and is recorded by nobody here."""
+        """This attempt is over and is recorded by nobody here; where its end is with the journal already, that stands."""
+        if run.ended and not run.dropped and run.submitted > run.durable:
+            return
         run.dropped = run.ended = True
         self._forget(run)
         self._count_dropped(run)
@@ -525,6 +533,7 @@ class Executor:
             run.dropped = True
             if run.ended:
                 self._count_dropped(run)
+                self._forget(run)
             if run.future is not None:
                 self.loop.call_soon_threadsafe(_cancel, run.future)
             run.wake()
@@ -537,8 +546,13 @@ class Executor:
             return
         limit = self._clock() - self._accept_after
         started = self._started
-        while started and started[0][0] < limit:
-            self.accept(started.popleft()[1])
+        for _ in range(len(started)):
+            if started[0][0] >= limit:
+                break
+            run = started.popleft()[1]
+            self.accept(run)
+            if not run.spec.is_async and not run.ended:
+                started.append((self._clock(), run))  # what it records, it hands over when it next waits, or here
         self._tick = self.loop.call_later(max(self._accept_after / 2, 0.005), self._accept_slow)
 
     def accept_claims(self, claims: set[Claim], timeout: float) -> None:
@@ -576,7 +590,8 @@ class Executor:
     def adopt(self, runs: Iterable[Run], *, recovered: bool) -> None:
         """Rows that this executor has claimed; recovered ones run alone, one by one (R13). On the loop's thread."""
         for run in runs:
-            if run.workflow_id in self.runs or self._stopping:
+            known = self.runs.get(run.workflow_id)
+            if self._stopping or (known is not None and not known.dropped):
                 continue
             self.runs[run.workflow_id] = run
             run.executor = self
@@ -592,7 +607,11 @@ class Executor:
     async def _run_alone(self) -> None:
         try:
             while self._suspects and not self._stopping:
+                began = self._clock()
                 await self._run_suspect(self._suspects.popleft())
+                self._open(True)  # for as long as it was closed: the others get half of the time
+                self._spawn()
+                await asyncio.sleep(self._clock() - began)
         except Dropped:
             pass
         finally:
@@ -664,6 +683,15 @@ class Executor:
 
     # ---- the end ----
 
+    def holds(self, workflow_id: str) -> bool:
+        """Whether a run of this workflow is under way here, or waits to be."""
+        run = self.runs.get(workflow_id)
+        return run is not None and not run.dropped
+
+    def room(self) -> int:
+        """How many rows that nobody holds may be taken: none while suspects wait, who run one by one."""
+        return 0 if self._suspects else max(0, _RECOVERED - len(self.runs))
+
     def busy(self) -> int:
         """How many runs are under way or waiting to start."""
         return len(self._queue) + self._active + self._threads.active() + self._threads.waiting()
@@ -679,14 +707,15 @@ class Executor:
             await asyncio.sleep(0.01)
         self._stopping = True
         self._threads.stop()
+        for timer in self._timers.values():
+            timer.cancel()
         for task in list(self._tasks):
-            task.cancel()
+            task.cancel()  # what unwinds lets go of itself
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1.0)
-        for run in [*self.runs.values(), *self._in_threads]:
-            if not _is_transactional(run):  # those commit in their own lanes, or not at all
-                with run.lock:
-                    self.release(run)
+        for run in list(self.runs.values()):
+            if not run.begun and not _is_transactional(run):  # what runs on is let go of when this executor dies
+                self.release(run)
 
     def abort(self) -> None:
         """The incarnation is over: nothing that runs can be recorded any more. On the loop's thread."""
@@ -744,8 +773,3 @@ def _resolve(future: "asyncio.Future[Any]", outcome: Any, failed: bool) -> None:
 def _cancel(future: "asyncio.Future[Any]") -> None:
     if not future.done():
         future.cancel()
-
-
-def _line(error: BaseException) -> str:
-    text = str(error)
-    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -2,8 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 from typing_extensions import TypeVar
 
@@ -22,7 +22,7 @@ from eventflow.retry import Retry, as_retry
 from eventflow.settings import check_kafka_properties
 
 H = TypeVar("H", bound=Callable[[Message[Any, Any]], object])
-L = TypeVar("L", bound=Callable[[], Any])
+L = TypeVar("L", bound=Callable[[], AsyncIterator[None] | Iterator[None]])
 
 
 def kafka_consumer(
@@ -42,9 +42,20 @@ def kafka_consumer(
     """Handle each message of these topics exactly once per group, as a durable workflow.
 
     The handler takes a `Message[V]` and stays what it was: calling it calls the function. Stacked on `@transaction`
-    its effects and the message's position are one commit. `ordering="partition"` runs a partition's messages one after
-    another. After `retries` attempts the message is kept whole in the ledger as failed, and the partition passes on.
-    `start` is where a partition begins that neither the ledger nor the group's committed offsets know.
+    its effects and the message's position are one commit.
+
+    Args:
+        topics: one name or several.
+        group: the consumer group; a message is handled once by each.
+        name: the workflow's name in the ledger; the handler's `__qualname__` by default.
+        ordering: "partition" runs a partition's messages one after another; a parked one holds those behind it back.
+        retries: attempts after the first; then the message is kept whole in the ledger as failed, and the partition
+            passes on. Its steps' retries multiply with it.
+        recoveries: how many deaths of the process that runs it a message may survive before it is parked.
+        start: where a partition begins that neither the ledger nor the group's committed offsets know.
+        identity: what a topic is told by: its id, so that a recreated one is another. "name" is not built yet.
+        max_in_flight: messages in flight in this process; `EVENTFLOW_MAX_IN_FLIGHT` by default.
+        kafka: librdkafka properties for this consumer, over those of `EVENTFLOW_KAFKA`.
 
     Raises:
         UsageError: the handler, an option, or the pair of topic and group cannot be.
@@ -84,7 +95,7 @@ def _topics(topics: str | Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise UsageError("@kafka_consumer needs a topic")
     for topic in names:
-        if not isinstance(topic, str) or not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic):
+        if not isinstance(cast("object", topic), str) or not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic):
             raise UsageError(f"@kafka_consumer: not a topic's name: {topic!r}")
     return names
 

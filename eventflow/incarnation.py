@@ -69,7 +69,7 @@ class Incarnation:
         self.executor.transactions = self.transactions
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease,
-            adopt=self._adopt, running=self.executor.runs.__contains__, stuck_for=self.journal.waiting_for,
+            adopt=self._adopt, running=self.executor.holds, room=self.executor.room, stuck_for=self.journal.waiting_for,
             on_fenced=self._end,
         )  # fmt: skip
         self.intakes = [
@@ -177,6 +177,7 @@ class Incarnation:
         budget = self._settings.drain
         until = time.monotonic() + budget
         logger.info("executor %d leaves; what runs has %g s to end", self.id, budget)
+        self._lease.leave()
         for intake in self.intakes:
             intake.hold()
         while self._busy() and time.monotonic() < until:

@@ -421,7 +421,7 @@ class Journal:
                 continue
             before = taken.get(run)
             taken[run] = entry if before is None else before.absorb(entry)
-            size += len(run.value or b"") + len(entry.output or "") + 200
+            size += _size(entry)
         if dropped:
             self._on_dropped(dropped)
         self._arrived = merged
@@ -486,11 +486,8 @@ class Journal:
             raise FencedError(f"a position was refused: {error}")
         [entry] = entries
         run = entry.run
-        if error.sqlstate == "23505" and error.table == "workflows" and run.claim is not None:
-            run.claim.lose()  # not claimed again: a person looks first
-            run.dropped = True
-            self._on_incident("duplicate", run.workflow_id, f"its row exists already; the partition stops: {error}")
-            self._on_dropped([entry])
+        if error.sqlstate == "23505" and error.table in {"workflows", "checkpoints"}:
+            self._end_duplicate(entry, error)
             return
         if entry.reason == _REFUSED:
             raise FencedError(f"the failure record of {run.workflow_id} was refused: {error}")
@@ -499,8 +496,28 @@ class Journal:
         run.dropped = True
         self._on_dropped([entry])
 
+    def _end_duplicate(self, entry: Entry, error: RefusedError) -> None:
+        """A row that this attempt alone may write is there already: a rule was broken, and no value is to blame (R5)."""
+        run = entry.run
+        run.dropped = True
+        if run.claim is not None and not run.in_ledger:
+            run.claim.lose()  # not claimed again: a person looks first
+        self._on_incident("duplicate", run.workflow_id, f"what it records is there already: {error}")
+        self._on_dropped([entry])
+
 
 # ---- what a flush says -------------------------------------------------------------------------
+
+
+def _size(entry: Entry) -> int:
+    """About how many bytes an entry sends."""
+    run = entry.run
+    size = 200 + len(run.value or b"") + len(run.key or b"") + len(entry.output or "")
+    for checkpoint in entry.checkpoints:
+        size += 100 + len(checkpoint.output or checkpoint.error or "")
+    if entry.error or run.arguments or run.headers:
+        size += len(entry.error or "") + len(run.arguments or "") + len(headers_json(run.headers) or "")
+    return size
 
 
 def _safe_record(error: RefusedError) -> str:

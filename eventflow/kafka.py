@@ -14,7 +14,7 @@ from eventflow.errors import CodecError, UsageError
 
 V_co = TypeVar("V_co", covariant=True)
 K_co = TypeVar("K_co", covariant=True, default=bytes | None)
-_NO_KEY = cast("Any", None)
+_NO_KEY = cast("bytes | None", None)
 RawHeaders = list[tuple[str, bytes | None]] | None
 
 
@@ -65,16 +65,26 @@ class Headers(Mapping[str, bytes]):
 
 
 class Message(Generic[V_co, K_co]):
-    """A Kafka message with its value and key decoded by annotation."""
+    """A Kafka message with its value and key decoded by annotation; made by hand in tests of a handler.
+
+    Attributes:
+        value: the decoded value; None is a tombstone.
+        key: the decoded key; the raw bytes, or None, where the annotation names no type for it.
+        headers: the headers, by name.
+        topic: where it was read, `partition` and `offset` with it.
+        incarnation: counts the topics that have had this name, from 1; the message's workflow id holds it.
+        timestamp: when it was produced, in UTC.
+
+    """
 
     __slots__ = (
-        "_headers", "_key", "_timestamp", "_value", "incarnation", "offset", "partition", "topic",
+        "_headers", "_incarnation", "_key", "_offset", "_partition", "_timestamp", "_topic", "_value",
     )  # fmt: skip
 
     def __init__(
         self,
         value: V_co,
-        key: K_co = _NO_KEY,
+        key: K_co = _NO_KEY,  # pyright: ignore[reportArgumentType]  # K_co's default, which pyright infers from here
         *,
         headers: Mapping[str, str | bytes] | Headers | None = None,
         topic: str = "",
@@ -86,14 +96,14 @@ class Message(Generic[V_co, K_co]):
         self._key = key
         self._headers: Any = headers if isinstance(headers, Headers) else Headers(headers)
         self._timestamp: Any = timestamp
-        self.topic = topic
-        self.partition = partition
-        self.offset = offset
-        self.incarnation = 1
+        self._topic = topic
+        self._partition = partition
+        self._offset = offset
+        self._incarnation = 1
 
     @property
     def value(self) -> V_co:
-        """The decoded value."""
+        """The decoded value; None is a tombstone."""
         return self._value
 
     @property
@@ -103,10 +113,30 @@ class Message(Generic[V_co, K_co]):
 
     @property
     def headers(self) -> Headers:
-        """The headers."""
+        """The headers, by name."""
         if not isinstance(self._headers, Headers):
             self._headers = Headers.received(self._headers)
         return self._headers
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        return self._topic
+
+    @property
+    def partition(self) -> int:
+        """The partition, from 0."""
+        return self._partition
+
+    @property
+    def offset(self) -> int:
+        """The offset in the partition."""
+        return self._offset
+
+    @property
+    def incarnation(self) -> int:
+        """Which of the topics that have had this name, from 1."""
+        return self._incarnation
 
     @property
     def timestamp(self) -> datetime | None:
@@ -121,15 +151,15 @@ class Message(Generic[V_co, K_co]):
 
 def _received(value: Any, key: Any, headers: Any, topic: str, partition: int, offset: int, incarnation: int,
               timestamp: int | None) -> Message[Any, Any]:  # fmt: skip
-    message: Message[Any, Any] = Message.__new__(Message)
+    message: Message[Any, Any] = Message.__new__(Message)  # pyright: ignore[reportUnknownVariableType]
     message._value = value  # pyright: ignore[reportPrivateUsage]
     message._key = key  # pyright: ignore[reportPrivateUsage]
     message._headers = headers  # pyright: ignore[reportPrivateUsage]
     message._timestamp = timestamp  # pyright: ignore[reportPrivateUsage]
-    message.topic = topic
-    message.partition = partition
-    message.offset = offset
-    message.incarnation = incarnation
+    message._topic = topic  # pyright: ignore[reportPrivateUsage]
+    message._partition = partition  # pyright: ignore[reportPrivateUsage]
+    message._offset = offset  # pyright: ignore[reportPrivateUsage]
+    message._incarnation = incarnation  # pyright: ignore[reportPrivateUsage]
     return message
 
 
@@ -221,7 +251,9 @@ def _key_decoder(annotation: Any) -> Callable[[bytes | None], Any] | None:
     kind, optional = _split_none(annotation)
     if kind is bytes and optional:
         return None
-    convert = (lambda text: text) if kind is str else None if kind is bytes else _adapter(kind).validate_strings
+    convert: Callable[[str], Any] | None = (
+        (lambda text: text) if kind is str else None if kind is bytes else _adapter(kind).validate_strings
+    )
 
     def read(data: bytes | None) -> Any:
         if data is None:

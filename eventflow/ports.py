@@ -57,7 +57,7 @@ class _Additions:
         """Take over what this Session has added, if that is all that it did."""
         if session.began or session.deleted or session.identity_map:
             return False
-        added = list(session.new)
+        added: list[object] = list(session.new)
         kinds = {type(one) for one in added}
         if len(kinds) > 1 or (self._kind is not None and kinds - {self._kind}):
             return False  # classes may depend on each other in ways that only the order of the messages tells
@@ -195,6 +195,10 @@ class Port:
         if tag != "COMMIT":
             raise RolledBackError(f"COMMIT answered {tag}")
 
+    def broken(self) -> bool:
+        """Whether the connection is gone, by whomever's doing."""
+        return self.raw is None or self.raw.closed or self.raw.broken
+
     def rollback(self) -> None:
         if self.raw is None or self.raw.closed:
             return
@@ -283,7 +287,10 @@ class AsyncPort:
     async def flush(self) -> None:
         """Send what grouped messages have only added."""
         if self._sa is not None:
-            await self._sa.run_sync(lambda _: self._additions.flush())
+            await self._sa.run_sync(self._flush)
+
+    def _flush(self, _: object) -> None:
+        self._additions.flush()
 
     async def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
         cursor = await self.raw.execute(statement, params, binary=True)
@@ -299,6 +306,10 @@ class AsyncPort:
         await self._end()
         if tag != "COMMIT":
             raise RolledBackError(f"COMMIT answered {tag}")
+
+    async def broken(self) -> bool:
+        """Whether the connection is gone, by whomever's doing."""
+        return self.raw is None or self.raw.closed or self.raw.broken
 
     async def rollback(self) -> None:
         if self.raw is None or self.raw.closed:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 100
 _RECONCILE_EVERY = 30  # beats
+_POINTLESS = ("42", "3F", "22", "23")  # no right, no table, no schema: no birth will ever succeed
 
 
 def birth(
@@ -62,7 +63,7 @@ def birth(
         except psycopg.Error as error:
             if error.sqlstate == "EF006":
                 raise UsageError(f"{error.diag.message_primary}; set another EVENTFLOW_APPLICATION, or name=") from None
-            if error.sqlstate and not error.sqlstate.startswith(("57", "08", "40", "53")):
+            if error.sqlstate and error.sqlstate.startswith(_POINTLESS):
                 raise
             _retry_birth(error, attempt := attempt + 1, stop)
         except UnavailableError as error:
@@ -95,6 +96,7 @@ class Lease:
         lease: float,
         adopt: Callable[[list[tuple[Run, bool]]], None],
         running: Callable[[str], bool],
+        room: Callable[[], int],
         stuck_for: Callable[[], float],
         on_fenced: Callable[[FencedError], None],
     ) -> None:
@@ -102,8 +104,10 @@ class Lease:
         self._identity, self._executor = identity, identity.executor
         self._specs = specs
         self._beat, self._lease = beat, lease
-        self._adopt, self._running, self._stuck_for, self._on_fenced = adopt, running, stuck_for, on_fenced
+        self._adopt, self._running, self._room = adopt, running, room
+        self._stuck_for, self._on_fenced = stuck_for, on_fenced
         self._stop = threading.Event()
+        self._leaving = threading.Event()
         self._seen: dict[int, tuple[int, float]] = {}
         self._last_good = self._renewed = time.monotonic()
         self._connection: Connection | None = None
@@ -118,8 +122,13 @@ class Lease:
         self._thread.start()
         self._recovery.start()
 
+    def leave(self) -> None:
+        """Take nothing more; the lease is renewed until the end."""
+        self._leaving.set()
+
     def stop(self) -> None:
         """End the threads; the ledger is not told."""
+        self._leaving.set()
         self._stop.set()
         self._work.set()
 
@@ -153,7 +162,7 @@ class Lease:
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = self._database.connect("lease")
-            [(renewed, alive, peers, free, _)] = self._database.run(
+            [(renewed, alive, same, peers, free, _)] = self._database.run(
                 self._connection, "beat",
                 {
                     "executor": self._executor, "application": self._application,
@@ -170,6 +179,8 @@ class Lease:
             return
         if not alive or not renewed:
             raise FencedError(f"executor {self._executor} was presumed dead and taken over")
+        if not same:
+            raise FencedError(f"the server is on another timeline than when executor {self._executor} was born")
         if asked - self._last_good > self._lease:
             self._seen.clear()  # no suspicion over a stretch in which we could not look
         self._renewed, self._last_good = asked, time.monotonic()
@@ -204,9 +215,9 @@ class Lease:
                 for dead in sorted(self._suspects):
                     self._suspects.discard(dead)
                     self.take_over(connection, dead)
-                while not self._stop.is_set() and self._claim_rows(connection):
+                while not self._leaving.is_set() and self._claim_rows(connection):
                     pass
-                if self._to_reconcile:
+                if self._to_reconcile and not self._leaving.is_set():
                     self._to_reconcile = False
                     self._reconcile(connection)
             except FencedError as error:
@@ -254,8 +265,10 @@ class Lease:
         return False
 
     def _claim_rows(self, connection: Connection) -> bool:
-        """Take a batch of what nobody holds (R10a); whether there may be more."""
-        run = self._database.run
+        """Take a batch of what nobody holds, as there is room (R10a); whether there may be more."""
+        run, limit = self._database.run, min(_BATCH, self._room())
+        if not limit:
+            return False
 
         def work(connection: Connection) -> list[tuple[Any, ...]]:
             run(connection, "fence", {"executor": self._executor})
@@ -263,7 +276,7 @@ class Lease:
                 connection, "claim_rows",
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
-                    "limit": _BATCH,
+                    "limit": limit,
                 },
             )  # fmt: skip
 
@@ -271,7 +284,7 @@ class Lease:
         if rows:
             crash_point("recovery.after_claim_rows")
             self._adopt_rows(connection, rows)
-        return len(rows) == _BATCH
+        return len(rows) == limit
 
     def _reconcile(self, connection: Connection) -> None:
         """Start rows that carry our id and that we are not running (R10b): a claim whose answer was lost.
@@ -282,6 +295,7 @@ class Lease:
         strays = [row for row in found if row[1] in self._specs and not self._running(row[0])]
         if not strays or self._stop.wait(1.0):
             return
+        strays = [row for row in strays if not self._running(row[0])]  # asked before: what ends later is read as final
         again = {row[0] for row in self._database.run(connection, "own_rows", {"executor": self._executor})}
         rows = [row for row in strays if row[0] in again and not self._running(row[0])]
         if rows:

@@ -10,7 +10,7 @@ operation is a branch of its own, numbered below the branch that started it. An 
 """
 
 from collections.abc import Callable, Generator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from eventflow.errors import DeterminismError
 from eventflow.records import Checkpoint
@@ -97,7 +97,7 @@ def _causes(error: BaseException) -> Generator[BaseException, None, None]:
         yield current
         waiting += [e for e in (current.__cause__, current.__context__) if e is not None]
         if isinstance(current, BaseExceptionGroup):
-            waiting += current.exceptions
+            waiting += cast("BaseExceptionGroup[Any]", current).exceptions
 
 
 class Branch:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
 from eventflow.errors import CodecError, DeterminismError, FencedError, UsageError
@@ -29,13 +29,22 @@ class Retry:
     """A policy: `retries` attempts after the first, with exponential backoff, a cap and jitter.
 
     Attributes:
+        retries: how often to try again; 0 is one attempt.
         delay: seconds before the first retry; each further one waits `factor` times longer, up to `max_delay`.
-        jitter: the share of a wait that chance may add or take.
+        factor: 1 or more.
+        max_delay: seconds, jitter not counted.
+        jitter: the share of a wait that chance may add or take, from 0 to 1.
         retry_if: which exceptions are worth it: classes, or a function of the exception. All, by default.
+
+    Mistakes of the program (`UsageError`, `CodecError`, `DeterminismError`) are never tried again.
+
+    Raises:
+        UsageError: a number that cannot be: negative, not finite, `factor` below 1, `jitter` above 1.
 
     """
 
     retries: int
+    _: KW_ONLY
     delay: Seconds = 1.0
     factor: float = 2.0
     max_delay: Seconds = 60.0
@@ -56,7 +65,7 @@ class Retry:
             return False
         if self.retry_if is None:
             return True
-        if isinstance(self.retry_if, tuple):
+        if not callable(self.retry_if):
             return isinstance(error, self.retry_if)
         try:
             return bool(self.retry_if(error))

@@ -8,12 +8,23 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from hashlib import sha256
 from typing import Any
 
 from eventflow.registry import Spec
 from eventflow.replay import History
 
 _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
+
+
+Fingerprint = tuple[
+    int | None, bytes | None, bytes | None
+]  # timestamp, and SHA-256 of key and value: which message it is
+
+
+def fingerprint(timestamp: int, key: bytes | None, value: bytes | None) -> Fingerprint:
+    """What tells a message from another one at the same offset."""
+    return timestamp, key if key is None else sha256(key).digest(), value if value is None else sha256(value).digest()
 
 
 class Scope:
@@ -45,19 +56,22 @@ class Claim:
         next_offset: everything below was handed out under this claim, or is covered by a gap.
         verified: everything below was read before the topic was last seen to be still the same (R16).
         leader_epoch: that of the last message; one that falls means another log (R16).
+        early: messages that were handled under the topic's former incarnation and may be this one's, by offset (R16).
         accepted_above: ranges above the position that the ledger has accepted already.
         scope: what its messages keep in order; None: nothing.
         wary: the first so many messages may have killed the former owner; they are accepted before they run (R13).
         handed, finished: messages handed out, and those of them that ended durably; their difference is in flight.
+        isolated: how many transactions above READ COMMITTED are under way, which a fold would conflict with.
         folded: what had been read and finished when its deltas were last folded.
-        lock: held to change `finished`.
+        lock: held to change `finished` and `isolated`.
         revoked: nothing of it may start any more. lost: nothing of it may be accepted any more.
 
     """
 
     __slots__ = (
-        "accepted_above", "epoch", "finished", "folded", "group", "handed", "id", "id_prefix", "incarnation",
-        "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked", "scope", "source", "topic", "verified", "wary",
+        "accepted_above", "early", "epoch", "finished", "folded", "group", "handed", "id", "id_prefix", "incarnation",
+        "isolated", "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked", "scope", "source", "topic",
+        "verified", "wary",
     )  # fmt: skip
 
     def __init__(
@@ -74,12 +88,14 @@ class Claim:
         self.id_prefix = id_prefix
         self.next_offset = next_offset
         self.accepted_above: list[tuple[int, int]] = []
+        self.early: dict[int, Fingerprint] = {}
         self.scope: Scope | None = None
         self.wary = 0
         self.verified = next_offset
         self.leader_epoch = -1
         self.handed = 0
         self.finished = 0
+        self.isolated = 0
         self.folded: tuple[int, int] | None = None
         self.lost = False
         self.revoked = False
@@ -107,6 +123,7 @@ class Run:
         in_ledger: its row exists there; set by the journal alone.
         submitted, durable: entries handed to the journal, and those that it has committed. Each has one writer, so
             that no lock is needed: the runner counts the first, who settles counts the second.
+        begun: its function was called, and has not returned.
         wary: to be accepted before it runs, because its partition's former owner did not end cleanly (R13).
         lock: held to hand something to the journal, where the loop and a worker thread may both do so.
         counted: it was dropped, and its claim's count of what is finished says so.
@@ -117,9 +134,10 @@ class Run:
     """
 
     __slots__ = (
-        "after", "application", "arguments", "attempt", "before", "claim", "counted", "dropped", "durable", "ended", "executor",
-        "first", "future", "headers", "history", "in_ledger", "key", "lock", "name", "offset", "outcome", "recoveries",
-        "retries", "scope", "spec", "submitted", "timestamp", "value", "waiters", "wary", "workflow_id",
+        "after", "application", "arguments", "attempt", "before", "begun", "claim", "counted", "dropped", "durable",
+        "ended", "executor", "first", "future", "headers", "history", "in_ledger", "key", "lock", "name", "offset",
+        "outcome", "recoveries", "retries", "scope", "spec", "submitted", "timestamp", "value", "waiters", "wary",
+        "workflow_id",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, workflow_id: str, application: str) -> None:
@@ -146,6 +164,7 @@ class Run:
         self.dropped = False
         self.ended = False
         self.counted = False
+        self.begun = False
         self.wary = False
         self.before: Run | None = None
         self.after: Run | None = None
@@ -180,5 +199,5 @@ class Run:
                 waiter()
         after = self.after
         if after is not None and self.over():
-            self.after = None
+            self.after = after.before = None  # nothing keeps a finished run
             after.wake()

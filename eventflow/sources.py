@@ -32,6 +32,7 @@ class Source:
     """What a topic is now."""
 
     id: int
+    topic: str
     incarnation: int
     topic_id: str
 
@@ -90,7 +91,7 @@ class Sources:
             detail = f"the brokers are now cluster {cluster_id}; the ledger knows the topic from another one"
             self._ledger.run("insert_incident", {"kind": "cluster", "subject": topic, "detail": detail})
             raise ClusterChangedError(f"topic {topic!r}: {detail}")
-        return Source(source, incarnation, topic_id)
+        return Source(source, topic, incarnation, topic_id)
 
     # ---- while reading ----
 
@@ -117,8 +118,9 @@ class Sources:
                 for claim, offset in read:
                     if claim.topic not in changed:
                         claim.verified = offset
-                if doubts == self._doubts:
-                    self.suspect.clear()
+                self.suspect.clear()
+                if doubts != self._doubts:
+                    self.suspect.set()  # a doubt that is younger than the question
             over.wait(0.2)
 
     def _is(self, topic: str, source: Source) -> bool:

@@ -29,17 +29,37 @@ class Handle(Generic[R_co]):
         return self._handle.workflow_id
 
     def result(self, *, timeout: Seconds | None = None) -> R_co:
-        """Wait for the result, `timeout` seconds at most; raises as `eventflow.Handle.result` does."""
+        """Wait for the result, `timeout` seconds at most.
+
+        Raises:
+            BlockingCallError: on a thread with a running event loop.
+            NotRunningError: outside `running()`.
+            Exception: as of `eventflow.Handle.result`.
+
+        """
         refuse_loop("sync.Handle.result", "await eventflow.Handle.result")
         return runtime("a handle").on_loop(self._handle.result(timeout=timeout))
 
     def get(self) -> WorkflowRecord:
-        """The workflow as the ledger has it."""
+        """The workflow as the ledger has it.
+
+        Raises:
+            BlockingCallError: on a thread with a running event loop.
+            NotRunningError: outside `running()`.
+            WorkflowNotFoundError: the ledger has none of this id.
+
+        """
         refuse_loop("sync.Handle.get", "await eventflow.Handle.get")
         return runtime("a handle").on_loop(self._handle.get())
 
     def steps(self) -> list[StepRecord]:
-        """The workflow's recorded steps, in order."""
+        """The workflow's durable steps, in order; none where the ledger has no such workflow.
+
+        Raises:
+            BlockingCallError: on a thread with a running event loop.
+            NotRunningError: outside `running()`.
+
+        """
         refuse_loop("sync.Handle.steps", "await eventflow.Handle.steps")
         return runtime("a handle").on_loop(self._handle.steps())
 
@@ -55,7 +75,13 @@ def start(
     workflow_id: str | None = None, if_exists: IfExists = "attach",
 ) -> Handle[R]: ...  # fmt: skip
 def start(workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach") -> Handle[Any]:
-    """Start a workflow, sync or async, from blocking code; see `eventflow.start`."""
+    """Start a workflow, sync or async, from blocking code; returns once it is durable, as `eventflow.start` does.
+
+    Raises:
+        BlockingCallError: on a thread with a running event loop.
+        NotRunningError, WorkflowExistsError, UsageError: as of `eventflow.start`.
+
+    """
     refuse_loop("sync.start", "await eventflow.start")
     started: AsyncHandle[Any] = runtime("start").on_loop(
         start_async(workflow, *args, workflow_id=workflow_id, if_exists=if_exists)

@@ -13,7 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import psycopg
 
@@ -21,9 +22,9 @@ from eventflow.codec import decode_error, encode_error
 from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
 from eventflow.errors import FencedError, UnavailableError
-from eventflow.executor import Executor, message_of
+from eventflow.executor import Dropped, Executor, message_of
 from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce
-from eventflow.ports import AsyncPort, Port, Protocol, adrive, drive
+from eventflow.ports import AsyncPort, Port, Protocol, RolledBackError, adrive, drive
 from eventflow.records import Checkpoint
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
@@ -33,7 +34,47 @@ from eventflow.telemetry import crash_point
 logger = logging.getLogger(__name__)
 
 GROUP = 50
+Phase = Literal["begin", "user", "write", "commit"]
+TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
 _CONFLICTS = {"40001", "40P01"}
+_CONFLICTS_BORNE = 20  # tries of one message, before its conflicts are its own failure
+_BREAKS_BORNE = 5
+_OUTAGES = ("57", "08", "53", "58", "25006")  # a full disk or a read-only server is nobody's message's fault (R15)
+_OURS: dict[str, TransactionVerdict] = {
+    "EF001": "fenced", "EF002": "lost", "EF003": "fenced", "EF004": "fenced", "EF008": "gone",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error that the messages of a transaction have to bear, and what kind it is."""
+
+    error: BaseException
+    verdict: TransactionVerdict
+
+
+class _Isolated:
+    """Keeps folds from the claims of a transaction that would conflict with them: above READ COMMITTED (R5)."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        isolation = _transaction(runs[0]).isolation
+        above = isolation is not None and isolation != "read committed"
+        self._claims = {run.claim for run in runs if run.claim is not None} if above else set[Claim]()
+        self._held = False
+
+    def hold(self) -> None:
+        self._count(1)
+        self._held = True
+
+    def let_go(self) -> None:
+        if self._held:
+            self._count(-1)
+            self._held = False
+
+    def _count(self, change: int) -> None:
+        for claim in self._claims:
+            with claim.lock:
+                claim.isolated += change
 
 
 class _Line:
@@ -190,60 +231,67 @@ class Transactions:
 
     def group(self, lane: Lane, runs: list[Run]) -> Protocol:
         """Run these messages' handlers and commit effects, results and positions together (R18)."""
-        plain = yield from self._attempt(lane, runs, savepoints=False)
-        if plain is None:
+        failure = yield from self._attempt(lane, runs, savepoints=False)
+        if failure is None:
             return
         if len(runs) == 1:
-            self._executor.failed(runs[0], plain)
+            self._executor.failed(runs[0], failure.error)
             return
         rest = [r for r in runs if not r.dropped and not r.ended]
-        if _state(plain) not in _CONFLICTS:
-            error = yield from self._attempt(lane, rest, savepoints=True)
-            if error is None:
+        if failure.verdict == "user":
+            failure = yield from self._attempt(lane, rest, savepoints=True)
+            if failure is None:
                 return
         for run in rest:
             if not run.dropped and not run.ended:
                 yield from self.group(lane, [run])
 
     def _attempt(self, lane: Lane, runs: list[Run], *, savepoints: bool) -> Protocol:
-        """One transaction for all of them, until its outcome is known; the error of the one that fails it, or None."""
-        tries = 0
+        """One transaction for all of them, until its outcome is known; the failure that is theirs to bear, or None."""
+        tries = breaks = 0
+        held = _Isolated(runs)
         while runs:
             tries += 1
-            mine = nonce()
             failed: list[tuple[Run, BaseException]] = []
-            committing = False
             entries: list[Entry] = []
+            phase: Phase = "begin"
             try:
                 yield ("begin", _transaction(runs[0]))
+                phase = "user"
+                held.hold()
                 entries = yield from self._run_all(runs, failed, savepoints=savepoints)
+                phase = "write"
                 crash_point("transactions.before_guard")
-                yield from self._write(lane, mine, entries)
+                yield from self._write(lane, entries)
                 crash_point("transactions.before_commit")
-                committing = True
+                phase = "commit"
                 yield ("commit",)
             except GeneratorExit:
                 raise
             except BaseException as error:
-                yield ("rollback",)
-                verdict = yield from self._verdict(lane, error, committing=committing)
+                verdict = yield from self._verdict(lane, error, phase)
                 if verdict == "committed":
                     self._settle([e.run for e in entries], failed)
                     return None
-                if verdict == "conflict" and (len(runs) == 1 and tries < 20):
+                breaks += verdict == "broken"
+                alone = len(runs) == 1
+                if verdict == "lost":
+                    runs = self._without(runs, lost_claims(cast("psycopg.Error", _cause(error))))
+                elif (verdict == "conflict" and alone and tries < _CONFLICTS_BORNE) or (
+                    verdict == "broken" and alone and breaks < _BREAKS_BORNE
+                ):
                     yield (self._stopped.wait, backoff(tries))
-                    continue
-                if verdict == "again":
+                elif verdict == "again":
                     if tries in {1, 10}:
                         logger.warning("a transaction of %s: %s; trying again", runs[0].name, error)
                     yield (self._stopped.wait, backoff(tries))
                     if self._stopped.is_set():
                         raise FencedError("stopped") from error
-                    continue
-                if verdict == "lost":
-                    runs = self._without_lost(runs)
-                    continue
-                return error
+                else:
+                    return _Failure(error, verdict)
+                continue
+            finally:
+                held.let_go()
             crash_point("transactions.after_commit")
             lane.advance()
             self._settle([e.run for e in entries], failed)
@@ -272,7 +320,7 @@ class Transactions:
                     yield ("execute", b"rollback to savepoint eventflow_check")  # checked, and deferred as it was
                     yield ("execute", b"release savepoint eventflow_message")
             except Exception as error:
-                if not savepoints or _breaks(error) or _state(error) in _CONFLICTS:
+                if not savepoints or (yield ("broken",)) or _state(error) in _CONFLICTS:
                     raise
                 yield ("execute", b"rollback to savepoint eventflow_message")
                 failed.append((run, error))
@@ -281,51 +329,37 @@ class Transactions:
         yield ("flush",)
         return entries
 
-    def _write(self, lane: Lane, mine: int, entries: list[Entry]) -> Protocol:
+    def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
         text = self._database.text
         statements, claims = flush_statements(lane.executor, self._application, entries, [])
-        batch: list[tuple[bytes, dict[str, Any] | None]] = [(text("guard"), lane.guard(mine, claims))]
+        batch: list[tuple[bytes, dict[str, Any] | None]] = [(text("guard"), lane.guard(nonce(), claims))]
         batch += [(text(name), params) for name, params in statements]
         yield ("batch", batch)
 
-    def _verdict(self, lane: Lane, error: BaseException, *, committing: bool) -> Protocol:
-        """What an error of the shared transaction means; an unknown outcome is settled before anything else (R3)."""
-        if isinstance(error, UnavailableError):
+    def _verdict(self, lane: Lane, error: BaseException, phase: Phase) -> Protocol:
+        """What an error of a transaction means, once it is rolled back; an unknown outcome is settled first (R3)."""
+        broken = yield ("broken",)
+        yield ("rollback",)
+        verdict = judge_transaction(error, phase, broken=broken)
+        if verdict == "fenced":
+            raise fenced(_cause(error)) from error
+        if verdict == "gone":
+            raise Dropped from error
+        if verdict != "unknown":
+            return verdict
+        closed = yield (lane._close_number,)  # pyright: ignore[reportPrivateUsage]
+        if closed:
             return "again"
-        if not isinstance(error, Exception):
-            return "user"  # never in a commit, which is not interrupted
-        cause = _cause(error)
-        if not isinstance(cause, psycopg.Error):
-            return "user"
-        state = cause.sqlstate
-        if state in {"EF001", "EF003"}:
-            raise fenced(cause) from error
-        if state == "EF002":
-            self._lose(lost_claims(cause))
-            return "lost"
-        if state in _CONFLICTS:
-            return "conflict"
-        if (state is None and isinstance(cause, psycopg.OperationalError)) or (state or "").startswith(("57P", "08")):
-            if committing:
-                closed = yield (lane._close_number,)  # pyright: ignore[reportPrivateUsage]
-                if not closed:
-                    lane.advance()
-                    return "committed"
-            return "again"
-        if state is not None and (state.startswith(("53", "58")) or state == "25006"):
-            return "again"  # a full disk or a server that became read-only is nobody's message's fault (R15)
-        return "user"
+        lane.advance()
+        return "committed"
 
-    def _lose(self, ids: list[int]) -> None:
-        self._lost_ids = set(ids)
-
-    def _without_lost(self, runs: list[Run]) -> list[Run]:
+    def _without(self, runs: list[Run], lost: list[int]) -> list[Run]:
+        """After EF002: those whose claims are still held."""
         gone: set[Claim] = set()
         kept: list[Run] = []
         for run in runs:
-            if run.claim is not None and run.claim.id in self._lost_ids and not run.in_ledger:
+            if run.claim is not None and run.claim.id in lost and not run.in_ledger:
                 run.claim.lose()
-                run.dropped = True
                 gone.add(run.claim)
                 self._executor.abandon(run)
             else:
@@ -404,34 +438,41 @@ class Transactions:
         self, lane: Lane, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any,
         attempts: int,
     ) -> Protocol:  # fmt: skip
-        tries, began = 0, time.perf_counter()
+        tries, breaks, began = 0, 0, time.perf_counter()
+        seq = 0
+        if branch is not None:  # reserved: what another branch records meanwhile comes after it
+            history = branch.run.history
+            seq = history.seq = history.seq + 1
         while True:
             tries += 1
-            committing, checkpoint = False, None
+            phase: Phase = "begin"
+            checkpoint = None
             try:
                 yield ("begin", spec)
+                phase = "user"
                 result = yield ("user", spec, _call_step(spec, branch, position, args, kwargs), "alone")
                 if branch is not None:
                     output = spec.result.encode(result)
                     seconds = time.perf_counter() - began
-                    checkpoint = Checkpoint(
-                        position, branch.run.history.seq + 1, spec.name, output, None, attempts, seconds
-                    )
+                    checkpoint = Checkpoint(position, seq, spec.name, output, None, attempts, seconds)
+                    phase = "write"
                     crash_point("transactions.before_guard")
                     yield ("batch", self._step_statements(lane, branch.run, checkpoint))
                 crash_point("transactions.before_commit")
-                committing = True
+                phase = "commit"
                 yield ("commit",)
             except GeneratorExit:
                 raise
             except BaseException as error:
-                yield ("rollback",)
                 if branch is None or not isinstance(error, Exception):
+                    yield ("rollback",)
                     raise
-                verdict = yield from self._verdict(lane, error, committing=committing)
+                verdict = yield from self._verdict(lane, error, phase)
                 if verdict == "committed":
                     return (yield from self._read_result(lane, spec, branch, position))
-                if verdict == "again" and not self._stopped.is_set():
+                breaks += verdict == "broken"
+                again = verdict == "again" or (verdict == "broken" and breaks < _BREAKS_BORNE)
+                if again and not self._stopped.is_set():
                     yield (self._stopped.wait, backoff(tries))
                     continue
                 raise
@@ -448,7 +489,11 @@ class Transactions:
             "seconds": checkpoint.seconds,
         }  # fmt: skip
         text = self._database.text
-        return [(text("guard"), lane.guard(nonce(), ())), (text("transaction_checkpoint"), params)]
+        mine = {"executor": lane.executor, "workflow_id": run.workflow_id}
+        return [
+            (text("guard"), lane.guard(nonce(), ())), (text("hold_workflow"), mine),
+            (text("transaction_checkpoint"), params),
+        ]  # fmt: skip
 
     def _read_result(self, lane: Lane, spec: TransactionSpec, branch: Branch, position: str) -> Protocol:
         rows = yield (
@@ -499,10 +544,31 @@ def _state(error: BaseException) -> str | None:
     return getattr(_cause(error), "sqlstate", None)
 
 
-def _breaks(error: Exception) -> bool:
-    """Whether the connection is gone, so that no savepoint helps."""
-    cause = _cause(error)
-    return isinstance(cause, psycopg.OperationalError) and (cause.sqlstate or "57P01")[:3] in {"57P", "080"}
+def judge_transaction(error: BaseException, phase: Phase, *, broken: bool) -> TransactionVerdict:
+    """What an error means, by what the transaction was doing and whether its connection is broken (R2, R3, R15, R18).
+
+    `user`: the user code's own. `conflict`: with another transaction; again, alone. `broken`: user code lost the connection,
+    or the server did. `again`: the ledger's trouble, nobody's fault. `unknown`: it may have been committed.
+    `lost`: claims went to another owner. `gone`: the workflow did. `fenced`: this executor is over.
+    """
+    cause, state = _cause(error), _state(error) or ""
+    if state in _OURS:
+        return _OURS[state]
+    if not isinstance(error, Exception):
+        return "user"  # cancelled, which happens in user code only
+    if state in _CONFLICTS:
+        return "conflict"
+    if phase == "user":
+        return "broken" if broken else "user"
+    if phase == "commit":
+        return "user" if state.startswith("23") or isinstance(error, RolledBackError) else "unknown"
+    if isinstance(error, UnavailableError) or broken:
+        return "again"
+    if isinstance(cause, psycopg.Error) and state == "23505" and cause.diag.table_name == "flushes":
+        return "unknown"
+    if state.startswith(_OUTAGES) or (not state and isinstance(cause, psycopg.OperationalError)):
+        return "again"
+    return "user"
 
 
 def _call_handler(run: Run, spec: TransactionSpec) -> Callable[[Any], Any]:

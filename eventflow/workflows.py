@@ -8,6 +8,9 @@ import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, cast, overload
 
+import psycopg
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 from eventflow.context import StepScope, current, current_branch, refuse_loop, runtime
@@ -27,6 +30,8 @@ from eventflow.retry import Retry, as_retry
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+Self_ = TypeVar("Self_")
+Conn = TypeVar("Conn", Session, AsyncSession, psycopg.Connection[Any], psycopg.AsyncConnection[Any])
 Ts = TypeVarTuple("Ts")
 
 
@@ -138,10 +143,6 @@ class SyncStartable(Protocol[Unpack[Ts], R_co]):
 
 def _flavour(function: Callable[..., Any]) -> tuple[Any, int]:
     """Which connection the function wants, and how many parameters stand before it (self)."""
-    import psycopg
-    from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session
-
     kinds: dict[type, str] = {
         AsyncSession: "async session", Session: "session",
         psycopg.AsyncConnection: "async connection", psycopg.Connection: "connection",
@@ -178,11 +179,16 @@ def _transaction_spec(
 
 
 class _TransactionDecorator(Protocol):
-    def __call__(self, function: "Callable[Concatenate[Any, P], R]", /) -> Callable[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Conn, P], R], /) -> Callable[P, R]: ...
+    @overload  # a method: self, then the connection
+    def __call__(self, function: Callable[Concatenate[Self_, Conn, P], R], /) -> Callable[Concatenate[Self_, P], R]: ...
 
 
 @overload
-def transaction(function: "Callable[Concatenate[Any, P], R]", /) -> Callable[P, R]: ...
+def transaction(function: Callable[Concatenate[Conn, P], R], /) -> Callable[P, R]: ...
+@overload
+def transaction(function: Callable[Concatenate[Self_, Conn, P], R], /) -> Callable[Concatenate[Self_, P], R]: ...
 @overload
 def transaction(
     *, name: str | None = None, isolation: Isolation | None = None, retries: int | Retry = 0

@@ -235,6 +235,16 @@ begin
   end if;
 end $$;
 
+-- R8. Whoever let go of a workflow records nothing more for it, alive as he may be.
+create function eventflow.hold_workflow(executor_id bigint, workflow_id text) returns void
+language plpgsql volatile as $$
+begin
+  perform 1 from eventflow.workflows where id = workflow_id and executor = executor_id for share;
+  if not found then
+    raise exception 'workflow % is not held by executor %', workflow_id, executor_id using errcode = 'EF008';
+  end if;
+end $$;
+
 -- Rows written against rows sent: raises where they differ (R4).
 create function eventflow.expect(written bigint, sent bigint) returns void language plpgsql as $$
 begin
@@ -328,7 +338,7 @@ begin
   end if;
   begin
     line := eventflow.timeline();
-  exception when insufficient_privilege or feature_not_supported then
+  exception when insufficient_privilege or feature_not_supported or object_not_in_prerequisite_state then
     line := '';
   end;
   insert into eventflow.executors (application, timeline, names, host, pid)
@@ -338,12 +348,12 @@ begin
   return query select born, line;
 end $$;
 
--- A clean end: rows that are still held are free for others at once, then the identity closes (R8a).
+-- A clean end: the identity closes, then rows that are still held are free for others at once, charged to nobody (R8, R13).
 create function eventflow.die(executor_id bigint) returns void language plpgsql volatile as $$
 begin
   perform 1 from eventflow.executors where id = executor_id and alive for update;
   if not found then return; end if;
   update eventflow.executors set alive = false, died_at = now() where id = executor_id;
-  update eventflow.workflows set executor = null
+  update eventflow.workflows set executor = null, status = case when status = 'running' then 'queued' else status end
    where executor = executor_id and status in ('queued', 'running', 'waiting');
 end $$;

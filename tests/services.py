@@ -1,4 +1,8 @@
-"""Which Kafka and PostgreSQL the tests run on: external, Docker, or local, in this order; never a program's own."""
+"""Which Kafka and PostgreSQL the tests run on: external, Docker, or local, in this order; never a program's own.
+
+Some guarantees are proved with more than these, with packages of Debian. Where one is missing its tests are skipped; with
+`EVENTFLOW_TEST_REQUIRE=1`, as in CI, they fail, but for what `EVENTFLOW_TEST_WAIVE` names (`pgbouncer,postgresql-15`).
+"""
 
 import os
 import shutil
@@ -8,10 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pytest
+
 Backend = Literal["external", "docker", "local"]
 DATABASE = "EVENTFLOW_TEST_DATABASE_URL"
 KAFKA = "EVENTFLOW_TEST_KAFKA_BOOTSTRAP_SERVERS"
 WANTED = "EVENTFLOW_TEST_BACKEND"
+REQUIRE = "EVENTFLOW_TEST_REQUIRE"
+WAIVE = "EVENTFLOW_TEST_WAIVE"
+PACKAGES = {"pgbouncer": Path("/usr/sbin/pgbouncer"), "postgresql-15": Path("/usr/lib/postgresql/15/bin/postgres")}
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,34 @@ def choose() -> Backend:
 
 def describe(backend: Backend) -> str:
     """For the head of the test report."""
-    if backend == "local":
-        return "Kafka: local Apache Kafka 4.3.1 · PostgreSQL: local 18"
-    return f"Kafka and PostgreSQL: {backend}"
+    local = backend == "local"
+    servers = "Kafka: local Apache Kafka 4.3.1 · PostgreSQL: local 18" if local else f"Kafka and PostgreSQL: {backend}"
+    return " · ".join([servers, *(f"{package}: {_state(package)}" for package in PACKAGES)])
+
+
+def _state(package: str) -> str:
+    if PACKAGES[package].exists():
+        return "installed"
+    return "missing, and required" if required(package) else "missing, its tests are skipped"
+
+
+def required(package: str) -> bool:
+    """Whether its tests fail where it is missing."""
+    waived = {name.strip() for name in os.environ.get(WAIVE, "").split(",")} - {""}
+    if waived - PACKAGES.keys():
+        raise RuntimeError(f"{WAIVE} knows {', '.join(PACKAGES)}, not {min(waived - PACKAGES.keys())!r}")
+    return os.environ.get(REQUIRE, "") not in {"", "0"} and package not in waived
+
+
+def need(package: str) -> Path:
+    """The package's program; without it the test is skipped, or fails where the package is required."""
+    program = PACKAGES[package]
+    if program.exists():
+        return program
+    missing = f"Debian's package {package} is not installed ({program})"
+    if required(package):
+        pytest.fail(f"{missing}; {WAIVE}={package} leaves what it proves unproved", pytrace=False)
+    pytest.skip(missing)
 
 
 def start(backend: Backend, stack: ExitStack) -> Services:

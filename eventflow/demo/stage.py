@@ -150,7 +150,7 @@ class Stage:
         self._make_topic()
 
     def _make_topic(self) -> None:
-        admin = AdminClient({"bootstrap.servers": self._addresses.kafka_bootstrap_servers, "log_level": 0})
+        admin: Any = AdminClient({"bootstrap.servers": self._addresses.kafka_bootstrap_servers, "log_level": 0})
         old = [name for name in admin.list_topics(timeout=20).topics if name.startswith(_PREFIX)]
         if old:
             for future in admin.delete_topics(old).values():

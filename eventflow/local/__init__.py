@@ -60,7 +60,9 @@ class LocalServices:
     def stop(self) -> None:
         """Stop what this object started."""
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda service: service.stop(), (self.kafka, self.postgres)))
+            ends = [pool.submit(self.kafka.stop), pool.submit(self.postgres.stop)]
+        for end in ends:
+            end.result()
 
 
 def services(

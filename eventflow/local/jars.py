@@ -95,7 +95,8 @@ def _fetch_all(missing: list[Jar], folder: Path, total: int, progress: Progress 
     if progress is not None:
         progress("Apache Kafka", done, total)
     with ThreadPoolExecutor(4) as pool:
-        for _ in pool.map(lambda jar: _fetch(jar, folder), missing):
+        for fetched in [pool.submit(_fetch, jar, folder) for jar in missing]:
+            fetched.result()
             done += 1
             if progress is not None:
                 progress("Apache Kafka", done, total)

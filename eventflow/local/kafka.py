@@ -160,7 +160,7 @@ class Kafka:
 
         if self._process is not None and self._process.poll() is not None:
             raise LocalServiceError(f"Kafka ended at once:\n{tail(self._log)}")
-        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0}, logger=_silent)
+        client: Any = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0}, logger=_silent)
         try:
             return bool(client.describe_cluster(request_timeout=1).result(timeout=1.5).nodes)
         except Exception:

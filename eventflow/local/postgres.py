@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eventflow.local.errors import LocalServiceError
 from eventflow.local.place import accessible_copy, account, data_folder, is_alive, kept_port, locked
@@ -134,13 +134,14 @@ class Postgres:
         if self._account is not None:
             os.chown(self._data, self._account.pw_uid, self._account.pw_gid)
             os.chown(password, self._account.pw_uid, self._account.pw_gid)
-        made = subprocess.run(
-            [
-                str(binaries / "initdb"), "-D", str(self._data), "-U", "postgres", "-A", "scram-sha-256",
-                "--pwfile", str(password), "-E", "UTF8", "--locale=C",
-            ],
-            capture_output=True, check=False, cwd=self._home, **self._as(),
-        )  # fmt: skip
+        command = [
+            str(binaries / "initdb"), "-D", str(self._data), "-U", "postgres", "-A", "scram-sha-256",
+            "--pwfile", str(password), "-E", "UTF8", "--locale=C",
+        ]  # fmt: skip
+        made = cast(
+            "subprocess.CompletedProcess[bytes]",
+            subprocess.run(command, capture_output=True, check=False, cwd=self._home, **self._as()),
+        )
         if made.returncode != 0:
             shutil.rmtree(self._data, ignore_errors=True)
             raise LocalServiceError(f"initdb failed: {made.stderr.decode(errors='replace').strip()}")

@@ -1,11 +1,12 @@
--- All that an idle process asks, once per beat: renew the lease; who else lives; is there work that nobody holds; and, where
--- the timeline cannot be read, whether all that was acknowledged is still there (EF003).
+-- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or, where it cannot be read, all that
+-- was acknowledged still there (EF003); who else lives; is there work that nobody holds.
 -- Touches only the executor's own beat; index workflows_executor.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
 )
 select (select count(*) from renewed),
        coalesce((select alive from eventflow.executors where id = %(executor)b::bigint), false),
+       (select timeline = '' or timeline = eventflow.timeline() from eventflow.executors where id = %(executor)b::bigint),
        coalesce((select jsonb_object_agg(e.id, b.beat) from eventflow.executors e join eventflow.beats b on b.executor = e.id
                   where e.alive and e.application = %(application)b::text and e.id <> %(executor)b::bigint), '{}'),
        exists (select from eventflow.workflows where executor is null and status in ('queued', 'running')

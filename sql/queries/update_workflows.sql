@@ -1,4 +1,4 @@
--- New states of rows that this executor holds; a released row loses its holder (R8a). Raises EF004 if one is not ours.
+-- New states of rows that this executor holds; a released row loses its holder (R8a). Raises EF004 if one is not ours, or final.
 -- Locks the rows in order of id before it writes the first; others never lock rows of a living executor. Rows are found
 -- by their key alone, and whose they are is counted after: planned from stale statistics, "the one row of executor 7"
 -- makes a nested loop of the lists, a thousand times a thousand.
@@ -8,9 +8,9 @@ with sent as materialized (
     %(recoveries)b::int[], %(wake_in)b::float8[], %(output)b::text[], %(error)b::text[], %(reason)b::text[]
   ) as t (id, status, held, attempt, retries, recoveries, wake_in, output, error, reason)
 ), held as materialized (
-  select w.id, w.executor from eventflow.workflows w join sent on sent.id = w.id order by w.id for update of w
+  select w.id, w.executor, w.finished_at from eventflow.workflows w join sent on sent.id = w.id order by w.id for update of w
 ), ours as (
-  select count(*) filter (where executor = %(executor)b::bigint) as n from held
+  select count(*) filter (where executor = %(executor)b::bigint and finished_at is null) as n from held
 ), written as (
   update eventflow.workflows w
      set status = sent.status::eventflow.status, attempt = sent.attempt, retries = sent.retries,

@@ -10,6 +10,7 @@ import pytest
 from eventflow.local import Kafka, Postgres
 from eventflow.migrations import migrate
 from tests.harness import EFFECTS, World
+from tests.services import need
 
 
 @pytest.hookimpl(wrapper=True)
@@ -50,11 +51,8 @@ def private_world(private_postgres: Postgres, private_kafka: Kafka, tmp_path: Pa
 
 @pytest.fixture
 def debian_world(kafka_bootstrap: str, private_root: Path, tmp_path: Path) -> Iterator[World]:
-    """On Debian's PostgreSQL 15, where it is installed: an older server, without `transaction_timeout`."""
-    binaries = Path("/usr/lib/postgresql/15/bin")
-    if not (binaries / "postgres").exists():
-        pytest.skip("PostgreSQL 15 is not installed here (Debian's package postgresql-15)")
-    server = Postgres(private_root, installed=binaries)
+    """On Debian's PostgreSQL 15: an older server, without `transaction_timeout`."""
+    server = Postgres(private_root, installed=need("postgresql-15").parent)
     server.start()
     made = World(prepare(server.url), kafka_bootstrap, tmp_path)
     yield made

@@ -413,6 +413,22 @@ def test_a_recreated_topic_supersedes_the_old_one(ledger: Ledger) -> None:
     assert session.run("lock_source", source=second)
 
 
+def test_a_claim_on_a_new_topic_ends_those_on_the_old_one(ledger: Ledger) -> None:
+    """It waits for their open flush, and nothing more is accepted under them: what was read early is complete."""
+    [(new, _, _)] = ledger.observer.run("register_source", topic="t", cluster_id="c", topic_id="j")
+    flush, claimer = ledger.session(), ledger.session()
+    flush.begin()
+    ledger.guard(flush, ledger.a, 1, claim=True)
+    former = {"source": new, "group": "g", "partitions": [0]}
+    ended: Rows = []
+    waiting = ledger.blocked(claimer, lambda: ended.extend(claimer.run("end_former_claims", **former)))
+    flush.commit()
+    waiting.join(10)
+    assert ended == [(ledger.claim, 1, 0, 0)]
+    with refused("EF002"):
+        ledger.guard(flush, ledger.a, 2, claim=True)
+
+
 def test_a_superseded_source_is_not_folded(ledger: Ledger) -> None:
     session = ledger.session()
     ledger.accept(session, 0, 5)

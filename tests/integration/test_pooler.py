@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-import pytest
-
 from tests.harness import Load, World
+from tests.services import need
 
-PROGRAM = Path("/usr/sbin/pgbouncer")
 GROUPS = ("billing", "weighing", "ledger", "ordered")
 
 
@@ -24,7 +22,7 @@ def free_port() -> int:
 @contextmanager
 def pgbouncer(url: str, folder: Path, world: World) -> Iterator[str]:
     """Started before this server; the address to use instead."""
-    parts, port = urlsplit(url), free_port()
+    program, parts, port = need("pgbouncer"), urlsplit(url), free_port()
     folder.chmod(0o755)
     users = folder / "users"
     users.write_text(f'"{parts.username}" "{unquote(parts.password or "")}"\n')
@@ -47,7 +45,7 @@ server_reset_query = discard all
     )
     users.chmod(0o644)
     log = (folder / "pgbouncer.log").open("wb")
-    process = subprocess.Popen([PROGRAM, "-u", "nobody", configuration], stdout=log, stderr=log, cwd="/")
+    process = subprocess.Popen([program, "-u", "nobody", configuration], stdout=log, stderr=log, cwd="/")
     pooled = urlunsplit(parts._replace(netloc=re.sub(r":\d+$", f":{port}", parts.netloc)))
     try:
         world.wait(lambda: listens(port), "PgBouncer listens")
@@ -66,7 +64,6 @@ def listens(port: int) -> bool:
     return True
 
 
-@pytest.mark.skipif(not PROGRAM.exists(), reason="PgBouncer is not installed (Debian's package pgbouncer)")
 def test_workers_behind_pgbouncer(world: World, private_root: Path) -> None:
     """Every kind of handler, with a worker killed in the middle; more lanes than the pool has connections."""
     world.create_topic(4)

@@ -1,23 +1,77 @@
-"""The README's first example, as written, on real services; and its verbs from a program."""
+"""The README's first minute as written, on services of its own and under load; what the guide says to do by hand."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import create_engine
+import psycopg
 
 from tests.harness import World
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+APP, FIRST = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DEV, RUN, LOOK = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_first_example(world: World, tmp_path: Path) -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
-    (tmp_path / "app.py").write_text(code.replace('"orders"', f'"{world.topic}"'))
-    with_driver = world.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
-    engine = create_engine(with_driver)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("create table entries (order_id int primary key, amount int)")
-    engine.dispose()
+def wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_the_first_minute(private_root: Path) -> None:
+    """Two files and three terminals, each a shell; the command `eventflow` is that of this environment."""
+    (private_root / "app.py").write_text(APP)
+    (private_root / "first.py").write_text(FIRST)
+    services = ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "PYTHONPATH")
+    environment = {k: v for k, v in os.environ.items() if k not in services and not k.startswith("EVENTFLOW_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+
+    def terminal(block: str, log: str) -> "subprocess.Popen[str]":
+        out = (private_root / log).open("w")
+        return subprocess.Popen(
+            ["bash", "-e", "-c", block], cwd=private_root, env=environment, stdout=out, stderr=out, text=True
+        )
+
+    def said(log: str) -> str:
+        return (private_root / log).read_text()
+
+    first = second = None
+    try:
+        first = terminal(f"exec {DEV}", "dev.log")
+        wait(lambda: said("dev.log").count("export ") == 2, "the services run")
+        addresses = dict(re.findall(r"export (\w+)=(\S+)", said("dev.log")))
+        second = terminal(RUN, "run.log")
+        wait(lambda: "executor 1 runs" in said("run.log") or second.poll() is not None, "the app runs")
+        assert second.poll() is None, said("run.log")
+        with psycopg.connect(addresses["DATABASE_URL"].strip("'"), autocommit=True) as connection:
+            done = "select count(*) from eventflow.workflows where status = 'succeeded'"
+            wait(lambda: connection.execute(done).fetchone() == (2,), "both handlers are done")
+            [(worker,)] = connection.execute("select pid from eventflow.executors").fetchall()
+        assert terminal(LOOK, "look.log").wait(30) == 0, said("look.log")
+        assert said("look.log").strip() == "(7, 30)"
+        assert f"It says `{said('look.log').strip()}`" in README
+        os.kill(worker, signal.SIGINT)
+        assert second.wait(30) == 0, said("run.log")
+        first.send_signal(signal.SIGINT)
+        assert first.wait(30) == 0, said("dev.log")
+    finally:
+        for process in (second, first):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                process.wait(30)
+
+
+def test_the_first_example_under_load(world: World, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP.replace('"orders"', f'"{world.topic}"'))
+    world.sql("create table entries (order_id int primary key, amount int)")
     world.create_topic(3)
     for number in range(200):
         world.send({"order_id": number, "amount": 2})
@@ -30,6 +84,28 @@ def test_the_first_example(world: World, tmp_path: Path) -> None:
     assert world.sql("select count(*), sum(amount) from entries") == [(200, 400)]
     worker.process.terminate()
     assert world.wait_death(worker) == 0
+
+
+def test_how_the_guide_decides_on_a_parked_message(world: World) -> None:
+    """Run again it is parked again, as its cause is not mended; passed over, what waits behind it goes on."""
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    look, decide = re.findall(r"```sql\n(.*?)```", guide, re.DOTALL)
+    run_again, pass_over = re.findall(r"^update .*;$", decide, re.MULTILINE)
+    world.create_topic(1)
+    for n in range(5):
+        world.send({"n": n, "do": "" if n else "park"})
+    world.flush()
+    world.start("failing")
+    parked = f"kafka:ordered:{world.topic}:1:0:0"
+    attempt = "select attempt from eventflow.workflows where id = %s and status = 'parked'"
+    world.wait(lambda: world.one(attempt, parked) == 1, "it is parked")
+    assert parked in [row[0] for row in world.sql(look.splitlines()[0])]
+    world.sql(run_again.replace("...", parked))
+    world.wait(lambda: world.one(attempt, parked) == 2, "it is parked again")
+    assert world.completed("ordered") == 0
+    world.sql(pass_over.replace("...", parked))
+    world.wait_completed("ordered", 4)
+    world.check_order("ordered")
 
 
 PROGRAM = """
@@ -68,10 +144,6 @@ with eventflow.running():
 
 
 def test_workflows_from_a_program(world: World, tmp_path: Path) -> None:
-    import os
-    import subprocess
-    import sys
-
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
     done = subprocess.run(

@@ -117,3 +117,14 @@ def test_fenced_while_it_drains(world: World, colour: str) -> None:
     world.start("slow", COLOUR=colour, PAUSE="0")
     world.wait_completed("billing")
     world.check("billing")
+
+
+@pytest.mark.parametrize("hang", ["the loop", "the interpreter", "a thread"])
+def test_a_process_that_hangs_past_its_budget_ends_itself(world: World, hang: str) -> None:
+    """Whatever a library does: who was told to go goes, and says where it hung."""
+    world.create_topic(1)
+    worker = world.start("hanging", ready=True, HANG=hang, EVENTFLOW_DRAIN="0.5")
+    worker.signal(signal.SIGTERM)
+    assert world.wait_death(worker, 15) == 1
+    assert "Timeout (" in worker.text
+    assert "hanging.py" in worker.text

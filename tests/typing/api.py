@@ -1,6 +1,7 @@
 """What users write must check under pyright strict, without a cast or an ignore."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any, assert_type
 
 import psycopg
@@ -19,6 +20,11 @@ class Order(BaseModel):
 
 @eventflow.lifespan
 async def resources() -> AsyncIterator[None]:
+    yield
+
+
+@eventflow.lifespan
+def threads() -> Iterator[None]:
     yield
 
 
@@ -55,9 +61,38 @@ def enter(session: Session, message: Message[Order]) -> None: ...
 async def aenter(session: AsyncSession, message: Message[Order]) -> None: ...
 
 
+@eventflow.kafka_consumer(["orders", "returns"], group="copy", kafka={"fetch.min.bytes": 1}, max_in_flight=100)
+@eventflow.transaction
+async def copy(connection: psycopg.AsyncConnection[tuple[object, ...]], message: Message[bytes]) -> None: ...
+
+
 @eventflow.transaction
 def book(connection: psycopg.Connection[Any], order: Order) -> int:
     return order.order_id
+
+
+class Shop:
+    """Transactions as methods: self, then the connection, which callers leave out."""
+
+    @eventflow.transaction
+    def reserve(self, session: Session, sku: str, *, count: int = 1) -> int:
+        return count
+
+    @eventflow.transaction(isolation="serializable", retries=Retry(3, delay=timedelta(seconds=1)))
+    async def areserve(self, session: AsyncSession, sku: str) -> int:
+        return 1
+
+
+async def shop() -> None:
+    assert_type(book(Order(order_id=1, amount=1)), int)
+    assert_type(Shop().reserve("a", count=2), int)
+    assert_type(await Shop().areserve("a"), int)
+
+
+def messages() -> None:
+    assert_type(Message(3), Message[int, bytes | None])
+    assert_type(Message(3, "k"), Message[int, str])
+    assert_type(Message(3, topic="orders", offset=7).offset, int)
 
 
 @eventflow.workflow

@@ -2,8 +2,11 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 import eventflow
@@ -46,6 +49,19 @@ def test_the_schema_is_put_in_by_the_loader_alone() -> None:
         'select "my ""odd""".fence(1) from "my ""odd""".claims'
     )
     assert in_schema("'eventflow.birth '", "other") == "'eventflow.birth '"
+
+
+@pytest.mark.parametrize("change", ["", "healthchecks:"])
+def test_the_compose_file_fits_the_specification(tmp_path: Path, change: str) -> None:
+    """By its JSON schema; a misspelt key does not."""
+    file = tmp_path / "docker-compose.yml"
+    text = (ROOT / "docker-compose.yml").read_text()
+    file.write_text(text.replace("healthcheck:", change) if change else text)
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode != 0) == bool(change), done.stdout
 
 
 def test_the_compose_file() -> None:

@@ -2,10 +2,15 @@
 
 import asyncio
 import random
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
+import eventflow
 from eventflow.errors import DeterminismError
-from eventflow.executor import Executor
+from eventflow.executor import Dropped, Executor
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run, Scope
@@ -16,9 +21,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.entries: list[Any] = []
+        self.marked = threading.Event()
 
     def submit(self, entry: Any) -> None:
         self.entries.append(entry)
+
+    def mark(self, reached: Callable[[], None]) -> None:
+        self.entries.append(reached)
+        self.marked.set()
 
 
 def transactional(claim: Claim, offset: int) -> Run:
@@ -139,3 +149,244 @@ def test_while_a_suspect_runs_no_other_transaction_may_begin() -> None:
         executor.abort()
 
     asyncio.run(main())
+
+
+# ---- order within a scope (R11) --------------------------------------------------------------------
+
+
+class Line:
+    """An executor, and messages of one partition whose order is kept; each runs the function given."""
+
+    def __init__(self, function: Callable[[Any], Any], count: int = 3, accept_after: float = 10) -> None:
+        self.executor: Any = Executor(
+            asyncio.get_running_loop(), accept_after=accept_after, threads=2, draw=random.random
+        )
+        self.journal = Recorder()
+        self.executor.journal = self.journal
+        self.executor.transactions = Lanes()
+        self.claim = ordered_claim()
+        self.scope: Any = self.claim.scope
+        spec = make_spec(function, "scoped", Retry(0), 0)
+        spec.consumer = ConsumerSpec(("t",), "g", "partition", "earliest", "topic_id", None, {}, spec, None)
+        self.runs = [self.run(spec, offset) for offset in range(count)]
+
+    def run(self, spec: Any, offset: int) -> Run:
+        run = Run(spec, f"id:{offset}", "a")
+        run.claim, run.offset, run.scope, run.value, run.timestamp = self.claim, offset, self.scope, b"%d" % offset, 1
+        return run
+
+    def launched(self) -> list[Run]:
+        """From now on nothing runs; here is what would."""
+        launched: list[Run] = []
+        self.executor._launch = launched.extend
+        return launched
+
+    def commit(self) -> None:
+        """The journal commits what it was given."""
+        entries, self.journal.entries = self.journal.entries, []
+        self.executor.durable(entries)
+
+
+def on_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(asyncio.wait_for(test(), 20))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop do all that it can do."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+@on_loop
+async def test_a_message_begins_when_the_one_before_it_has_ended() -> None:
+    begun, ends = list[int](), [asyncio.Event() for _ in range(3)]
+
+    async def handler(message: eventflow.Message[int]) -> None:
+        begun.append(message.value)
+        await ends[message.value].wait()
+
+    line = Line(handler)
+    line.executor.dispatch(line.runs)
+    for n in range(3):
+        await until(lambda n=n: len(begun) > n)
+        await turns()
+        assert begun == list(range(n + 1))
+        ends[n].set()
+    await until(lambda: line.runs[2].ended)
+    line.executor.abort()
+
+
+@on_loop
+async def test_the_next_message_begins_although_the_one_before_it_was_dropped() -> None:
+    line = Line(lambda message: None)
+    launched = line.launched()
+    line.executor.dispatch(line.runs)
+    line.executor.abandon(line.runs[0])
+    assert launched == line.runs[:2]
+    line.executor.abort()
+
+
+@on_loop
+async def test_nothing_begins_behind_what_a_former_owner_left_unfinished() -> None:
+    line = Line(lambda message: None)
+    line.scope.unfinished = ["left"]
+    launched = line.launched()
+    line.executor.dispatch(line.runs)
+    line.executor.unblock(line.scope)
+    assert launched == []
+    line.scope.unfinished = []
+    line.executor.unblock(line.scope)
+    line.executor.unblock(line.scope)
+    assert launched == line.runs[:1], "the first begins, and what holds the others back is the first"
+    line.executor.abort()
+
+
+@on_loop
+async def test_nothing_begins_of_a_claim_that_was_lost() -> None:
+    begun = list[int]()
+
+    async def handler(message: eventflow.Message[int]) -> None:
+        begun.append(message.value)
+
+    line = Line(handler)
+    line.claim.lose()
+    line.executor.dispatch(line.runs)
+    await until(lambda: all(run.ended for run in line.runs))
+    assert (begun, line.journal.entries) == ([], [])
+    line.executor.abort()
+
+
+@on_loop
+async def test_no_message_begins_before_those_in_line_while_the_one_before_them_ends() -> None:
+    """A thread fetches the third message at the very moment at which the first ends and the second is in line."""
+    line = Line(lambda message: None)
+    executor, (first, second, third) = line.executor, line.runs
+    launched, unblock = line.launched(), executor.unblock
+
+    def overtaken(scope: Scope) -> None:
+        executor.unblock = unblock
+        executor.dispatch([third])
+        unblock(scope)
+
+    executor.dispatch([first, second])
+    executor.unblock = overtaken
+    executor.finish(first, "null", None)
+    assert launched == [first, second]
+    executor.abort()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_step_waits_until_the_end_of_the_message_before_it_is_durable(colour: str) -> None:
+    """The function is called early; what acts waits, and goes on as soon as it may (R12)."""
+    called, acted = list[int](), list[int]()
+
+    @eventflow.step
+    async def act(n: int) -> None:
+        acted.append(n)
+
+    @eventflow.step
+    def act_sync(n: int) -> None:
+        acted.append(n)
+
+    async def handler(message: eventflow.Message[int]) -> None:
+        called.append(message.value)
+        if message.value:
+            await act(message.value)
+
+    def handler_sync(message: eventflow.Message[int]) -> None:
+        called.append(message.value)
+        if message.value:
+            act_sync(message.value)
+
+    @on_loop
+    async def main() -> None:
+        line = Line(handler if colour == "async" else handler_sync, 2)
+        first, second = line.runs
+        line.executor.dispatch(line.runs)
+        await until(lambda: second.waiters)
+        assert (called, acted) == ([0, 1], [])
+        line.commit()
+        await until(lambda: second.ended)
+        assert acted == [1]
+        assert first.after is second.before is None, "who has ended is not kept by who follows"
+        line.executor.abort()
+
+    main()
+
+
+# ---- attempts whose claim was lost (R6, R12) -------------------------------------------------------
+
+
+@on_loop
+async def test_an_attempt_whose_claim_was_lost_acts_no_more() -> None:
+    """Not even in the next attempt of a step; its partition's new owner runs it anew."""
+    acted = list[int]()
+    line: Line
+
+    @eventflow.step(retries=eventflow.Retry(1, delay=0.001))
+    async def act(n: int) -> None:
+        acted.append(n)
+        line.claim.lost = True
+        raise ValueError("again")
+
+    async def handler(message: eventflow.Message[int]) -> None:
+        await act(message.value)
+
+    line = Line(handler, 1)
+    [run] = line.runs
+    line.executor.dispatch(line.runs)
+    await until(lambda: run.ended)
+    assert (acted, run.dropped, line.journal.entries) == ([0], True, [])
+    line.executor.abort()
+
+
+@on_loop
+async def test_an_attempt_in_the_ledger_goes_on_although_its_claim_was_lost() -> None:
+    """Its row is this executor's: nobody else runs it."""
+    line = Line(lambda message: None, 1)
+    [run] = line.runs
+    line.claim.lost = True
+    with pytest.raises(Dropped):
+        line.executor.check(run)
+    run.in_ledger = True
+    line.executor.check(run)
+    line.executor.abort()
+
+
+# ---- what is accepted before a claim is let go of (R8) ---------------------------------------------
+
+
+@on_loop
+async def test_what_has_begun_is_accepted_and_durable_before_its_claim_is_let_go_of() -> None:
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def handler(message: eventflow.Message[int]) -> None:
+        begun.set()
+        await end.wait()
+
+    line = Line(handler, 1)
+    [run] = line.runs
+    line.executor.dispatch(line.runs)
+    line.claim.handed = 1
+    await begun.wait()
+    accepting = threading.Thread(target=line.executor.accept_claims, args=({line.claim}, 10), daemon=True)
+    accepting.start()
+    await asyncio.to_thread(line.journal.marked.wait, 10)
+    [accepted, reached] = line.journal.entries
+    assert (accepted.run, accepted.status) == (run, "running")
+    assert accepting.is_alive(), "it is not durable yet"
+    reached()
+    await asyncio.to_thread(accepting.join, 10)
+    assert not accepting.is_alive()
+    end.set()
+    await until(lambda: run.ended)
+    line.executor.abort()

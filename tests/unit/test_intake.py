@@ -1,14 +1,19 @@
 """What the consumer takes from Kafka, and what it must not pass over."""
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import KafkaError
 
+from eventflow.brokers import UnknownTopicError
 from eventflow.consumer import Intake
 from eventflow.database import Database
+from eventflow.errors import UnavailableError
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Run, Scope
+from eventflow.runs import Claim, Run, Scope, fingerprint
+from eventflow.sources import Source
 
 
 class FakeMessage:
@@ -193,3 +198,96 @@ def test_a_log_that_was_truncated_stops_its_partition() -> None:
     desk = Desk()
     assert desk.take(FakeMessage(1, 100, KafkaError._LOG_TRUNCATION)) == []
     assert (desk.ledger.incidents, desk.claim.lost) == (["truncation"], True)
+
+
+def test_a_message_that_was_handled_before_its_topic_was_noticed_to_be_new_is_covered() -> None:
+    """The same message, by time and digests; another one at the same offset is the old topic's, and this one is handled (R16)."""
+    desk = Desk()
+    desk.claim.early = {
+        100: fingerprint(1, None, b"{}"),
+        101: fingerprint(1, None, b"{old}"),
+        102: fingerprint(2, None, b"{}"),
+    }
+    assert desk.take(*(FakeMessage(1, 100 + n) for n in range(4))) == [101, 102, 103]
+    assert (desk.journal.covered, desk.runs[0].first) == ([(100, 101)], 101)
+
+
+# ---- what the topic is (R16) -----------------------------------------------------------------------
+
+
+def watched(desk: Desk, *answers: Callable[[], str]) -> set[str]:
+    """The topics that have changed, after so many questions; the first is asked at once, for want of certainty."""
+    waiting, over = list(answers), threading.Event()
+
+    def ask(topic: str) -> tuple[str, str]:
+        answer = waiting.pop(0)
+        if not waiting:
+            over.set()
+        return "cluster", answer()
+
+    sources = desk.intake._sources
+    sources._known = {"orders": Source(1, "orders", 1, "id-1")}
+    sources._brokers = Brokers(ask)
+    sources.doubt()
+    sources.watch(over, lambda: list(desk.intake.claims.held.values()))
+    return sources.changed
+
+
+class Brokers:
+    def __init__(self, identity: Callable[[str], tuple[str, str]]) -> None:
+        self.identity = identity
+
+
+def fails(error: Exception) -> Callable[[], str]:
+    def answer() -> str:
+        raise error
+
+    return answer
+
+
+def test_a_topic_of_another_id_has_changed() -> None:
+    assert watched(Desk(), lambda: "id-2") == {"orders"}
+
+
+def test_a_topic_that_is_gone_has_changed() -> None:
+    assert watched(Desk(), fails(UnknownTopicError("gone"))) == {"orders"}
+
+
+def test_a_doubt_is_settled_by_the_answer_that_the_topic_is_what_it_was() -> None:
+    desk = Desk()
+    desk.take(FakeMessage(1, 100))
+    assert watched(desk, lambda: "id-1") == set()
+    assert not desk.intake._sources.suspect.is_set()
+    assert desk.claim.verified == 101
+
+
+def test_a_doubt_stays_while_the_brokers_do_not_answer() -> None:
+    desk = Desk()
+    desk.take(FakeMessage(1, 100))
+    assert watched(desk, fails(UnavailableError("away"))) == set()
+    assert desk.intake._sources.suspect.is_set()
+    assert desk.claim.verified == 100
+
+
+def test_an_answer_settles_no_doubt_that_is_younger_than_the_question() -> None:
+    """Nor does it verify what was read meanwhile: both wait for the next question."""
+    desk = Desk()
+
+    def meanwhile() -> str:
+        desk.claim.next_offset = 102
+        desk.intake._sources.doubt()
+        return "id-1"
+
+    assert watched(desk, meanwhile) == set()
+    assert desk.intake._sources.suspect.is_set()
+    assert desk.claim.verified == 100
+
+
+def test_while_in_doubt_nothing_is_received() -> None:
+    desk = Desk()
+    served = list[str]()
+    desk.intake._serve = lambda: served.append("served")
+    desk.intake._receive = lambda limit: served.append("received")
+    desk.intake._sources.doubt()
+    desk.intake._turn()
+    assert served == ["served"]

@@ -60,3 +60,11 @@ def test_headers() -> None:
         Headers({"x": b"\xff"}).text("x")
     raw: list[tuple[str, bytes | None]] = [("a", b"\x00\xff"), ("b", None)]
     assert headers_from_json(headers_json(raw)) == raw
+
+
+@pytest.mark.parametrize(
+    "name", ["value", "key", "headers", "topic", "partition", "offset", "incarnation", "timestamp"]
+)
+def test_a_message_is_read_only(name: str) -> None:
+    with pytest.raises(AttributeError):
+        setattr(Message(3, topic="orders"), name, 1)

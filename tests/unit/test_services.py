@@ -1,5 +1,7 @@
 """Which services the tests run on."""
 
+from pathlib import Path
+
 import pytest
 
 from tests import services
@@ -7,7 +9,7 @@ from tests import services
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (services.DATABASE, services.KAFKA, services.WANTED):
+    for name in (services.DATABASE, services.KAFKA, services.WANTED, services.REQUIRE, services.WAIVE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(services, "docker_answers", lambda: False)
 
@@ -39,3 +41,21 @@ def test_a_backend_asked_for_by_name_is_never_replaced(monkeypatch: pytest.Monke
     monkeypatch.setenv(services.WANTED, wanted)
     with pytest.raises(RuntimeError, match="EVENTFLOW_TEST_BACKEND"):
         services.choose()
+
+
+def test_what_is_missing_is_skipped_or_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(services, "PACKAGES", {"there": tmp_path, "gone": tmp_path / "gone"})
+    assert services.need("there") == tmp_path
+    with pytest.raises(pytest.skip.Exception, match="gone"):
+        services.need("gone")
+    assert "gone: missing, its tests are skipped" in services.describe("local")
+    monkeypatch.setenv(services.REQUIRE, "1")
+    with pytest.raises(pytest.fail.Exception, match=f"{services.WAIVE}=gone"):
+        services.need("gone")
+    assert "there: installed · gone: missing, and required" in services.describe("docker")
+    monkeypatch.setenv(services.WAIVE, "there, gone")
+    with pytest.raises(pytest.skip.Exception):
+        services.need("gone")
+    monkeypatch.setenv(services.WAIVE, "gnoe")
+    with pytest.raises(RuntimeError, match="gnoe"):
+        services.describe("local")

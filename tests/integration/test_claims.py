@@ -1,0 +1,166 @@
+"""Claims as the consumer takes them and lets go of them, on a real ledger: who is refused, and who must be wary."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eventflow.consumer import Intake
+from eventflow.database import Connection, Database
+from eventflow.errors import UnavailableError
+from eventflow.migrations import migrate
+from eventflow.registry import ConsumerSpec, make_spec
+from eventflow.retry import Retry
+from eventflow.runs import Claim
+from eventflow.sources import Source
+
+PLACE = ("t", 0)
+
+
+class Log:
+    """A Kafka consumer whose partitions hold offsets 0 to 99."""
+
+    def get_watermark_offsets(self, place: Any, timeout: float) -> tuple[int, int]:
+        return 0, 100
+
+
+class Ledger:
+    """A migrated database that knows one partition of a topic, and consumers on it."""
+
+    def __init__(self, url: str) -> None:
+        migrate(url)
+        self.database = Database(url)
+        self.connection: Connection = self.database.connect("test")
+        self.source = self.register("i")
+        self.run("insert_claims", group="g", source=self.source.id, partition=[0], position=[0], began=["earliest"])
+        self.consumers: list[Holder] = []
+
+    def run(self, name: str, /, **params: object) -> list[tuple[Any, ...]]:
+        return self.database.run(self.connection, name, params)
+
+    def register(self, topic_id: str) -> Source:
+        [(source, incarnation, _)] = self.run("register_source", topic="t", cluster_id="c", topic_id=topic_id)
+        return Source(source, "t", incarnation, topic_id)
+
+    def consumer(self, bound: int = 10) -> "Holder":
+        [(executor, _)] = self.run("birth", application="x", names="{}", host="h", pid=1, lanes=1)
+        self.consumers.append(Holder(self, executor, bound))
+        return self.consumers[-1]
+
+    def claim(self) -> tuple[Any, ...]:
+        [row] = self.connection.execute("select owner, epoch, released from eventflow.claims").fetchall()
+        return row
+
+
+class Holder:
+    """A consumer of one executor, without Kafka."""
+
+    def __init__(self, ledger: Ledger, executor: int, bound: int) -> None:
+        async def handler(message: Any) -> None: ...
+
+        spec = make_spec(handler, "holder", Retry(0), 0)
+        consumer = ConsumerSpec(("t",), "g", "none", "earliest", "topic_id", None, {}, spec, None)
+        self.ledger, self.executor, self.lease = ledger, executor, True
+        self.accepted: list[tuple[bool, bool]] = []
+        self.intake: Any = Intake(
+            consumer, ledger.database, None,  # type: ignore[arg-type]
+            executor=executor, application="x", bootstrap_servers="", properties={}, max_in_flight=bound, dispatch=lambda _: None, accept=self._accept, has_lease=lambda: self.lease,
+            unblock=lambda _: None, on_fatal=lambda _: None,
+        )  # fmt: skip
+        self.intake._consumer = Log()
+        self.intake._sources._known = {"t": ledger.source}
+
+    def _accept(self, claims: set[Claim], timeout: float) -> None:
+        self.accepted += [(claim.revoked, self.ledger.claim()[2]) for claim in claims]
+
+    def take(self) -> Claim:
+        [claim] = self.intake.claims.take(Log(), [PLACE])
+        return claim
+
+    def let_go(self) -> None:
+        self.intake._give_up([PLACE])
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[Ledger]:
+    made = Ledger(database_url)
+    yield made
+    for holder in made.consumers:
+        holder.intake._ledger.close()
+    made.connection.close()
+
+
+# ---- release (R8, R13) -----------------------------------------------------------------------------
+
+
+def test_who_follows_an_owner_that_let_go_is_not_wary(ledger: Ledger) -> None:
+    first, second = ledger.consumer(), ledger.consumer()
+    claim = first.take()
+    first.let_go()
+    assert ledger.claim() == (first.executor, claim.epoch, True)
+    assert second.take().wary == 0
+    assert ledger.claim() == (second.executor, claim.epoch + 1, False)
+
+
+def test_who_follows_an_owner_that_did_not_let_go_is_wary_of_all_that_it_may_have_begun(ledger: Ledger) -> None:
+    first, second = ledger.consumer(bound=7), ledger.consumer(bound=20)
+    first.take()
+    assert second.take().wary == 7
+
+
+@pytest.mark.parametrize("why", ["no lease", "abandoned"])
+def test_who_has_no_right_to_it_any_more_does_not_let_go(ledger: Ledger, why: str) -> None:
+    """It may have begun what it could not accept: the next owner is wary."""
+    first, second = ledger.consumer(), ledger.consumer()
+    claim = first.take()
+    if why == "no lease":
+        first.lease = False
+    else:
+        first.intake._abandoned = True
+    first.let_go()
+    assert claim.revoked
+    assert first.accepted == []
+    assert second.take().wary == 10
+
+
+def test_what_has_begun_is_accepted_before_the_claim_is_let_go_of(ledger: Ledger) -> None:
+    """And after nothing more may begin: what begins later is the next owner's."""
+    first = ledger.consumer()
+    first.take()
+    first.let_go()
+    assert first.accepted == [(True, False)], "(revoked, released) when what had begun was accepted"
+    assert ledger.claim()[2]
+
+
+def test_a_dead_executor_lets_go_of_nothing(ledger: Ledger) -> None:
+    first, second = ledger.consumer(), ledger.consumer()
+    first.take()
+    ledger.run("mark_dead", dead=first.executor, executor=second.executor)
+    first.let_go()
+    assert second.take().wary == 10
+
+
+# ---- sources (R16) ---------------------------------------------------------------------------------
+
+
+def test_a_topic_that_was_recreated_is_not_claimed_under_its_old_id(ledger: Ledger) -> None:
+    """Its metadata may be old: it asks for the id again, and holds reading back until it knows."""
+    holder, before = ledger.consumer(), ledger.claim()
+    ledger.register("j")
+    with pytest.raises(UnavailableError, match="superseded"):
+        holder.take()
+    assert ledger.claim() == before
+    assert holder.intake._sources.suspect.is_set()
+
+
+def test_what_was_read_of_a_topic_that_was_recreated_is_an_incident(ledger: Ledger) -> None:
+    """From where the id was last known to be the old one's, up to where it was read."""
+    holder = ledger.consumer()
+    claim = holder.take()
+    claim.verified, claim.next_offset = 30, 42
+    holder.intake.claims.note_changed({"t"})
+    [(kind, subject, detail)] = ledger.connection.execute(
+        "select kind, subject, detail from eventflow.incidents"
+    ).fetchall()
+    assert (kind, subject) == ("recreated", "g t/0")
+    assert "offsets 30 to 42" in detail
