@@ -394,6 +394,7 @@ class Intake:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         claims = self._claim([(p.topic, p.partition) for p in partitions])
         consumer.incremental_assign([TopicPartition(c.topic, c.partition, c.next_offset) for c in claims])
+        consumer.resume([TopicPartition(c.topic, c.partition) for c in claims])  # a pause outlives its assignment
         self._rebalanced = True
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

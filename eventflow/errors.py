@@ -10,6 +10,7 @@
         ├── CodecError                 a value that cannot be encoded or decoded
         ├── DeterminismError           a replay met other code than was recorded
         ├── UnavailableError           Postgres or Kafka does not answer
+        ├── LifespanError              a lifespan raised while it was entered
         ├── WorkflowNotFoundError
         ├── WorkflowExistsError
         ├── WorkflowError              a recorded failure that cannot be rebuilt here
@@ -56,6 +57,10 @@ class DeterminismError(EventflowError):
 
 class UnavailableError(EventflowError):
     """Postgres or Kafka cannot be reached; the message says which, and where it was sought."""
+
+
+class LifespanError(EventflowError):
+    """A `@lifespan` raised while it was entered; nothing was started. Its exception is the cause."""
 
 
 class WorkflowNotFoundError(EventflowError):

@@ -132,7 +132,10 @@ class Executor:
                 threaded.append(run)
         if transactional:
             self.transactions.put(transactional)
-        if threaded:
+        if threaded and self._threads.stopped.is_set():
+            for run in threaded:
+                self.abandon(run)
+        elif threaded:
             self._threads.put(threaded)
         if plain:
             self.loop.call_soon_threadsafe(self._enqueue, plain)
@@ -198,6 +201,10 @@ class Executor:
             logger.error("%s is held back until %s is decided on", run.claim, run.workflow_id)
 
     def _enqueue(self, runs: list[Run]) -> None:
+        if self._stopping:
+            for run in runs:
+                self.abandon(run)
+            return
         self._queue.extend(runs)
         self._spawn()
 

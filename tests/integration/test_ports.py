@@ -229,10 +229,6 @@ def test_an_async_nested_transaction_commits_nothing(url: str) -> None:
     assert rows(url, "select count(*) from orders") == [(0,)]
 
 
-COMMITS_EARLY = "a port that has had a Session does not begin the next transaction before user code runs"
-
-
-@pytest.mark.xfail(strict=False, reason=COMMITS_EARLY)
 def test_a_nested_transaction_commits_nothing_where_a_session_was_before(url: str) -> None:
     """A lane's connection serves transactions of every kind, one after the other."""
     port, before, mine = Port(Database(url)), spec("session"), spec("connection")
@@ -251,7 +247,6 @@ def test_a_nested_transaction_commits_nothing_where_a_session_was_before(url: st
     assert rows(url, "select count(*) from orders") == [(0,)]
 
 
-@pytest.mark.xfail(strict=False, reason=COMMITS_EARLY)
 def test_an_async_nested_transaction_commits_nothing_where_a_session_was_before(url: str) -> None:
     async def handler(connection: psycopg.AsyncConnection[Any]) -> None:
         async with connection.transaction():

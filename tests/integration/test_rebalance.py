@@ -45,14 +45,11 @@ def test_three_workers_join_and_leave_every_second(world: World, how: str) -> No
         assert status == 0 or (status == -signal.SIGTERM and "runs" not in worker.text), "it had begun"
 
 
-HALF_A_SECOND = "what reaches stopped threads is neither run nor abandoned, and who leaves waits half a second for it"
-
-
 @pytest.mark.parametrize(
     ("app", "group"),
     [
         ("ledger_psycopg", "ledger"),
-        pytest.param("two_steps_sync", "billing", marks=pytest.mark.xfail(strict=False, reason=HALF_A_SECOND)),
+        ("two_steps_sync", "billing"),
     ],
 )
 def test_rolling_restart_under_load(world: World, app: str, group: str) -> None:
@@ -201,9 +198,6 @@ def test_a_scope_that_is_blocked_goes_on_although_the_bound_is_reached(world: Wo
     world.check_order("ordered")
 
 
-@pytest.mark.xfail(
-    strict=False, reason="librdkafka keeps a partition paused that goes and comes back; nobody resumes it"
-)
 def test_a_partition_that_went_while_it_was_paused_is_read_when_it_comes_back(world: World) -> None:
     """Short of room for a while, a worker pauses everything; a peer takes a partition meanwhile and gives it back."""
     world.create_topic(2)

@@ -1,6 +1,7 @@
 """A call that would block the event loop of its thread is refused at once, and says what to call instead."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,6 +28,7 @@ class Idle:
 @pytest.fixture(autouse=True)
 def running_application(monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setattr(slot, "runtime", Idle())
+    monkeypatch.setattr(slot, "pid", os.getpid())
     monkeypatch.setattr(registry, "specs", {})
     return registry
 
