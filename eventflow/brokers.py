@@ -131,13 +131,10 @@ class Brokers:
         except TimeoutError as error:
             raise UnavailableError(self.no_answer) from error
         except KafkaException as error:
-            code, where = error.args[0].code(), f"Kafka at {self.servers}, topic {topic!r}"
-            if code in _NO_ANSWER:
-                raise UnavailableError(self.no_answer) from error
-            if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                hint = "create it; it is read as soon as it exists"
-                raise UnknownTopicError(f"{where}: there is no such topic; {hint}") from error
-            raise UnavailableError(f"{where}: {reason(error)}") from error
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                hint = "there is no such topic; create it; it is read as soon as it exists"
+                raise UnknownTopicError(f"Kafka at {self.servers}, topic {topic!r}: {hint}") from error
+            raise self.unavailable(error, f", topic {topic!r}") from error
         finally:
             self.admin.poll(0)  # what the client has to say meanwhile would else be kept, and said all at once later
 
@@ -145,6 +142,12 @@ class Brokers:
     def no_answer(self) -> str:
         """What is said of brokers that are away: by all consumers alike, so that it is said once."""
         return f"Kafka at {self.servers} does not answer"
+
+    def unavailable(self, error: KafkaException, where: str = "") -> UnavailableError:
+        """An error of asking the brokers, in one line that names them."""
+        if error.args[0].code() in _NO_ANSWER:
+            return UnavailableError(self.no_answer)
+        return UnavailableError(f"Kafka at {self.servers}{where}: {reason(error)}")
 
     def _describe(self, topic: str) -> tuple[str, str]:
         asked = self.admin.describe_topics(confluent_kafka.TopicCollection([topic]), request_timeout=5)

@@ -15,7 +15,7 @@ import confluent_kafka
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from eventflow.brokers import Brokers, reason
+from eventflow.brokers import Brokers
 from eventflow.claims import Claims, Key
 from eventflow.database import Database, KeptConnection, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError
@@ -418,10 +418,7 @@ class Intake:
                 claims = self.claims.take(self._consumer, keys)
             except (psycopg.Error, UnavailableError, KafkaException) as error:
                 attempt += 1
-                why = (
-                    unavailable(error, self._ledger.database.url) if isinstance(error, psycopg.Error) else reason(error)
-                )
-                seldom.say(logger, f"claiming for {self.name}: {why}; trying again")
+                seldom.say(logger, f"claiming for {self.name}: {self._why(error)}; trying again")
                 if isinstance(error, psycopg.OperationalError):
                     self._ledger.close()
                 self._stop.wait(backoff(attempt))
@@ -429,6 +426,12 @@ class Intake:
             crash_point("consumer.after_claim")
             return claims
         return []
+
+    def _why(self, error: Exception) -> Exception:
+        """An error of asking Kafka or Postgres, in one line that says which."""
+        if isinstance(error, KafkaException):
+            return self._brokers.unavailable(error)
+        return unavailable(error, self._ledger.database.url)
 
     def _claim_again(self) -> None:
         """R7: refused, yet Kafka still assigns it to us."""

@@ -200,9 +200,9 @@ def _is_unknown(name: str) -> bool:
 
 def _unknown(name: str) -> str:
     """A variable that would be ignored: most likely a setting that its author believes to be made."""
-    short = name.upper().removeprefix("EVENTFLOW_")
-    near = [short] if short in _KNOWN else difflib.get_close_matches(name.upper(), _KNOWN, 1)
-    return f"{name} is no setting of eventflow{f'; did you mean {near[0]}?' if near else ''}"
+    known = {variable.removeprefix("EVENTFLOW_"): variable for variable in _KNOWN}
+    near = difflib.get_close_matches(name.upper().removeprefix("EVENTFLOW_"), known, 1)
+    return f"{name} is no setting of eventflow{f'; did you mean {known[near[0]]}?' if near else ''}"
 
 
 def _complaint(error: dict[str, Any]) -> str:
