@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from eventflow import Message
+from eventflow.codec import codec_for
 from eventflow.errors import UsageError
+from eventflow.kafka import message_reader
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
 
@@ -40,3 +42,11 @@ def test_an_annotation_in_the_way_is_one_line_with_its_place(function: Callable[
 
 def test_what_can_be_read_and_written_is_let_through() -> None:
     declare(fine).check()
+
+
+@pytest.mark.parametrize("make", [lambda: message_reader(Message[Thing]), lambda: codec_for(list[Thing])])
+def test_pydantics_advice_is_left_out(make: Callable[[], object]) -> None:
+    with pytest.raises(UsageError) as error:
+        make()
+    assert "Thing" in str(error.value)
+    assert "\n" not in str(error.value)
