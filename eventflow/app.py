@@ -51,6 +51,7 @@ from eventflow.recovery import birth
 from eventflow.registry import Registry, Spec, TransactionSpec, names_with_files, registry
 from eventflow.retry import Seconds, seconds
 from eventflow.settings import Settings, load_settings
+from eventflow.telemetry import seldom
 from eventflow.threads import Threads
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
@@ -135,11 +136,7 @@ class App:
     def _check(self) -> None:
         """Everything that can be wrong before anything starts."""
         for spec in self._specs.values():
-            if spec.consumer is None:
-                _ = spec.arguments
-                _ = spec.result
-            else:
-                _ = spec.reader
+            spec.check()
         if self._consumers and not self._settings.kafka_bootstrap_servers:
             raise SettingsError("KAFKA_BOOTSTRAP_SERVERS is not set, and there are consumers to run")
 
@@ -153,8 +150,7 @@ class App:
                 if getattr(error, "permanent", False):
                     raise
                 attempt += 1
-                if attempt in {1, 10}:
-                    logger.warning("%s; trying again", error)
+                seldom.say(logger, f"{error}; trying again")
                 if self._stop.wait(min(0.2 * attempt, 2.0)):
                     raise
             else:

@@ -102,3 +102,8 @@ class WorkflowTimeoutError(EventflowError):
 
 class FencedError(EventflowError):
     """This executor was presumed dead and a peer took its work over; nothing it held can commit."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says: the rest of libpq's and Pydantic's is advice that buries it in a log."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
