@@ -17,8 +17,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
@@ -29,6 +31,7 @@ from eventflow.database import Database
 from eventflow.errors import (
     BlockingCallError,
     FencedError,
+    LifespanError,
     NotRunningError,
     SettingsError,
     UnavailableError,
@@ -48,6 +51,7 @@ from eventflow.recovery import birth
 from eventflow.registry import Registry, Spec, TransactionSpec, names_with_files, registry
 from eventflow.retry import Seconds, seconds
 from eventflow.settings import Settings, load_settings
+from eventflow.telemetry import seldom
 from eventflow.threads import Threads
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
@@ -97,10 +101,7 @@ class App:
             await asyncio.to_thread(self._check_database)
             async with contextlib.AsyncExitStack() as stack:
                 for lifespan in self._declared.lifespans:
-                    if inspect.isasyncgenfunction(lifespan):
-                        await stack.enter_async_context(contextlib.asynccontextmanager(lifespan)())
-                    else:
-                        stack.enter_context(contextlib.contextmanager(lifespan)())
+                    await _enter(stack, lifespan)
                 await self._begin()
                 async with self._serve():
                     yield self
@@ -135,11 +136,7 @@ class App:
     def _check(self) -> None:
         """Everything that can be wrong before anything starts."""
         for spec in self._specs.values():
-            if spec.consumer is None:
-                _ = spec.arguments
-                _ = spec.result
-            else:
-                _ = spec.reader
+            spec.check()
         if self._consumers and not self._settings.kafka_bootstrap_servers:
             raise SettingsError("KAFKA_BOOTSTRAP_SERVERS is not set, and there are consumers to run")
 
@@ -153,8 +150,7 @@ class App:
                 if getattr(error, "permanent", False):
                     raise
                 attempt += 1
-                if attempt in {1, 10}:
-                    logger.warning("%s; trying again", error)
+                seldom.say(logger, f"{error}; trying again")
                 if self._stop.wait(min(0.2 * attempt, 2.0)):
                     raise
             else:
@@ -325,6 +321,18 @@ class App:
 def raise_again(error: BaseException) -> NoReturn:
     """Raise an error that has been seen elsewhere; with its own cause, and without what is handled here and now."""
     raise error from error.__cause__
+
+
+async def _enter(stack: contextlib.AsyncExitStack, lifespan: Callable[[], Any]) -> None:
+    try:
+        if inspect.isasyncgenfunction(lifespan):
+            await stack.enter_async_context(contextlib.asynccontextmanager(lifespan)())
+        else:
+            stack.enter_context(contextlib.contextmanager(lifespan)())
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error_line(error)} ({Path(at.filename).name}, line {at.lineno})"
+        raise LifespanError(f"the lifespan {lifespan.__qualname__!r} raised {what}") from error
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:

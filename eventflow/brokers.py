@@ -1,6 +1,7 @@
 """How this process speaks to Kafka: librdkafka's properties, its errors in one line, and what the brokers know of a topic."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,27 @@ from confluent_kafka.admin import AdminClient
 
 from eventflow.errors import SettingsError, UnavailableError
 from eventflow.settings import KafkaProperties
+from eventflow.telemetry import Seldom
 
 logger = logging.getLogger("eventflow.kafka.client")
 logger.setLevel(logging.ERROR)
+
+
+class _Repeated(logging.Filter):
+    """Lets what librdkafka repeats through once a minute: each of its threads says it at each attempt to connect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seldom = Seldom()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Which client and which of its threads complains does not count; nor does what `debug` asked to see."""
+        if record.levelno < logging.WARNING:
+            return True
+        return self._seldom.may_say(re.sub(r"\[[^]]*\]", "", record.getMessage()))
+
+
+logger.addFilter(_Repeated())
 
 _OURS: KafkaProperties = {
     "enable.auto.commit": False,
@@ -32,10 +51,21 @@ _DEFAULTS: KafkaProperties = {
     "queued.max.messages.kbytes": 32768,
     "topic.metadata.refresh.interval.ms": 10000,
     "topic.metadata.propagation.max.ms": 1,  # a topic that was identified and is unknown now was deleted
+    "reconnect.backoff.ms": 250,  # librdkafka stays near it while a broker is away: each attempt is a connect and a line
     "reconnect.backoff.max.ms": 1000,
     "allow.auto.create.topics": False,
 }
-_SHARED = ("bootstrap", "security", "sasl", "ssl", "client", "error_cb")  # what an admin client takes, too
+# What an admin client, a producer to librdkafka, ignores with a warning. Everything else it takes as a consumer does.
+_CONSUMERS_ONLY = frozenset({
+    "auto.commit.interval.ms", "auto.offset.reset", "check.crcs", "consume.callback.max.messages",
+    "coordinator.query.interval.ms", "enable.auto.commit", "enable.auto.offset.store", "enable.partition.eof",
+    "fetch.error.backoff.ms", "fetch.max.bytes", "fetch.message.max.bytes", "fetch.min.bytes", "fetch.queue.backoff.ms",
+    "fetch.wait.max.ms", "group.id", "group.instance.id", "group.protocol", "group.protocol.type",
+    "group.remote.assignor", "heartbeat.interval.ms", "isolation.level", "max.partition.fetch.bytes",
+    "max.poll.interval.ms", "max.poll.records", "partition.assignment.strategy", "queued.max.messages.kbytes",
+    "queued.min.messages", "session.timeout.ms", "share.acknowledgement.mode",
+})  # fmt: skip
+_NO_ANSWER = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 
 
 class UnknownTopicError(UnavailableError):
@@ -47,37 +77,46 @@ class Brokers:
     """The brokers as one consumer speaks to them."""
 
     servers: str
-    properties: KafkaProperties  # for all consumers, and for this one
+    properties: KafkaProperties  # of all consumers: EVENTFLOW_KAFKA
+    own: KafkaProperties  # of this one: kafka= of its handler
     group: str
     client_id: str
     on_error: Callable[[KafkaError], None]
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        return self._config(self.properties | self.own)
+
+    def _config(self, properties: KafkaProperties) -> dict[str, Any]:
         return {
-            **_DEFAULTS, **self.properties, **_OURS, "bootstrap.servers": self.servers, "group.id": self.group,
+            **_DEFAULTS, **properties, **_OURS, "bootstrap.servers": self.servers, "group.id": self.group,
             "client.id": self.client_id, "error_cb": self.on_error,
         }  # fmt: skip
 
+    @property
+    def admin_config(self) -> dict[str, Any]:
+        return {name: value for name, value in self.config.items() if name not in _CONSUMERS_ONLY}
+
     @cached_property
     def admin(self) -> AdminClient:
-        shared = {name: value for name, value in self.config.items() if name.startswith(_SHARED)}
-        return AdminClient(shared, logger=logger)
+        return AdminClient(self.admin_config, logger=logger)
 
     def consumer(self) -> Consumer:
+        if self.config.get("debug"):
+            logger.setLevel(logging.DEBUG)  # who asks librdkafka for more is shown it
         return Consumer(self.config, logger=logger)
 
     def check(self, name: str) -> None:
         """Whether librdkafka takes this configuration.
 
         Raises:
-            SettingsError: it does not; names the property.
+            SettingsError: it does not; names the property, and where it was set.
 
         """
-        try:
-            self.consumer().close()
-        except KafkaException as error:
-            raise SettingsError(f"the Kafka properties of {name!r}: {reason(error)}") from None
+        refusal = _refusal(self.config)
+        if refusal is not None:
+            everyones = refusal == _refusal(self._config(self.properties))
+            raise SettingsError(f"{'EVENTFLOW_KAFKA' if everyones else f'kafka= of the handler {name!r}'}: {refusal}")
 
     def identity(self, topic: str) -> tuple[str, str]:
         """(cluster id, topic id) as the brokers have them.
@@ -89,11 +128,26 @@ class Brokers:
         """
         try:
             return self._describe(topic)
+        except TimeoutError as error:
+            raise UnavailableError(self.no_answer) from error
         except KafkaException as error:
-            where = f"Kafka at {self.servers}, topic {topic!r}"
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise UnknownTopicError(f"{where}: there is no such topic") from error
-            raise UnavailableError(f"{where}: {reason(error)}") from error
+                hint = "there is no such topic; create it; it is read as soon as it exists"
+                raise UnknownTopicError(f"Kafka at {self.servers}, topic {topic!r}: {hint}") from error
+            raise self.unavailable(error, f", topic {topic!r}") from error
+        finally:
+            self.admin.poll(0)  # what the client has to say meanwhile would else be kept, and said all at once later
+
+    @property
+    def no_answer(self) -> str:
+        """What is said of brokers that are away: by all consumers alike, so that it is said once."""
+        return f"Kafka at {self.servers} does not answer"
+
+    def unavailable(self, error: KafkaException, where: str = "") -> UnavailableError:
+        """An error of asking the brokers, in one line that names them."""
+        if error.args[0].code() in _NO_ANSWER:
+            return UnavailableError(self.no_answer)
+        return UnavailableError(f"Kafka at {self.servers}{where}: {reason(error)}")
 
     def _describe(self, topic: str) -> tuple[str, str]:
         admin: Any = self.admin  # its futures are not typed
@@ -104,6 +158,17 @@ class Brokers:
         if not topic_id or set(topic_id) <= set("A-0") or not cluster.cluster_id:
             raise UnavailableError(f"topic {topic!r} has no id; Apache Kafka 3.7 or newer is needed")
         return cluster.cluster_id, topic_id
+
+
+def _refusal(config: dict[str, Any]) -> str | None:
+    """Why librdkafka does not take this configuration, if it does not."""
+    try:
+        Consumer(config, logger=logger).close()
+    except KafkaException as error:
+        return reason(error)
+    except (TypeError, ValueError) as error:  # the binding's own: what it wants to be a function, a value out of range
+        return str(error)
+    return None
 
 
 def reason(error: BaseException) -> str:

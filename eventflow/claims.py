@@ -102,7 +102,12 @@ class Claims:
                 return self._take_rows(connection, source, partitions)
 
         claims = [self._make(topic, source, taken) for taken in self._ledger.transact(work)]
-        return [claim for claim in claims if self._in_log(consumer, claim)]
+        usable = [claim for claim in claims if self._in_log(consumer, claim)]
+        for claim in usable:
+            wary = ", its last owner did not let go of it" if claim.wary else ""
+            logger.info("%s claims %s/%d from offset %d (epoch %d%s)", self._spec.spec.name, claim.topic,
+                        claim.partition, claim.next_offset, claim.epoch, wary)  # fmt: skip
+        return usable
 
     def _take_rows(self, connection: Connection, source: Source, partitions: list[int]) -> list[_Taken]:
         """R7, statement by statement: what is read comes later than the lock that it relies on."""
@@ -166,10 +171,6 @@ class Claims:
         claim.early = taken.early
         if not taken.released:
             claim.wary = taken.former_bound
-        logger.info(
-            "%s claims %s/%d from offset %d (epoch %d%s)", self._spec.spec.name, topic, taken.partition, first.upper,
-            taken.epoch, "" if taken.released else ", its last owner did not let go of it",
-        )  # fmt: skip
         return claim
 
     def _in_log(self, consumer: Consumer, claim: Claim) -> bool:

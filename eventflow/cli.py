@@ -9,6 +9,7 @@ import logging
 import shlex
 import signal
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _PACKAGE = Path(__file__).parent
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def main() -> None:
@@ -236,9 +238,14 @@ def _import(module: str) -> ModuleType:
 def _locate(module: str) -> tuple[str, Path | None]:
     """The name to import, and the file if that was given; makes it importable."""
     if not module.endswith(".py") and "/" not in module:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise UsageError(
+                f"{module!r} is no module's name, such as `app` or `shop.app`, nor a file, such as `app.py`"
+            )
         sys.path.insert(0, str(Path.cwd()))
         return module, None
-    file = Path(module).resolve().with_suffix(".py")
+    given = Path(module).resolve()
+    file = given.with_suffix(".py") if given.name else given
     if not file.is_file():
         raise UsageError(f"there is no file {module!r}")
     parts, folder = [file.stem], file.parent
@@ -263,10 +270,10 @@ def _why_not(name: str, error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """The innermost line that is the user's own, as far as one can tell."""
+    """The innermost line that is the user's own, as far as one can tell: neither ours, nor Python's, nor a library's."""
     ours = (str(_PACKAGE), "<frozen", str(Path(importlib.__file__).parent))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    mine = [f for f in frames if "site-packages" not in f.filename] or frames
+    mine = [f for f in frames if not f.filename.startswith(_LIBRARIES) and "site-packages" not in f.filename] or frames
     return f"{_near(mine[-1].filename)}, line {mine[-1].lineno}" if mine else "importing it"
 
 

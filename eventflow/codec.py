@@ -13,7 +13,7 @@ from typing import Any, cast
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from eventflow.errors import CodecError, UsageError, WorkflowError
+from eventflow.errors import CodecError, UsageError, WorkflowError, first_line
 
 _EMPTY = inspect.Parameter.empty
 _TRACEBACK = 16_000
@@ -33,7 +33,7 @@ class Codec:
         try:
             adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         except Exception as error:
-            raise UsageError(f"{annotation!r} cannot be stored as JSON: {error}") from None
+            raise UsageError(f"{annotation!r} cannot be stored as JSON: {first_line(error)}") from None
         self._to_json = adapter.serializer.to_json
         self._validate = adapter.validator.validate_json
         self._exact = annotation if isinstance(annotation, type) and _has_fields(annotation) else None

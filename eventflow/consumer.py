@@ -18,14 +18,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from eventflow.brokers import Brokers
 from eventflow.claims import Claims, Key
-from eventflow.database import Database, KeptConnection
+from eventflow.database import Database, KeptConnection, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.journal import Journal, backoff
 from eventflow.registry import ConsumerSpec
 from eventflow.runs import Claim, Run, Scope, fingerprint
 from eventflow.settings import KafkaProperties
 from eventflow.sources import Sources
-from eventflow.telemetry import crash_point
+from eventflow.telemetry import crash_point, seldom
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,10 @@ class Intake:
         self._full_since: float | None = None
         self._folded_at = self._asked_at = 0.0
         self._brokers = Brokers(
-            bootstrap_servers, properties | spec.kafka, spec.group, f"eventflow-{executor}", self._on_error
+            bootstrap_servers, properties, spec.kafka, spec.group, f"eventflow-{executor}", self._on_error
         )
         self._ledger = KeptConnection(database, f"consumer {self.name}"[:60])
-        self._sources = Sources(self.name, spec.topics, self._brokers, self._ledger, self._stop)
+        self._sources = Sources(spec.topics, self._brokers, self._ledger, self._stop)
         self.claims = Claims(spec, executor, self._bound, self._ledger, self._sources, journal, self._stop)
         self._thread = threading.Thread(target=self._main, name=f"eventflow {self.name}", daemon=True)
 
@@ -168,7 +168,7 @@ class Intake:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}:
             self._on_fatal(UnavailableError(f"Kafka at {self._brokers.servers}: {error.str()}"))
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
-            logger.warning("Kafka at %s does not answer; trying again", self._brokers.servers)
+            seldom.say(logger, f"{self._brokers.no_answer}; trying again")
 
     # ---- a turn of the loop ----
 
@@ -394,6 +394,7 @@ class Intake:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         claims = self._claim([(p.topic, p.partition) for p in partitions])
         consumer.incremental_assign([TopicPartition(c.topic, c.partition, c.next_offset) for c in claims])
+        consumer.resume([TopicPartition(c.topic, c.partition) for c in claims])  # a pause outlives its assignment
         self._rebalanced = True
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -433,8 +434,7 @@ class Intake:
                 claims = self.claims.take(self._consumer, keys)
             except (psycopg.Error, UnavailableError, KafkaException) as error:
                 attempt += 1
-                if attempt in {1, 10}:
-                    logger.warning("claiming for %s: %s; trying again", self.name, error)
+                seldom.say(logger, f"claiming for {self.name}: {self._why(error)}; trying again")
                 if isinstance(error, psycopg.OperationalError):
                     self._ledger.close()
                 self._stop.wait(backoff(attempt))
@@ -442,6 +442,12 @@ class Intake:
             crash_point("consumer.after_claim")
             return claims
         return []
+
+    def _why(self, error: Exception) -> Exception:
+        """An error of asking Kafka or Postgres, in one line that says which."""
+        if isinstance(error, KafkaException):
+            return self._brokers.unavailable(error)
+        return unavailable(error, self._ledger.database.url)
 
     def _claim_again(self) -> None:
         """R7: refused, yet Kafka still assigns it to us."""

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import psycopg
 from psycopg import sql as compose
+from psycopg.conninfo import conninfo_to_dict
 
 from eventflow.arrays import register as register_arrays
-from eventflow.errors import EventflowError, FencedError, UnavailableError
+from eventflow.errors import EventflowError, FencedError, SettingsError, UnavailableError, first_line
 from eventflow.settings import masked
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,24 @@ class Database:
     url: str
     schema: str = "eventflow"
     prepared: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse an address that libpq cannot read, before anything starts.
+
+        Raises:
+            SettingsError: names the variable and shows nothing of it; what libpq says quotes what it stumbled over,
+                which may be the rest of a password.
+
+        """
+        try:
+            ports = str(conninfo_to_dict(self.url).get("port") or "")
+        except psycopg.ProgrammingError:
+            raise SettingsError(
+                "DATABASE_URL: libpq cannot read it: a parameter after `?` is not one of PostgreSQL's, or a space or "
+                "another special character is not percent-encoded"
+            ) from None
+        if not all(port == "" or (port.isdecimal() and 0 < int(port) < 1 << 16) for port in ports.split(",")):
+            raise SettingsError("DATABASE_URL: the port is not a number from 1 to 65535")
 
     def connect(self, role: str) -> Connection:
         """Open an autocommit connection whose application name is `eventflow {role}`.
@@ -134,15 +153,16 @@ class KeptConnection:
 
 
 def unavailable(error: Exception, url: str) -> UnavailableError:
-    """An error of connecting, in one line, without the password."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    result = UnavailableError(f"Postgres at {masked(url)}: {first}")
+    """An error of connecting, or of a connection that broke, in one line, without the password."""
+    if isinstance(error, UnavailableError):
+        return error
+    result = UnavailableError(f"Postgres at {masked(url)}: {first_line(error)}")
     result.permanent = is_pointless(error)  # type: ignore[attr-defined]
     return result
 
 
 def is_pointless(error: BaseException) -> bool:
-    """Whether connecting again cannot help: wrong credentials, no such role or database."""
+    """Whether connecting again cannot help: wrong credentials, no such role or database, a parameter's wrong value."""
     state = getattr(error, "sqlstate", None)
     if state in {"28P01", "28000", "3D000"}:
         return True
@@ -152,6 +172,7 @@ def is_pointless(error: BaseException) -> bool:
         or ("role" in text and "does not exist" in text)
         or ("database" in text and "does not exist" in text)
         or "no password supplied" in text
+        or re.search(r"invalid (\w+ value|port number)", text) is not None
     )
 
 
@@ -180,7 +201,7 @@ def lost_claims(error: psycopg.Error) -> list[int]:
 
 def fenced(error: BaseException) -> FencedError:
     """EF001 or EF003 as an error of ours."""
-    return FencedError(str(error).splitlines()[0])
+    return FencedError(first_line(error))
 
 
 def in_transaction(connection: Connection, work: Callable[[Connection], Any], *setup: str) -> Any:

@@ -12,6 +12,7 @@
         ├── CodecError                 a value that cannot be encoded or decoded
         ├── DeterminismError           a replay met other code than was recorded
         ├── UnavailableError           Postgres or Kafka does not answer
+        ├── LifespanError              a lifespan raised while it was entered
         ├── WorkflowNotFoundError
         ├── WorkflowExistsError
         ├── WorkflowError              a recorded failure that cannot be rebuilt here
@@ -60,6 +61,10 @@ class UnavailableError(EventflowError):
     """Postgres or Kafka cannot be reached; the message says which, and where it was sought."""
 
 
+class LifespanError(EventflowError):
+    """A `@lifespan` raised while it was entered; nothing was started. Its exception is the cause."""
+
+
 class WorkflowNotFoundError(EventflowError):
     """No workflow has this id."""
 
@@ -103,3 +108,8 @@ class WorkflowTimeoutError(EventflowError):
 
 class FencedError(EventflowError):
     """This executor was presumed dead and a peer took its work over; nothing it held can commit."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says: the rest of libpq's and Pydantic's is advice that buries it in a log."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()

@@ -149,7 +149,10 @@ class Executor:
                 threaded.append(run)
         if transactional:
             self.transactions.put(transactional)
-        if threaded:
+        if threaded and self._threads.stopped.is_set():
+            for run in threaded:
+                self.abandon(run)
+        elif threaded:
             self._threads.put(threaded)
         if plain:
             self.loop.call_soon_threadsafe(self._enqueue, plain)
@@ -218,6 +221,10 @@ class Executor:
             self.on_sleep(None if entry.wake_in is None else self.now() + entry.wake_in)
 
     def _enqueue(self, runs: list[Run]) -> None:
+        if self._stopping:
+            for run in runs:
+                self.abandon(run)
+            return
         self._queue.extend(runs)
         self._spawn()
 

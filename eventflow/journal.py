@@ -22,11 +22,11 @@ import psycopg
 
 from eventflow.arrays import BigintArray, ByteaArray, TextArray
 from eventflow.database import Connection, Database, columns, fenced, judge, lost_claims, rollback
-from eventflow.errors import EventflowError, FencedError, UnavailableError
+from eventflow.errors import EventflowError, FencedError, UnavailableError, first_line
 from eventflow.kafka import headers_json
 from eventflow.records import Checkpoint, Rider, Status
 from eventflow.runs import Claim, Run
-from eventflow.telemetry import crash_point
+from eventflow.telemetry import crash_point, seldom
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +122,7 @@ class Lane:
                 self._connection = self.database.connect(f"journal lane {self.number}")
             except UnavailableError as error:
                 attempt += 1
-                if attempt in {1, 10}:
-                    logger.warning("%s; trying again", error)
+                seldom.say(logger, f"{error}; trying again")
                 if self._stopped.wait(backoff(attempt)):
                     raise FencedError("stopped while Postgres was away") from error
         return self._connection
@@ -212,7 +211,7 @@ class Lane:
 
     def _pause(self, error: psycopg.Error, attempt: int) -> None:
         if attempt in {1, 10}:
-            logger.warning("flush %d of lane %d: %s; sending it again", self.n + 1, self.number, error)
+            logger.warning("flush %d of lane %d: %s; sending it again", self.n + 1, self.number, first_line(error))
         if self._stopped.wait(backoff(attempt)):
             raise FencedError("stopped with a flush unsettled") from error
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, Union, cast, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
-from eventflow.errors import CodecError, UsageError
+from eventflow.errors import CodecError, UsageError, first_line
 
 V_co = TypeVar("V_co", covariant=True)
 K_co = TypeVar("K_co", covariant=True, default=bytes | None)
@@ -205,7 +205,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(annotation)
     except Exception as error:
-        raise UsageError(f"a message cannot be decoded to {annotation!r}: {error}") from None
+        raise UsageError(f"a message cannot be decoded to {annotation!r}: {first_line(error)}") from None
 
 
 def _split_none(annotation: Any) -> tuple[Any, bool]:

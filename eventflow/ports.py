@@ -115,6 +115,15 @@ def _begin(spec: TransactionSpec) -> bytes:
     return f"begin isolation level {spec.isolation}".encode() if spec.isolation else b"begin"
 
 
+def _begun(spec: TransactionSpec) -> bytes:
+    """What makes psycopg begin before user code gets the connection: else its `transaction()` would be the outermost."""
+    return (
+        f"set transaction isolation level {spec.isolation}".encode()
+        if spec.isolation
+        else b"show transaction_isolation"
+    )
+
+
 class Port:
     """What the protocol asks for, on a sync connection."""
 
@@ -150,8 +159,7 @@ class Port:
         if self._sa is not None:
             self._sa.begin()
             self._additions = _Additions(self._sa)
-            if spec.isolation is not None:
-                self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+            self.raw.execute(_begun(spec))
         else:
             self.raw.execute(_begin(spec))
 
@@ -258,8 +266,7 @@ class AsyncPort:
             if not self._sa.in_transaction():
                 await self._sa.begin()
             self._additions = _Additions(self._sa.sync_connection)
-            if spec.isolation is not None:
-                await self.raw.execute(f"set transaction isolation level {spec.isolation}".encode())
+            await self.raw.execute(_begun(spec))
         else:
             await self.raw.execute(_begin(spec))
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import psycopg
 
-from eventflow.database import Connection, Database, evicting, fenced, in_transaction, is_pointless
+from eventflow.database import Connection, Database, evicting, fenced, in_transaction, is_pointless, unavailable
 from eventflow.errors import FencedError, UnavailableError, UsageError
 from eventflow.executor import How
 from eventflow.journal import Identity
@@ -26,13 +26,15 @@ from eventflow.records import Checkpoint
 from eventflow.registry import Spec
 from eventflow.replay import History
 from eventflow.runs import Life, Run
-from eventflow.telemetry import crash_point
+from eventflow.settings import masked
+from eventflow.telemetry import crash_point, seldom
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 100
 _RECONCILE_EVERY = 30  # beats
 _POINTLESS = ("42", "3F", "22", "23")  # no right, no table, no schema: no birth will ever succeed
+_SAY_EVERY = 30  # beats that failed
 
 
 def birth(
@@ -66,7 +68,7 @@ def birth(
                 raise UsageError(f"{error.diag.message_primary}; set another EVENTFLOW_APPLICATION, or name=") from None
             if error.sqlstate and error.sqlstate.startswith(_POINTLESS):
                 raise
-            _retry_birth(error, attempt := attempt + 1, stop)
+            _retry_birth(unavailable(error, database.url), attempt := attempt + 1, stop)
         except UnavailableError as error:
             if error.__cause__ is not None and is_pointless(error.__cause__):
                 raise
@@ -78,8 +80,7 @@ def birth(
 
 
 def _retry_birth(error: Exception, attempt: int, stop: threading.Event) -> None:
-    if attempt in {1, 10}:
-        logger.warning("%s; trying again", str(error).splitlines()[0])
+    seldom.say(logger, f"{error}; trying again")
     stop.wait(min(0.1 * attempt, 2.0))
 
 
@@ -130,7 +131,7 @@ class Lease:
         self._seen: dict[int, tuple[int, float]] = {}
         self._last_good = self._renewed = time.monotonic()
         self._connection: Connection | None = None
-        self._beats = 0
+        self._beats = self._misses = 0
         self._recovery = threading.Thread(target=self._recover, name="eventflow recovery", daemon=True)
         self._thread = threading.Thread(target=self._loop, name="eventflow lease", daemon=True)
         self._suspects: set[int] = set()
@@ -191,7 +192,8 @@ class Lease:
 
     def _one_beat(self) -> None:
         if self._stuck_for() > self._lease:
-            logger.error("the journal hangs for more than %.1f s: the lease is not renewed", self._lease)
+            text = f"the journal hangs for more than {self._lease:g} s: the lease is not renewed"
+            seldom.say(logger, text, logging.ERROR)
             self._seen.clear()
             return
         asked = time.monotonic()
@@ -209,7 +211,7 @@ class Lease:
         except (psycopg.Error, UnavailableError) as error:
             if isinstance(error, psycopg.Error) and error.sqlstate == "EF003":
                 raise fenced(error) from error
-            logger.debug("beat: %s", error)
+            self._missed(unavailable(error, self._database.url))
             if self._connection is not None:
                 self._connection.close()
             self._seen.clear()
@@ -220,6 +222,9 @@ class Lease:
             raise FencedError(f"the server is on another timeline than when executor {self._executor} was born")
         if asked - self._last_good > self._lease:
             self._seen.clear()  # no suspicion over a stretch in which we could not look
+        if self._misses:
+            logger.info("Postgres at %s: answers again", masked(self._database.url))
+            self._misses = 0
         self._renewed, self._last_good = asked, time.monotonic()
         self._clock.tell(now, asked_at, time.time())
         self._asleep, self._wake_at = asleep, wake_at or 0.0
@@ -228,6 +233,12 @@ class Lease:
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
         if free or asleep or self._suspects or self._to_reconcile:
             self._work.set()
+
+    def _missed(self, error: UnavailableError) -> None:
+        """An idle process asks nothing else of Postgres: if this said nothing, nobody would."""
+        level = logging.DEBUG if self._misses % _SAY_EVERY else logging.WARNING
+        self._misses += 1
+        logger.log(level, "%s; the lease is not renewed; trying again", error)
 
     def _watch(self, peers: dict[int, int], now: float) -> None:
         for peer in set(self._seen) - set(peers):

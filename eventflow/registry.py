@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from eventflow.codec import Arguments, Codec, codec_for
-from eventflow.errors import UsageError
+from eventflow.errors import UsageError, first_line
 from eventflow.kafka import Message, Reader, message_reader
 from eventflow.retry import Retry
 from eventflow.settings import KafkaProperties
@@ -46,6 +46,18 @@ class Spec:
     @functools.cached_property
     def reader(self) -> Reader:
         return message_reader(message_annotation(self.function))
+
+    def check(self) -> None:
+        """Whether what it takes and gives can be read and written.
+
+        Raises:
+            UsageError: an annotation is in the way; says whose, and where that is.
+
+        """
+        try:
+            _ = self.result, self.arguments if self.consumer is None else self.reader
+        except UsageError as error:
+            raise UsageError(f"{self.file}:{self.line}: {self.name}: {first_line(error)}") from None
 
 
 @dataclass

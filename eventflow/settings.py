@@ -4,13 +4,18 @@
 Secrets never show: the database's URL prints with its password masked.
 """
 
+import difflib
+import json
+import os
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventflow.errors import SettingsError
 
@@ -35,14 +40,24 @@ def check_kafka_properties(properties: KafkaProperties, where: str) -> None:
         SettingsError: names the property and what to use instead.
 
     """
-    for name, instead in REFUSED_KAFKA_PROPERTIES.items():
-        if name in properties:
-            raise SettingsError(f"{where}: the Kafka property {name!r} can not be set; {instead}")
+    refusal = _refusal(properties)
+    if refusal is not None:
+        raise SettingsError(f"{where}: {refusal}")
+
+
+def _refusal(properties: Iterable[str]) -> str | None:
+    for name in properties:
+        if name in REFUSED_KAFKA_PROPERTIES:
+            return f"the Kafka property {name!r} can not be set; {REFUSED_KAFKA_PROPERTIES[name]}"
+    return None
 
 
 def masked(url: str) -> str:
-    """The URL with its password replaced by ***."""
-    parts = urlsplit(url)
+    """The URL with its password replaced by ***; nothing of one that cannot be taken apart."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
     if parts.password is None:
         return re.sub(r"(password=)[^&\s]+", r"\1***", url)
     place = parts.netloc.replace(f":{parts.password}@", ":***@")
@@ -50,17 +65,38 @@ def masked(url: str) -> str:
 
 
 def _keep(value: object) -> object:
-    if value == "all":
+    if not isinstance(value, str):
+        return value
+    if value.strip() == "all":
         return None
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", value.strip())
-        if match:
-            unit = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", value.strip())
+    if match:
+        unit = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        with suppress(OverflowError):
             return timedelta(seconds=float(match[1]) * unit)
-    return value
+    raise ValueError("must be `all`, or how long: `30m`, `12h`, `7d`, or seconds")
 
 
 Keep = Annotated[timedelta | None, BeforeValidator(_keep)]
+
+
+def _properties(value: object) -> object:
+    """Librdkafka's properties, of an object or of its JSON; what is wrong with them, without showing their values."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            where = f": {error.msg}, at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+            raise ValueError(f"must be a JSON object{where}") from None
+    if not isinstance(value, dict):
+        raise ValueError('must be a JSON object, such as {"client.rack": "a"}')
+    for name, set_to in cast("dict[Any, Any]", value).items():
+        if not isinstance(set_to, str | int | float):
+            raise ValueError(f"the Kafka property {name!r} must be a string, a number or a boolean")
+    refusal = _refusal(cast("dict[str, Any]", value))
+    if refusal is not None:
+        raise ValueError(refusal)
+    return cast("object", value)
 
 
 class Settings(BaseSettings):
@@ -82,6 +118,7 @@ class Settings(BaseSettings):
         drain: seconds that running work gets to end at shutdown.
         prepared_statements: off where the pooler does not keep them.
         kafka: librdkafka properties for every consumer, as JSON.
+        log_level: what `eventflow run` logs, where the program has not set logging up by itself.
 
     """
 
@@ -104,7 +141,9 @@ class Settings(BaseSettings):
     suspend_after: float = Field(default=5.0, ge=0.0, le=3600)
     drain: float = Field(default=20.0, ge=0.0, le=3600)
     prepared_statements: bool = True
-    kafka: KafkaProperties = Field(default_factory=dict[str, Any], repr=False)
+    kafka: Annotated[KafkaProperties, NoDecode, BeforeValidator(_properties)] = Field(
+        default_factory=dict[str, Any], repr=False
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("database_url")
@@ -112,16 +151,20 @@ class Settings(BaseSettings):
     def _a_postgres_url(cls, value: str) -> str:
         if not re.match(r"postgres(ql)?(\+psycopg)?://", value):
             raise ValueError("must be a URL that begins with postgresql://")
+        head, _, rest = value.partition("://")[2].partition("/")
+        if set("@?#") & set(head.rpartition("@")[0]) or "@" in rest.partition("?")[0]:
+            # Taken for a host or a database's name, the rest of the password would be shown by every message.
+            raise ValueError("in its user and password, characters such as / @ : ? # must be percent-encoded")
         return re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql://", value)
 
-    @field_validator("kafka")
-    @classmethod
-    def _only_what_is_not_ours(cls, value: KafkaProperties) -> KafkaProperties:
-        try:
-            check_kafka_properties(value, "EVENTFLOW_KAFKA")
-        except SettingsError as error:
-            raise ValueError(str(error)) from None
-        return value
+    @model_validator(mode="after")
+    def _beats_fit_into_a_lease(self) -> Self:
+        if self.beat > self.lease / 3:
+            raise ValueError(
+                f"EVENTFLOW_BEAT is {self.beat:g} and EVENTFLOW_LEASE is {self.lease:g}: a lease must be three beats or "
+                "longer, or a process is presumed dead that lives"
+            )
+        return self
 
     @property
     def safe_database_url(self) -> str:
@@ -130,26 +173,48 @@ class Settings(BaseSettings):
 
 
 _VARIABLES = {"database_url": "DATABASE_URL", "kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS"}
+_KNOWN = {_VARIABLES.get(field, f"EVENTFLOW_{field.upper()}") for field in Settings.model_fields}
+_OTHERS = re.compile(r"EVENTFLOW_(CACHE|CRASH|STOP|CRASH_SEEDS|TEST_\w+)")  # of the local services, and of tests
+# Kubernetes tells every pod of a namespace where its services are: of one whose name begins with `eventflow`, in our words.
+_SERVICE_LINKS = re.compile(r"EVENTFLOW_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 
 
 def load_settings(**arguments: object) -> Settings:
     """Read the settings from the environment; arguments win.
 
     Raises:
-        SettingsError: names every variable that is missing or wrong, and never shows its value.
+        SettingsError: names every variable that is missing, wrong or unknown, and never shows its value.
 
     """
+    unknown = [_unknown(name) for name in sorted(os.environ) if _is_unknown(name.upper())]
+    if unknown:
+        raise SettingsError("; ".join(unknown))
     try:
         return Settings(**cast("dict[str, Any]", arguments))
     except ValidationError as error:
         raise SettingsError("; ".join(_complaint(dict(e)) for e in error.errors())) from None
 
 
+def _is_unknown(name: str) -> bool:
+    others = (_OTHERS, _SERVICE_LINKS)
+    return name.startswith("EVENTFLOW_") and name not in _KNOWN and not any(o.fullmatch(name) for o in others)
+
+
+def _unknown(name: str) -> str:
+    """A variable that would be ignored: most likely a setting that its author believes to be made."""
+    known = {variable.removeprefix("EVENTFLOW_"): variable for variable in _KNOWN}
+    near = difflib.get_close_matches(name.upper().removeprefix("EVENTFLOW_"), known, 1)
+    return f"{name} is no setting of eventflow{f'; did you mean {known[near[0]]}?' if near else ''}"
+
+
 def _complaint(error: dict[str, Any]) -> str:
-    field = str(error["loc"][0]) if error["loc"] else "settings"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message  # of several variables: it names them
+    field = str(error["loc"][0])
     name = _VARIABLES.get(field.lower())
     if name is None:
         name = field if field.isupper() else f"EVENTFLOW_{field.upper()}"
     if error["type"] == "missing":
         return f"{name} is not set"
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{name}: {message}"

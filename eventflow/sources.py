@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import psycopg
-from confluent_kafka import KafkaException
 
-from eventflow.brokers import Brokers, UnknownTopicError, reason
-from eventflow.database import KeptConnection
+from eventflow.brokers import Brokers, UnknownTopicError
+from eventflow.database import KeptConnection, unavailable
 from eventflow.errors import EventflowError, UnavailableError
 from eventflow.runs import Claim
+from eventflow.telemetry import seldom
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,10 @@ class Sources:
 
     """
 
-    def __init__(
-        self, name: str, topics: Iterable[str], brokers: Brokers, ledger: KeptConnection, stop: threading.Event
-    ) -> None:
+    def __init__(self, topics: Iterable[str], brokers: Brokers, ledger: KeptConnection, stop: threading.Event) -> None:
         self.suspect = threading.Event()
         self.changed: set[str] = set()
-        self._name, self._topics, self._brokers, self._ledger, self._stop = name, tuple(topics), brokers, ledger, stop
+        self._topics, self._brokers, self._ledger, self._stop = tuple(topics), brokers, ledger, stop
         self._known: dict[str, Source] = {}
         self._doubts = 0
 
@@ -70,11 +68,9 @@ class Sources:
         while not self._stop.is_set():
             try:
                 self._known = {topic: self._register(topic) for topic in self._topics}
-            except (KafkaException, psycopg.Error, UnavailableError) as error:
+            except (psycopg.Error, UnavailableError) as error:
                 attempt += 1
-                if attempt in {1, 20}:
-                    logger.warning("%s: %s; trying again", self._name, reason(error))
-                self._brokers.admin.poll(0)
+                seldom.say(logger, f"{unavailable(error, self._ledger.database.url)}; trying again")
                 self._stop.wait(min(0.1 * attempt, 2.0))
                 continue
             self.changed.clear()
@@ -111,7 +107,7 @@ class Sources:
             read = [(claim, claim.next_offset) for claim in claims()]
             try:
                 changed = {topic for topic, source in self._known.items() if not self._is(topic, source)}
-            except (KafkaException, UnavailableError) as error:
+            except UnavailableError as error:
                 logger.debug("asking for topic ids: %s", error)
             else:
                 self.changed |= changed

@@ -1,5 +1,8 @@
 """The verbs of `eventflow` and `eventflow.durable`, blocking: for plain programs and sync workflows.
 
+One implementation serves both faces.
+"""
+
 import functools
 import inspect
 import threading

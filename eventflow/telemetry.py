@@ -11,13 +11,45 @@ Several points are separated by commas. docs/guarantees.md says which point lies
 
 import logging
 import os
+import re
 import signal
+import threading
+import time
 from collections.abc import Mapping
 
 
 def logger(name: str) -> logging.Logger:
     """The logger of one part of eventflow: `logger("journal")` is `eventflow.journal`."""
     return logging.getLogger(name if name.startswith("eventflow") else f"eventflow.{name}")
+
+
+class Seldom:
+    """Which texts may be said now: each once a minute, because a server that is away is away many times a second.
+
+    Numbers do not count: ports, durations and attempts differ while the trouble is the same.
+    """
+
+    def __init__(self, every: float = 60.0) -> None:
+        self._every = every
+        self._said: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def may_say(self, text: str) -> bool:
+        """Whether this was not said within the last minute; if so, it counts as said now."""
+        now, text = time.monotonic(), re.sub(r"\d+", "", text)
+        with self._lock:
+            self._said = {known: at for known, at in self._said.items() if now - at < self._every}
+            if text in self._said:
+                return False
+            self._said[text] = now
+            return True
+
+    def say(self, logger: logging.Logger, text: str, level: int = logging.WARNING) -> None:
+        """Log it, at this level where it may be said, else for those only who want to see every attempt."""
+        logger.log(level if self.may_say(text) else logging.DEBUG, "%s", text)
+
+
+seldom = Seldom()  # one for the process: a server that is away is so for all consumers
 
 
 def _parse(setting: str, sent: int) -> dict[str, tuple[int, int]]:

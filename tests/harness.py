@@ -50,13 +50,13 @@ create table if not exists effects (
 
 
 class Worker:
-    """One `eventflow run` process; its output goes to a file that a failing test shows."""
+    """One `eventflow run` process, or a `program` of its own; its output goes to a file that a failing test shows."""
 
-    def __init__(self, app: str, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, app: str, environment: dict[str, str], log: Path, *, program: bool = False) -> None:
         self.app, self.log = app, log
         with log.open("ab") as out:
             self.process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "eventflow", "run", app],
+                [sys.executable, app] if program else [sys.executable, "-m", "eventflow", "run", app],
                 cwd=APPS, env=environment, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self.pid = self.process.pid
@@ -284,9 +284,13 @@ class World:
     # ---- workers ----
 
     def start(
-        self, app: str = "one_step", *, crash: str = "", stop: str = "", ready: bool = False, **settings: str
-    ) -> Worker:
-        """Start a worker; `crash` and `stop` arm a crash point, `ready` waits until it owns a partition."""
+        self, app: str = "one_step", *, crash: str = "", stop: str = "", ready: bool = False, program: bool = False,
+        **settings: str,
+    ) -> Worker:  # fmt: skip
+        """Start a worker; `crash` and `stop` arm a crash point, `ready` waits until it owns a partition.
+
+        A `program` is run by `python`, and not by `eventflow run`.
+        """
         log = self.folder / f"worker-{len(self.workers) + 1}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EVENTFLOW_")}
         environment |= {
@@ -299,7 +303,7 @@ class World:
             environment["EVENTFLOW_CRASH"] = crash
         if stop:
             environment["EVENTFLOW_STOP"] = stop
-        worker = Worker(app, environment, log)
+        worker = Worker(app, environment, log, program=program)
         self.workers.append(worker)
         if ready:
             self.wait_owner(worker)

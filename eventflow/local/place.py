@@ -74,6 +74,7 @@ def accessible_copy(folder: Path, place: Path, who: pwd.struct_passwd | None) ->
     copy = place / folder.name
     if not copy.exists():
         partial = place / f"{folder.name}.partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed, and whose process id came again
         shutil.copytree(folder, partial, symlinks=True)
         try:
             partial.rename(copy)

@@ -126,16 +126,18 @@ class Postgres:
     def _initialise(self, binaries: Path) -> None:
         if (self._data / "PG_VERSION").exists():
             return
-        shutil.rmtree(self._data, ignore_errors=True)
-        self._data.mkdir(mode=0o700)
+        made_in = self._data.with_name(f"{self._data.name}.new")  # killed midway, it is made anew
+        for old in (made_in, self._data):
+            shutil.rmtree(old, ignore_errors=True)
+        made_in.mkdir(mode=0o700)
         password = self._home / "password"
         password.touch(mode=0o600)
         password.write_text(secrets.token_urlsafe(18), encoding="utf-8")
         if self._account is not None:
-            os.chown(self._data, self._account.pw_uid, self._account.pw_gid)
+            os.chown(made_in, self._account.pw_uid, self._account.pw_gid)
             os.chown(password, self._account.pw_uid, self._account.pw_gid)
         command = [
-            str(binaries / "initdb"), "-D", str(self._data), "-U", "postgres", "-A", "scram-sha-256",
+            str(binaries / "initdb"), "-D", str(made_in), "-U", "postgres", "-A", "scram-sha-256",
             "--pwfile", str(password), "-E", "UTF8", "--locale=C",
         ]  # fmt: skip
         made = cast(
@@ -143,8 +145,9 @@ class Postgres:
             subprocess.run(command, capture_output=True, check=False, cwd=self._home, **self._as()),
         )
         if made.returncode != 0:
-            shutil.rmtree(self._data, ignore_errors=True)
+            shutil.rmtree(made_in, ignore_errors=True)
             raise LocalServiceError(f"initdb failed: {made.stderr.decode(errors='replace').strip()}")
+        made_in.rename(self._data)
 
     def _lines(self) -> list[str]:
         try:

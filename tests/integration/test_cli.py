@@ -104,6 +104,11 @@ BROKEN = {
     "missing.py": ("import math\nimport nosuchlibrary\n", "missing.py, line 2: ModuleNotFoundError: No module named"),
     "syntax.py": ("def f(:\n", "syntax.py, line 1: SyntaxError"),
     "raises.py": ("def f():\n    raise RuntimeError('no\\nway')\n\nf()\n", "raises.py, line 2: RuntimeError: no"),
+    "awaits.py": (
+        "import asyncio\nimport json\n\nasync def f():\n    json.loads('{')\n\nasyncio.run(f())\n",
+        "awaits.py, line 5: JSONDecodeError: ",
+    ),
+    "nested.py": ("import asyncio\n\nasyncio.run(3)\n", "nested.py, line 3: "),
     "handler.py": (
         "import eventflow\n\n@eventflow.kafka_consumer('t', group='g')\nclass Handler: ...\n",
         "handler.py, line 3: @kafka_consumer decorates functions",
@@ -137,6 +142,9 @@ def test_there_is_no_such_module(tmp_path: Path) -> None:
     assert "there is no module 'nosuch'" in complaint(eventflow("run", "nosuch", cwd=tmp_path, **url), 2)
     assert "there is no module 'nosuch.app'" in complaint(eventflow("run", "nosuch.app", cwd=tmp_path, **url), 2)
     assert "there is no file 'nosuch.py'" in complaint(eventflow("run", "nosuch.py", cwd=tmp_path, **url), 2)
+    for name in (".", "..", "my-app", "shop.", "", "app:main"):
+        assert f"{name!r} is no module's name" in complaint(eventflow("run", name, cwd=tmp_path, **url), 2)
+    assert "there is no file '/'" in complaint(eventflow("run", "/", cwd=tmp_path, **url), 2)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "json.py").write_text(WORKFLOW)
     assert "rename the file" in complaint(eventflow("run", "mine/json.py", cwd=tmp_path, **url), 2)
@@ -146,6 +154,22 @@ def test_a_wrong_setting_is_named_and_not_shown(tmp_path: Path) -> None:
     line = complaint(eventflow("run", "app", DATABASE_URL="mysql://me:s3cret@x/y"), 2)
     assert line.startswith("DATABASE_URL: ")
     assert "s3cret" not in line
+    line = complaint(eventflow("migrate", DATABASE_URL="postgresql://me:s3cret@x/y?foo=bar"), 2)
+    assert line.startswith("DATABASE_URL: ")
+    assert "s3cret" not in line
+    line = complaint(eventflow("run", "app", DATABASE_URL="postgresql://x", EVENTFLOW_KAFKA="{bad"), 2)
+    assert line.startswith("EVENTFLOW_KAFKA: must be a JSON object")
+    line = complaint(eventflow("run", "app", DATABASE_URL="postgresql://x", EVENTFLOW_KEEEP="7d"), 2)
+    assert line.endswith("did you mean EVENTFLOW_KEEP?")
+
+
+def test_an_annotation_that_nothing_can_be_decoded_to(database_url: str, tmp_path: Path) -> None:
+    """One line: whose it is and where that stands, not what Pydantic advises."""
+    migrate(database_url)
+    text = APP.format(topic="t").replace("@eventflow", "class Thing: ...\n\n@eventflow").replace("bytes", "Thing")
+    (tmp_path / "app.py").write_text(text)
+    line = complaint(eventflow("run", "app", cwd=tmp_path, DATABASE_URL=database_url, KAFKA_BOOTSTRAP_SERVERS="x:1"), 2)
+    assert f"{tmp_path / 'app.py'}:7: handle: a message cannot be decoded to <class 'app.Thing'>" in line
 
 
 # ---- migrate -----------------------------------------------------------------------------------

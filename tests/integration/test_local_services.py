@@ -1,6 +1,7 @@
 """The local services themselves: crashes, stale files, a folder that the server's account may not enter."""
 
 import os
+import pwd
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient
 
-from eventflow.local import LocalServiceError, Postgres
+from eventflow.local import Kafka, LocalServiceError, Postgres
 from eventflow.local.jars import Jar, _fetch, cache_folder, class_path, pinned
+from eventflow.local.place import accessible_copy
 
 
 def one(server: Postgres) -> int:
@@ -33,6 +36,21 @@ def test_two_starts_at_once_are_one_server(private_root: Path) -> None:
         assert sum(s.pid is not None for s in servers) == 1
     for server in servers:
         server.stop()
+
+
+def test_two_starts_of_kafka_at_once_are_one_broker(private_root: Path) -> None:
+    """The second finds the first, and stops nothing."""
+    brokers = [Kafka(private_root), Kafka(private_root)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda b: b.start(), brokers))
+        [own, other] = sorted(brokers, key=lambda b: b.pid is None)
+        assert own.pid is not None
+        assert other.pid is None
+        assert own.bootstrap_servers == other.bootstrap_servers
+        other.stop()
+        client = AdminClient({"bootstrap.servers": other.bootstrap_servers})
+        assert len(client.describe_cluster(request_timeout=5).result(6).nodes) == 1
+        own.stop()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose folders PostgreSQL's account may not enter")
@@ -58,3 +76,63 @@ def test_a_jar_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LocalServiceError, match=r"jars\.lock"):
         _fetch(wrong, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_finished_download_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is cut short, one that is missing, the folder of a download that was killed: only what lacks is fetched."""
+    whole = {Path(part).name: Path(part) for part in class_path().split(os.pathsep)}
+    folder = tmp_path / next(iter(whole.values())).parent.name
+    folder.mkdir()
+    for name, path in whole.items():
+        (folder / name).symlink_to(path)
+        (folder / name).with_suffix(".sha256").write_text(path.with_suffix(".sha256").read_text())
+    cut, missing = sorted(whole, key=lambda name: whole[name].stat().st_size)[:2]
+    (folder / cut).unlink()
+    (folder / cut).write_bytes(whole[cut].read_bytes()[:-1])  # its seal says that it was whole once
+    (folder / missing).unlink()
+    (folder / "partial-killed").mkdir()
+    (folder / "partial-killed" / missing).write_bytes(b"half")
+    monkeypatch.setenv("EVENTFLOW_CACHE", str(tmp_path))
+    told: list[tuple[int, int]] = []
+    paths = class_path(lambda _, done, total: told.append((done, total))).split(os.pathsep)
+    assert told == [(len(whole) - 2 + n, len(whole)) for n in (0, 1, 2)]
+    assert {Path(path).parent for path in paths} == {folder}
+    for name in (cut, missing):
+        assert (folder / name).read_bytes() == whole[name].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "killed",
+    ["another", "same"],
+)
+def test_a_copy_that_was_killed_is_made_anew(tmp_path: Path, killed: str) -> None:
+    """PostgreSQL's files, where its account may not enter the wheel's folder: half of them are never taken for all."""
+    closed, place = tmp_path / "closed" / "pginstall", tmp_path / "place"
+    closed.mkdir(parents=True)
+    (closed / "postgres").write_text("whole")
+    closed.parent.chmod(0o700)
+    half = place / f"pginstall.partial-{1 if killed == 'another' else os.getpid()}"
+    half.mkdir(parents=True)
+    (half / "postgres").write_text("wh")
+    who = next(each for each in pwd.getpwall() if each.pw_uid != os.geteuid())
+    for _ in range(2):
+        copy = accessible_copy(closed, place, who)
+        assert (copy.name, (copy / "postgres").read_text()) == ("pginstall", "whole")
+
+
+def test_an_initdb_that_was_killed_is_run_anew(private_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PG_VERSION is one of the first files that it writes: what it says counts only when all is there."""
+    server = Postgres(private_root)
+
+    def killed(command: list[str], **_: object) -> None:
+        (Path(command[command.index("-D") + 1]) / "PG_VERSION").write_text("18\n")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("eventflow.local.postgres.subprocess.run", killed)
+        server.start()
+    try:
+        server.start()
+        assert one(server) == 1
+    finally:
+        server.stop()

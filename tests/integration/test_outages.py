@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from eventflow.settings import masked
 from tests.harness import Load, Proxy, World, seeds
 
 GROUPS = ("billing", "weighing", "ledger", "ordered")
@@ -137,9 +138,10 @@ def test_database_away_at_start(private_world: World, private_postgres) -> None:
     world.create_topic(2)
     world.produce(50)
     private_postgres.kill()
-    worker = world.start("one_step")
-    world.wait(lambda: "Postgres at" in worker.text, "the worker says what it misses")
-    time.sleep(1)
+    worker = world.start("one_step", EVENTFLOW_LOG_LEVEL="debug")  # where every attempt is seen
+    refused = f"Postgres at {masked(world.database_url)}: connection failed: "
+    world.wait(lambda: worker.text.count(refused) >= 3, "it says what it misses, and tries again and again")
+    assert sum("WARNING" in line for line in worker.text.splitlines() if refused in line) == 1
     assert worker.alive, worker.text
     private_postgres.start()
     world.wait_completed("billing")
@@ -152,8 +154,46 @@ def test_broker_away_at_start(private_world: World, private_kafka) -> None:
     world.produce(50)
     private_kafka.kill()
     worker = world.start("one_step")
-    world.wait(lambda: "Kafka" in worker.text and "trying again" in worker.text, "it says what it misses")
+    world.wait(lambda: f"{no_answer(world)}; trying again" in worker.text, "it says what it misses")
     assert worker.alive, worker.text
     private_kafka.start()
     world.wait_completed("billing")
     world.check("billing")
+
+
+def no_answer(world: World) -> str:
+    return f"WARNING eventflow.consumer: Kafka at {world.bootstrap_servers} does not answer"
+
+
+def test_an_idle_worker_says_what_went_away_and_does_not_flood_its_log(
+    private_world: World, private_postgres, private_kafka
+) -> None:
+    """Four handlers, each with two clients of Kafka's: it was 80 lines a second. Of Postgres nothing at all was said."""
+    world = private_world
+    world.create_topic(2)
+    worker = world.start("mixed")
+    world.wait_owner(worker, 2 * len(GROUPS))
+
+    before = len(worker.text.splitlines())
+    private_kafka.kill()
+    world.wait(lambda: no_answer(world) in worker.text, "it names Kafka")
+    until = time.monotonic() + 10  # no guess: so long is what is measured
+    world.wait(lambda: time.monotonic() > until or not worker.alive, "ten seconds have passed")
+    lines = worker.text.splitlines()[before:]
+    assert len(lines) <= 12, "\n".join(lines)
+    assert sum(no_answer(world) in line for line in lines) == 1
+    private_kafka.start()
+    world.produce(20)
+    world.wait_completed("billing")
+    world.wait_completed("ledger")
+
+    private_postgres.kill()
+    away = f"WARNING eventflow.recovery: Postgres at {masked(world.database_url)}: "
+    world.wait(lambda: away in worker.text, "it names Postgres")
+    private_postgres.start()
+    back = f"INFO    eventflow.recovery: Postgres at {masked(world.database_url)}: answers again"
+    world.wait(lambda: back in worker.text, "it says that Postgres is back")
+    world.produce(20)
+    finish(world)
+    assert "***" in masked(world.database_url)
+    assert worker.alive

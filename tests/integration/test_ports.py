@@ -227,3 +227,40 @@ def test_an_async_nested_transaction_commits_nothing(url: str) -> None:
 
     asyncio.run(main())
     assert rows(url, "select count(*) from orders") == [(0,)]
+
+
+def test_a_nested_transaction_commits_nothing_where_a_session_was_before(url: str) -> None:
+    """A lane's connection serves transactions of every kind, one after the other."""
+    port, before, mine = Port(Database(url)), spec("session"), spec("connection")
+
+    def handler(connection: psycopg.Connection[Any]) -> None:
+        with connection.transaction():
+            connection.execute("insert into orders values (1, 'new')")
+
+    port.begin(before)
+    port.user(before, lambda session: session.scalar(text("select 1")), "alone")
+    port.commit()
+    port.begin(mine)
+    port.user(mine, handler, "alone")
+    port.rollback()
+    port.close()
+    assert rows(url, "select count(*) from orders") == [(0,)]
+
+
+def test_an_async_nested_transaction_commits_nothing_where_a_session_was_before(url: str) -> None:
+    async def handler(connection: psycopg.AsyncConnection[Any]) -> None:
+        async with connection.transaction():
+            await connection.execute("insert into orders values (1, 'new')")
+
+    async def main() -> None:
+        port, before, mine = AsyncPort(Database(url)), spec("async session"), spec("async connection")
+        await port.begin(before)
+        await port.user(before, lambda session: session.scalar(text("select 1")), "alone")
+        await port.commit()
+        await port.begin(mine)
+        await port.user(mine, handler, "alone")
+        await port.rollback()
+        await port.close()
+
+    asyncio.run(main())
+    assert rows(url, "select count(*) from orders") == [(0,)]

@@ -45,30 +45,37 @@ def test_three_workers_join_and_leave_every_second(world: World, how: str) -> No
         assert status == 0 or (status == -signal.SIGTERM and "runs" not in worker.text), "it had begun"
 
 
-def test_rolling_restart_under_load(world: World) -> None:
+@pytest.mark.parametrize(
+    ("app", "group"),
+    [
+        ("ledger_psycopg", "ledger"),
+        ("two_steps_sync", "billing"),
+    ],
+)
+def test_rolling_restart_under_load(world: World, app: str, group: str) -> None:
     """Three workers are replaced one by one under load: no message stands still for more than a second."""
     world.create_topic(6)
-    workers = [world.start("ledger_psycopg", ready=True) for _ in range(3)]
+    workers = [world.start(app, ready=True) for _ in range(3)]
     for worker in workers:
         world.wait_owner(worker, 2)
     with Load(world, 100):
-        world.wait(lambda: world.completed("ledger") > 100, "messages pass")
+        world.wait(lambda: world.completed(group) > 100, "messages pass")
         for old in list(workers):
-            new = world.start("ledger_psycopg")
+            new = world.start(app)
             workers.append(new)
             world.wait_owner(new)
             assert old.stop() == 0
-        before = world.completed("ledger")
-        world.wait(lambda: world.completed("ledger") > before + 100, "messages pass")
-    world.wait_completed("ledger")
-    world.check("ledger", effects=True)
+        before = world.completed(group)
+        world.wait(lambda: world.completed(group) > before + 100, "messages pass")
+    world.wait_completed(group)
+    world.check(group, effects=group == "ledger")
     world.check_no_incidents()
     [(worst, p50)] = world.sql(
         """select max(took), percentile_cont(0.5) within group (order by took) from (
              select extract(epoch from finished_at) - timestamp / 1000.0 as took from eventflow.workflows
            ) as each"""
     )
-    print(f"rolling restart: worst {worst:.3f} s, median {p50:.4f} s")
+    print(f"rolling restart of {app}: worst {worst:.3f} s, median {p50:.4f} s")
     assert worst < 1.0, f"a message stood still for {worst:.2f} s"
     assert world.one("select sum(recoveries) from eventflow.workflows") == 0
 
@@ -189,6 +196,28 @@ def test_a_scope_that_is_blocked_goes_on_although_the_bound_is_reached(world: Wo
     world.wait_completed("ordered")
     world.check("ordered")
     world.check_order("ordered")
+
+
+def test_a_partition_that_went_while_it_was_paused_is_read_when_it_comes_back(world: World) -> None:
+    """Short of room for a while, a worker pauses everything; a peer takes a partition meanwhile and gives it back."""
+    world.create_topic(2)
+    worker = world.start("slow", PAUSE="5", EVENTFLOW_MAX_IN_FLIGHT="2")
+    world.wait_owner(worker, 2)
+    for partition in (0, 1):
+        world.send({"n": 0}, partition=partition)
+    world.flush()
+    full = "select count(*) = 2 and clock_timestamp() - max(at) > interval '1.2 s' from effects"
+    world.wait(lambda: world.one(full), "there is no room for more than a second")
+    peer = world.start("slow")
+    world.wait_owner(peer)
+    assert peer.stop() == 0
+    world.wait_owner(worker, 2)
+    world.wait_completed("billing")
+    for partition in (0, 1):
+        world.send({"n": 1, "do": "quick"}, partition=partition)
+    world.flush()
+    world.wait_completed("billing", timeout=5)
+    world.check("billing")
 
 
 def wait_new(world: World, count: int) -> None:

@@ -1,12 +1,17 @@
 """What the consumer takes from Kafka, and what it must not pass over."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from confluent_kafka import KafkaError
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from psycopg.types.range import Range
 
+from eventflow import consumer
 from eventflow.brokers import UnknownTopicError
+from eventflow.claims import _Taken
 from eventflow.consumer import Intake
 from eventflow.database import Database
 from eventflow.errors import UnavailableError
@@ -14,6 +19,7 @@ from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run, Scope, fingerprint
 from eventflow.sources import Source
+from eventflow.telemetry import Seldom
 
 
 class FakeMessage:
@@ -91,11 +97,11 @@ class Desk:
         async def handler(message: Any) -> None: ...
 
         spec: Spec = make_spec(handler, "intake handler", Retry(0), 0)
-        consumer = ConsumerSpec(("orders",), "g", "none", "earliest", "topic_id", None, {}, spec, None)
+        declared = ConsumerSpec(("orders",), "g", "none", "earliest", "topic_id", None, {}, spec, None)
         self.journal, self.runs = FakeJournal(), list[Run]()
         self.intake: Any = Intake(
-            consumer, Database("postgresql://"), self.journal,  # type: ignore[arg-type]
-            executor=1, application="a", bootstrap_servers="", properties={}, max_in_flight=10,
+            declared, Database("postgresql://"), self.journal,  # type: ignore[arg-type]
+            executor=1, application="a", bootstrap_servers="kafka:9092", properties={}, max_in_flight=10,
             dispatch=self.runs.extend, accept=lambda *_: None, has_lease=lambda: True,
             unblock=lambda _: None, on_fatal=lambda _: None,
         )  # fmt: skip
@@ -291,3 +297,41 @@ def test_while_in_doubt_nothing_is_received() -> None:
     desk.intake._sources.doubt()
     desk.intake._turn()
     assert served == ["served"]
+
+
+# ---- what is said of a broker that is away ----
+
+
+def test_all_consumers_say_once_that_kafka_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(consumer, "seldom", Seldom())
+    for desk in (Desk(), Desk()):
+        for _ in range(3):
+            desk.intake._on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    assert [r.getMessage() for r in caplog.records] == ["Kafka at kafka:9092 does not answer; trying again"]
+
+
+def test_a_claim_that_waits_for_a_broker_is_not_told_before_it_is_held(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried once a second, with an epoch each time: of that, one line says what is missing."""
+    monkeypatch.setattr(consumer, "seldom", Seldom())
+    desk, tries = Desk(), iter(range(3))
+    caplog.set_level(logging.INFO)
+
+    def watermarks(*_: Any, **__: Any) -> tuple[int, int]:
+        if next(tries, None) is not None:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+        return 0, 200
+
+    desk.consumer.get_watermark_offsets = watermarks  # type: ignore[attr-defined]
+    desk.ledger.transact = lambda _: [_Taken(7, 3, 5, False, 10, 0, [Range(None, 120)], [], {})]  # type: ignore[attr-defined]
+    desk.intake._sources._known["orders"] = Source(1, "orders", 1, "id")
+    desk.intake.claims._first_positions = lambda *_: None
+    monkeypatch.setattr(desk.intake._stop, "wait", lambda _: False)
+    assert [claim.next_offset for claim in desk.intake._claim([("orders", 3)])] == [120]
+    assert [r.getMessage() for r in caplog.records] == [
+        "claiming for intake handler: Kafka at kafka:9092 does not answer; trying again",
+        "intake handler claims orders/3 from offset 120 (epoch 5, its last owner did not let go of it)",
+    ]

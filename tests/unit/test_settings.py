@@ -44,6 +44,54 @@ def test_kafka_properties_that_are_ours(name: str) -> None:
         load_settings(database_url=URL, kafka={name: "x"})
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("EVENTFLOW_KAFKA", "{s3cret", "EVENTFLOW_KAFKA: must be a JSON object: Expecting property name enclosed in double quotes, at character 2"),
+        ("EVENTFLOW_KAFKA", '["s3cret"]', 'EVENTFLOW_KAFKA: must be a JSON object, such as {"client.rack": "a"}'),
+        ("EVENTFLOW_KAFKA", '{"a": ["s3cret"]}', "EVENTFLOW_KAFKA: the Kafka property 'a' must be a string, a number or a boolean"),
+        ("EVENTFLOW_KAFKA", '{"group.id": "s3cret"}', "EVENTFLOW_KAFKA: the Kafka property 'group.id' can not be set; use group= of @kafka_consumer"),
+        ("EVENTFLOW_KEEP", "long", "EVENTFLOW_KEEP: must be `all`, or how long: `30m`, `12h`, `7d`, or seconds"),
+        ("EVENTFLOW_KEEP", "9" * 300 + "d", "EVENTFLOW_KEEP: must be `all`, or how long: `30m`, `12h`, `7d`, or seconds"),
+        ("EVENTFLOW_KEEEP", "7d", "EVENTFLOW_KEEEP is no setting of eventflow; did you mean EVENTFLOW_KEEP?"),
+        ("eventflow_treads", "7", "eventflow_treads is no setting of eventflow; did you mean EVENTFLOW_THREADS?"),
+        ("EVENTFLOW_DATABASE_URL", URL, "EVENTFLOW_DATABASE_URL is no setting of eventflow; did you mean DATABASE_URL?"),
+        ("EVENTFLOW_QQ", "7", "EVENTFLOW_QQ is no setting of eventflow"),
+        ("EVENTFLOW_BEAT", "5", "EVENTFLOW_BEAT is 5 and EVENTFLOW_LEASE is 5: a lease must be three beats or longer, or a process is presumed dead that lives"),
+        ("EVENTFLOW_LEASE", "1", "EVENTFLOW_BEAT is 1 and EVENTFLOW_LEASE is 1: a lease must be three beats or longer, or a process is presumed dead that lives"),
+    ],
+)  # fmt: skip
+def test_what_is_said(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "EVENTFLOW_CACHE", "EVENTFLOW_CRASH", "EVENTFLOW_STOP", "EVENTFLOW_CRASH_SEEDS", "EVENTFLOW_TEST_BACKEND",
+        # What Kubernetes gives every pod beside services named `eventflow` and `eventflow-web`.
+        "EVENTFLOW_SERVICE_HOST", "EVENTFLOW_SERVICE_PORT_HTTP", "EVENTFLOW_PORT", "EVENTFLOW_WEB_PORT_80_TCP_ADDR",
+        "EVENTFLOW_WEB_SERVICE_PORT",
+    ],
+)  # fmt: skip
+def test_variables_of_others(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "tcp://10.0.0.1:80")
+    load_settings(database_url=URL)
+
+
+def test_kafka_properties_come_as_json_or_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"client.rack": "a", "socket.keepalive.enable": True, "socket.timeout.ms": 5000}
+    assert load_settings(database_url=URL, kafka=wanted).kafka == wanted
+    monkeypatch.setenv(
+        "EVENTFLOW_KAFKA", '{"client.rack": "a", "socket.keepalive.enable": true, "socket.timeout.ms": 5000}'
+    )
+    assert load_settings(database_url=URL).kafka == wanted
+
+
 @pytest.mark.parametrize(("text", "kept"), [("all", None), ("7d", timedelta(days=7)), ("90", timedelta(seconds=90))])
 def test_keep(text: str, kept: timedelta | None) -> None:
     assert load_settings(database_url=URL, keep=text).keep == kept

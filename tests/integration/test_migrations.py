@@ -1,0 +1,151 @@
+"""May this code work on the database that it finds: each state has its own error with its own way out; one migrates."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from eventflow.database import Database, sql
+from eventflow.errors import SchemaError
+from eventflow.migrations import check_schema, migrate, roles_sql
+from tests.harness import World
+from tests.integration.test_schema import QUERIES, explain
+
+MIGRATING = {"insert_migration", "lock_migrations"}  # what only `migrate` does, by a role that may create
+Admin = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def admin(database_url: str) -> Iterator[Admin]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def role(admin: Admin) -> Iterator[str]:
+    """A role that may log in, and nothing else; not even what PUBLIC has on functions and types."""
+    name = f"plain_{uuid.uuid4().hex[:12]}"
+    admin.execute(f"create role {name} login password 'plain'".encode())
+    yield name
+    admin.execute(f"drop owned by {name}; drop role {name}".encode())
+
+
+def url_of(role: str, url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{role}:plain@{parts.netloc.rpartition('@')[2]}"))
+
+
+def harden(admin: Admin, role: str) -> None:
+    """Leave the role exactly the documented rights."""
+    admin.execute(b"revoke all on all functions in schema eventflow from public")
+    admin.execute(b"revoke usage on type eventflow.status from public")
+    admin.execute(roles_sql("eventflow", role).encode())
+
+
+def complaint(url: str) -> str | None:
+    """What a program says of this database at start; None: it goes on."""
+    with Database(url).connect("test") as connection:
+        try:
+            check_schema(connection, "eventflow")
+        except SchemaError as error:
+            return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (None, "has no ledger yet; run `eventflow migrate`"),
+        ([], "has no ledger yet; run `eventflow migrate`"),
+        ([(0, 0)], "is at version 0, this code needs 1; run `eventflow migrate`"),
+        ([(1, 1)], None),
+        ([(1, 1), (2, 1)], None),
+        ([(1, 1), (2, 2)], "is at version 2, which code of version 1 may not use (migration 2 needs at least 2)"),
+        ([(1, 1), (2, 1), (3, 3), (4, 1)], "code of version 1 may not use (migration 3 needs at least 3)"),
+    ],
+    ids=["nothing", "empty", "older", "same", "newer but safe", "newer", "one of the newer is not safe"],
+)
+def test_a_database_of_another_version(
+    database_url: str, admin: Admin, rows: list[tuple[int, int]] | None, expected: str | None
+) -> None:
+    if rows is not None:
+        migrate(database_url)
+        admin.execute("delete from eventflow.migrations")
+        for version, oldest in rows:
+            admin.execute("insert into eventflow.migrations values (%s, 'x', %s)", (version, oldest))
+    said = complaint(database_url)
+    assert said == expected or (expected and said and expected in said)
+
+
+def test_a_role_without_rights_is_told_which_it_lacks(database_url: str, admin: Admin, role: str) -> None:
+    migrate(database_url)
+    mine = url_of(role, database_url)
+    assert "usage of the schema" in str(complaint(mine))
+    admin.execute(f"grant usage on schema eventflow to {role}".encode())
+    assert "select on migrations" in str(complaint(mine))
+    harden(admin, role)
+    assert complaint(mine) is None
+    admin.execute(f"revoke delete on eventflow.deltas from {role}".encode())
+    admin.execute(f"revoke execute on function eventflow.fence from {role}".encode())
+    said = str(complaint(mine))
+    assert said.endswith(f"delete on deltas, execute on fence; `eventflow migrate --roles {role}` prints the grants")
+    with pytest.raises(SchemaError, match=f"'{role}' may not migrate schema 'other': it lacks create on database"):
+        migrate(mine, schema="other")
+
+
+def test_the_documented_rights_suffice_for_every_query(database_url: str, admin: Admin, role: str) -> None:
+    """The right to migrate is none of them."""
+    migrate(database_url)
+    harden(admin, role)
+    with psycopg.connect(url_of(role, database_url), autocommit=True) as connection:
+        for name in set(QUERIES) - MIGRATING:
+            assert explain(connection, name), name
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            explain(connection, "insert_migration")
+
+
+def test_workers_with_the_documented_rights_only(world: World, admin: Admin, role: str) -> None:
+    """Every kind of handler, a takeover, folding and pruning."""
+    harden(admin, role)
+    admin.execute(f"grant insert on effects to {role}; grant usage on sequence effects_id_seq to {role}".encode())
+    mine = {"DATABASE_URL": url_of(role, world.database_url), "EVENTFLOW_LOG_LEVEL": "debug"}
+    world.create_topic(2)
+    victim = world.start("mixed", ready=True, **mine)
+    survivor = world.start("mixed", EVENTFLOW_KEEP="2", **mine)
+    world.wait_owner(survivor)
+    world.produce(100)
+    entered = "select count(*) from effects where \"group\" = 'ledger'"
+    world.wait(lambda: world.one(entered) == 100, "the first are entered")
+    victim.kill()
+    world.produce(100)
+    world.wait(lambda: world.one(entered) == 200, "all are entered")
+    world.wait(lambda: world.one("select count(*) from eventflow.executors where taken_by is not null"), "a takeover")
+    world.wait(lambda: world.one("select count(*) from eventflow.workflows") == 0, "all are pruned")
+    world.wait(lambda: world.one("select count(*) from eventflow.deltas") == 0, "all are folded")
+    assert survivor.stop() == 0
+    assert "permission denied" not in victim.text + survivor.text
+
+
+def test_one_of_three_that_migrate_at_once_applies(database_url: str, admin: Admin) -> None:
+    """The others wait for it, and find nothing left to do."""
+    waiting = (
+        "select count(*) from pg_locks l join pg_database d on d.oid = l.database "
+        "where d.datname = current_database() and locktype = 'advisory' and not granted"
+    )
+    with ThreadPoolExecutor(3) as pool, psycopg.connect(database_url) as first:
+        first.execute(sql("lock_migrations"), {"schema": "eventflow"})
+        applying = [pool.submit(migrate, database_url) for _ in range(3)]
+        until = time.monotonic() + 20
+        while admin.execute(waiting.encode()).fetchone() != (3,):
+            assert not any(one.done() for one in applying), "it did not wait for the lock"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        first.rollback()
+        applied = [one.result(30) for one in applying]
+    assert sorted(map(len, applied)) == [0, 0, 1]
+    assert admin.execute("select version from eventflow.migrations").fetchall() == [(1,)]

@@ -1,0 +1,157 @@
+"""What reaches librdkafka, what it refuses, and what is said of brokers that do not answer."""
+
+import logging
+import time
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from eventflow import brokers as module
+from eventflow.brokers import Brokers, UnknownTopicError
+from eventflow.errors import SettingsError, UnavailableError
+from eventflow.telemetry import Seldom
+
+DEPLOYMENT: dict[str, Any] = {
+    "socket.timeout.ms": 7000, "socket.keepalive.enable": True, "broker.address.family": "v4",
+    "enable.ssl.certificate.verification": False, "https.ca.location": "/etc/ca.pem", "debug": "broker",
+    "security.protocol": "ssl", "client.rack": "a", "reconnect.backoff.max.ms": 2000,
+}  # fmt: skip
+
+
+def brokers(properties: dict[str, Any] | None = None, own: dict[str, Any] | None = None) -> Brokers:
+    return Brokers("127.0.0.1:1", properties or {}, own or {}, "g", "c", lambda _: None)
+
+
+def test_the_admin_client_is_told_what_the_consumer_is_told() -> None:
+    made = brokers({**DEPLOYMENT, "session.timeout.ms": 9000}, {"fetch.min.bytes": 10})
+    told = made.admin_config
+    assert DEPLOYMENT.items() <= told.items()
+    assert (told["bootstrap.servers"], told["client.id"], told["error_cb"]) == ("127.0.0.1:1", "c", made.on_error)
+    assert not {"session.timeout.ms", "fetch.min.bytes", "group.id", "isolation.level"} & set(told)
+    assert {"session.timeout.ms", "fetch.min.bytes"} <= set(made.config)
+
+
+class Heard(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.fixture
+def heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Heard:
+    """What the process's log gets of librdkafka, of which nothing has been said yet."""
+    handler = Heard()
+    monkeypatch.setattr(module.logger.filters[0], "_seldom", Seldom())
+    module.logger.addHandler(handler)
+    request.addfinalizer(lambda: module.logger.removeHandler(handler))
+    return handler
+
+
+def test_librdkafka_warns_of_nothing_that_the_admin_client_is_told() -> None:
+    handler, loud = Heard(), logging.getLogger("tests.loud")
+    loud.addHandler(handler)
+    own = {"session.timeout.ms": 9000, "group.instance.id": "a", "fetch.max.bytes": 60_000_000, "max.poll.records": 9}
+    AdminClient(brokers({"group.protocol": "classic"}, own).admin_config, logger=loud).poll(0.1)
+    assert [text for text in handler.texts if "CONFWARN" in text] == []
+
+
+@pytest.mark.parametrize("bad", [{"no.such.property": 1}, {"socket.timeout.ms": "soon"}, {"stats_cb": "x"}])
+def test_a_property_that_librdkafka_refuses_is_blamed_on_who_set_it(bad: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=f"^EVENTFLOW_KAFKA: .*{next(iter(bad))}"):
+        brokers(bad).check("bill")
+    with pytest.raises(SettingsError, match=f"^kafka= of the handler 'bill': .*{next(iter(bad))}"):
+        brokers({"client.rack": "a"}, bad).check("bill")
+    brokers({"socket.timeout.ms": "soon"}, {"socket.timeout.ms": 1000}).check("bill")  # what counts is right
+
+
+class FakeAdmin:
+    """Answers each question with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error, self.polls = error, 0
+
+    def describe_topics(self, *_: Any, **__: Any) -> Any:
+        raise self._error
+
+    def poll(self, _: float) -> None:
+        self.polls += 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KafkaException(KafkaError(KafkaError._TIMED_OUT)), KafkaException(KafkaError(KafkaError._TRANSPORT)),
+        TimeoutError(),
+    ],
+)  # fmt: skip
+def test_brokers_that_do_not_answer(error: Exception) -> None:
+    made, admin = brokers(), FakeAdmin(error)
+    vars(made)["admin"] = admin
+    with pytest.raises(UnavailableError, match=r"^Kafka at 127\.0\.0\.1:1 does not answer$"):
+        made.identity("orders")
+    assert admin.polls == 1, "its log and its errors are served, not kept"
+
+
+def test_what_else_the_brokers_say_comes_with_their_address_and_the_topic() -> None:
+    made = brokers()
+    vars(made)["admin"] = FakeAdmin(KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
+    with pytest.raises(UnavailableError, match=r"^Kafka at 127\.0\.0\.1:1, topic 'orders': Broker: Topic auth"):
+        made.identity("orders")
+
+
+def test_a_topic_that_is_not_there_comes_with_what_to_do() -> None:
+    made = brokers()
+    vars(made)["admin"] = FakeAdmin(KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)))
+    with pytest.raises(UnknownTopicError, match="'orders': there is no such topic; create it; it is read as soon as"):
+        made.identity("orders")
+
+
+# ---- what repeats ----
+
+
+def test_a_text_is_said_once_a_minute_whatever_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, seldom = 1000.0, Seldom()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert [seldom.may_say(f"attempt {n} at host:{n}") for n in range(3)] == [True, False, False]
+    assert seldom.may_say("something else")
+    now += 59
+    assert not seldom.may_say("attempt 9 at host:9")
+    now += 2
+    assert [seldom.may_say("attempt 9 at host:9") for _ in range(2)] == [True, False]
+
+
+def test_what_is_not_said_is_there_for_those_who_want_to_see_every_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    seldom, log = Seldom(), logging.getLogger("eventflow.test")
+    with caplog.at_level(logging.DEBUG, "eventflow.test"):
+        for n in range(3):
+            seldom.say(log, f"100 % of {n} away")
+    assert [r.levelname for r in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
+
+
+def test_librdkafkas_threads_are_heard_once(heard: Heard) -> None:
+    for client in ("consumer", "producer"):
+        for n in range(20):
+            text = f"FAIL [test-{n}#{client}-{n}] [thrd:10.0.0.{n}:9092/bootstrap]: Connect to test {n} failed"
+            module.logger.error("%s", text)
+    module.logger.error("FAIL [x] [y]: SSL handshake of a test failed")
+    assert len(heard.texts) == 2
+
+
+def test_a_broker_that_is_away_makes_few_lines(heard: Heard) -> None:
+    """Against a real librdkafka, which connects again and again: it was 400 lines in 20 s."""
+    errors: list[KafkaError] = []
+    made = Brokers("127.0.0.1:1", {}, {}, "g", "c", errors.append)
+    consumer = made.consumer()
+    consumer.subscribe(["x"])
+    downs = 0
+    while downs < 3:
+        consumer.poll(0.1)
+        downs = sum(e.code() == KafkaError._ALL_BROKERS_DOWN for e in errors)
+    consumer.close()
+    assert 1 <= len(heard.texts) <= 2
+    assert sum(e.code() == KafkaError._TRANSPORT for e in errors) < 12 * downs, "it connects without a pause"
