@@ -3,9 +3,10 @@
 The front door: everything a program needs stands here; verbs are awaited, and `eventflow.sync` has them blocking.
 """
 
-from eventflow.app import Handle, running, start
+from eventflow.app import running
 from eventflow.errors import EventflowError
 from eventflow.handlers import kafka_consumer, lifespan
+from eventflow.handles import Handle, start
 from eventflow.kafka import Message
 from eventflow.retry import Retry
 from eventflow.steps import step

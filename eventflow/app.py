@@ -21,12 +21,12 @@ import traceback
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, NoReturn, cast, overload
+from typing import Any, Literal, NoReturn
 
-from typing_extensions import TypeVar, TypeVarTuple, Unpack
+from typing_extensions import TypeVar, TypeVarTuple
 
-from eventflow.codec import Codec, decode_error, error_line, recorded_line
-from eventflow.context import StepScope, current, runtime, slot
+from eventflow.codec import Codec, error_line
+from eventflow.context import Start, slot
 from eventflow.database import Database
 from eventflow.errors import (
     BlockingCallError,
@@ -36,9 +36,7 @@ from eventflow.errors import (
     SettingsError,
     UnavailableError,
     UsageError,
-    WorkflowCancelledError,
     WorkflowNotFoundError,
-    WorkflowParkedError,
     WorkflowTimeoutError,
 )
 from eventflow.idempotency import check_workflow_id
@@ -46,14 +44,12 @@ from eventflow.incarnation import Incarnation, done_with, lane_count
 from eventflow.journal import Entry
 from eventflow.migrations import check_schema
 from eventflow.pruner import Pruner
-from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.recovery import birth
-from eventflow.registry import Registry, Spec, TransactionSpec, names_with_files, registry
-from eventflow.retry import Seconds, seconds
+from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
 from eventflow.settings import Settings, load_settings
+from eventflow.talk import result_of
 from eventflow.telemetry import seldom
 from eventflow.threads import Threads
-from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
 logger = logging.getLogger(__name__)
 
@@ -197,25 +193,21 @@ class App:
         if self.failed.done():
             raise_again(self.failed.result())
 
-    async def start_soon(self, spec: Spec, arguments: str, workflow_id: str | None, if_exists: str) -> str:
+    async def start_soon(self, start: Start) -> str:
         """Start a workflow on this process; its id, once that is durable. From any loop."""
         if asyncio.get_running_loop() is not self._loop:
-            return await asyncio.wrap_future(
-                asyncio.run_coroutine_threadsafe(self.start_soon(spec, arguments, workflow_id, if_exists), self._loop)
-            )
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.start_soon(start), self._loop))
         if self._stop.is_set():
             raise NotRunningError("this process leaves `running()` and starts nothing more")
         incarnation = await self._current()
-        if workflow_id is not None:
-            check_workflow_id(workflow_id)
-            begin = self._start_given(incarnation, spec, arguments, workflow_id, if_exists)
-            await self._to_its_end(begin)
-            return workflow_id
-        workflow_id = str(uuid.uuid4())
+        if start.workflow_id is not None:
+            check_workflow_id(start.workflow_id)
+            await self._to_its_end(self._start_given(incarnation, start))
+            return start.workflow_id
         executor = incarnation.executor
-        run = incarnation.new_run(spec, workflow_id, arguments)
+        run = incarnation.new_run(start, str(uuid.uuid4()))
         run.future = self._loop.create_future()
-        executor.runs[workflow_id] = run
+        executor.runs[run.workflow_id] = run
         run.submitted += 1
         accepted = self._loop.create_future()
         # Not by the caller, who may be cancelled while he waits: once it is durable it runs.
@@ -225,12 +217,10 @@ class App:
         if run.dropped:
             await self._current()  # which raises what is fatal
             raise FencedError("this process lost its lease while the workflow was started")
-        return workflow_id
+        return run.workflow_id
 
-    async def _start_given(
-        self, incarnation: Incarnation, spec: Spec, arguments: str, workflow_id: str, if_exists: str
-    ) -> None:
-        run = await asyncio.to_thread(incarnation.start_workflow, spec, arguments, workflow_id, if_exists)
+    async def _start_given(self, incarnation: Incarnation, start: Start) -> None:
+        run = await asyncio.to_thread(incarnation.start_workflow, start)
         if run is not None:
             run.future = self._loop.create_future()
             incarnation.executor.dispatch([run])
@@ -264,7 +254,7 @@ class App:
         while True:
             row = await asyncio.to_thread(self.row, workflow_id)
             if row[2] in {"succeeded", "failed", "cancelled", "parked"}:
-                return _outcome(row, codec)
+                return result_of(workflow_id, row[2], row[8], row[9], row[5], codec)
             self._raise_failure()
             if until is not None and time.monotonic() > until:
                 raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {timeout} s")
@@ -343,17 +333,6 @@ async def _wait(future: "asyncio.Future[Any]") -> Any:
     return await asyncio.shield(future)
 
 
-def _outcome(row: tuple[Any, ...], codec: Codec) -> Any:
-    workflow_id, status, reason, output, error = row[0], row[2], row[5], row[8], row[9]
-    if status == "succeeded":
-        return codec.decode(output)
-    if status == "failed":
-        raise decode_error(error)
-    if status == "cancelled":
-        raise WorkflowCancelledError(f"{workflow_id!r} was cancelled: {reason}")
-    raise WorkflowParkedError(f"{workflow_id!r} is parked: {reason}")
-
-
 def _wanted(declared: Registry, consumers: bool | Sequence[str]) -> list[Any]:
     if isinstance(consumers, bool):
         return list(declared.consumers) if consumers else []
@@ -365,99 +344,6 @@ def _wanted(declared: Registry, consumers: bool | Sequence[str]) -> list[Any]:
 
 
 # ---- the verbs ---------------------------------------------------------------------------------
-
-
-class Handle(Generic[R_co]):
-    """A started workflow: its id, its state, its result."""
-
-    def __init__(self, workflow_id: str, codec: Codec) -> None:
-        self._workflow_id = workflow_id
-        self._codec = codec
-
-    @property
-    def workflow_id(self) -> str:
-        """The workflow's id."""
-        return self._workflow_id
-
-    def __repr__(self) -> str:
-        return f"Handle({self._workflow_id!r})"
-
-    async def result(self, *, timeout: Seconds | None = None) -> R_co:
-        """Wait for the workflow's result, `timeout` seconds at most.
-
-        Raises:
-            WorkflowTimeoutError: there is none yet.
-            WorkflowParkedError, WorkflowCancelledError: there will be none.
-            WorkflowNotFoundError: the ledger has none of this id.
-            NotRunningError: outside `running()`.
-            UsageError: in a step or transaction.
-            Exception: the workflow's own, as recorded.
-
-        """
-        if isinstance(current.get(), StepScope):
-            raise UsageError("a handle cannot be awaited in a step or transaction")
-        limit = None if timeout is None else seconds(timeout, "timeout")
-        return await _app("a handle").result(self._workflow_id, self._codec, limit)
-
-    async def get(self) -> WorkflowRecord:
-        """The workflow as the ledger has it.
-
-        Raises:
-            NotRunningError: outside `running()`.
-            WorkflowNotFoundError: it has none of this id.
-
-        """
-        row = await asyncio.to_thread(_app("a handle").row, self._workflow_id)
-        return WorkflowRecord(*row[:6])
-
-    async def steps(self) -> list[StepRecord]:
-        """The workflow's durable steps, in order, failures as "Type: message"; none where the ledger has no such workflow.
-
-        Raises:
-            NotRunningError: outside `running()`.
-
-        """
-        rows = await asyncio.to_thread(_app("a handle").read, "read_steps", self._workflow_id)
-        return [StepRecord(*row[:5], error=None if row[5] is None else recorded_line(row[5])) for row in rows]
-
-
-def _app(what: str) -> App:
-    return cast("App", runtime(what))
-
-
-@overload
-async def start(
-    workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
-    workflow_id: str | None = None, if_exists: IfExists = "attach",
-) -> Handle[R]: ...  # fmt: skip
-@overload
-async def start(
-    workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
-    workflow_id: str | None = None, if_exists: IfExists = "attach",
-) -> Handle[R]: ...  # fmt: skip
-async def start(
-    workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach"
-) -> Handle[Any]:
-    """Start a workflow on this process; returns once it is durable, whatever then happens to the process.
-
-    An id that exists: `attach` returns its handle if name and arguments agree, `reject` never does.
-
-    Raises:
-        NotRunningError: outside `running()`.
-        WorkflowExistsError: the id is taken.
-        UsageError: no workflow, or an id that cannot be.
-
-    """
-    if not isinstance(workflow, Workflow):
-        raise UsageError(f"start takes a function decorated with @workflow, not {workflow!r}")
-    if current.get() is not None:
-        raise UsageError("start inside a workflow or step is not built yet; call it outside")
-    if if_exists not in {"attach", "reject"}:
-        raise UsageError(f"if_exists is 'attach' or 'reject', not {if_exists!r}")
-    chosen = cast("Workflow[..., Any]", workflow)
-    app = _app("start")
-    started = await app.start_soon(chosen.spec, chosen.encode(args, {}), workflow_id, if_exists)
-    return Handle(started, chosen.spec.result)
 
 
 class Running:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from typing_extensions import TypeVar
 
@@ -45,10 +45,31 @@ current: ContextVar[Branch | StepScope | None] = ContextVar("eventflow_current",
 # ---- the running application ---------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A workflow to be started.
+
+    Attributes:
+        arguments: encoded. workflow_id: None for one that is made up. timeout: seconds until it is over.
+        attributes: to search by, as JSON. parent: the workflow that starts it.
+
+    """
+
+    spec: Spec
+    arguments: str
+    workflow_id: str | None = None
+    if_exists: Literal["attach", "reject"] = "attach"
+    timeout: float | None = None
+    attributes: str | None = None
+    parent: str | None = None
+
+
 class Runtime(Protocol):
     """What the running application does for the verbs; `app` provides it."""
 
-    def start_soon(self, spec: Spec, arguments: str, workflow_id: str | None, if_exists: str) -> Any: ...
+    async def start_soon(self, start: Start) -> str: ...
+    def row(self, workflow_id: str) -> tuple[Any, ...]: ...
+    def read(self, query: str, workflow_id: str, missing: str | None = None) -> list[tuple[Any, ...]]: ...
     async def result(self, workflow_id: str, codec: Codec, timeout: float | None) -> Any: ...
     async def transact(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any: ...
     def transact_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any: ...

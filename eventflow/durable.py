@@ -12,9 +12,10 @@ from typing import Any, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow import talk
+import eventflow.talk as talk
 from eventflow.context import Suspended, current_branch, idempotency_key, refuse_sync_workflow, runtime, scope_of
 from eventflow.errors import UsageError
+from eventflow.handles import first
 from eventflow.operations import note, operate
 from eventflow.registry import innermost, is_async
 from eventflow.retry import Retry, Seconds
@@ -25,6 +26,7 @@ __all__ = [
     "Suspended",
     "attempt",
     "event",
+    "first",
     "idempotency_key",
     "now",
     "random",

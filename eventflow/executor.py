@@ -18,12 +18,11 @@ from contextvars import Context
 from typing import Any, Literal, Protocol
 
 from eventflow.codec import encode_error, error_line
-from eventflow.context import Suspended, current
+from eventflow.context import Start, Suspended, current
 from eventflow.errors import Cancelled, CodecError, DeterminismError, WorkflowTimeoutError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
 from eventflow.records import FINAL, Rider
-from eventflow.registry import Spec
 from eventflow.replay import Await, Branch
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
@@ -90,6 +89,7 @@ class Executor:
         self.transactions: TransactionLanes
         self.waits: Waits
         self.now: Callable[[], float]
+        self.application = ""
         self.on_signal: Callable[[], None]
         self.on_rows: Callable[[], None]
         self.on_sleep: Callable[[float | None], None]
@@ -583,19 +583,18 @@ class Executor:
 
     # ---- children ----
 
-    def child(
-        self, parent: Run, spec: Spec, workflow_id: str, arguments: str, deadline: float | None, attributes: str | None
-    ) -> Rider:
+    def child(self, start: Start, workflow_id: str) -> Rider:
         """What starts a workflow with its parent's checkpoint: here, once that is durable; many go to whoever has room."""
+        deadline = None if start.timeout is None else self.now() + start.timeout
         ours = len(self._children) + len(self.runs) < _CHILDREN
         if ours:
-            child = Run(spec, workflow_id, parent.application)
-            child.arguments, child.executor, child.in_ledger = arguments, self, True
-            child.life = Life(parent.workflow_id, deadline)
+            child = Run(start.spec, workflow_id, self.application)
+            child.arguments, child.executor, child.in_ledger = start.arguments, self, True
+            child.life = Life(start.parent, deadline)
             self._children[workflow_id] = child
         row = (
-            workflow_id, spec.name, parent.application, self.journal.executor if ours else None, parent.workflow_id,
-            arguments, deadline, attributes,
+            workflow_id, start.spec.name, self.application, self.journal.executor if ours else None, start.parent,
+            start.arguments, deadline, start.attributes,
         )  # fmt: skip
         return Rider("insert_children", row)
 

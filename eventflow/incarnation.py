@@ -5,6 +5,7 @@ When it is fenced, everything it held is dropped, and `app` begins the next one;
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import psycopg
 
 from eventflow.consumer import Intake
+from eventflow.context import Start
 from eventflow.database import Connection, Database
 from eventflow.errors import UnavailableError, WorkflowExistsError
 from eventflow.executor import Executor, How
@@ -21,7 +23,7 @@ from eventflow.journal import Identity, Journal, Lane
 from eventflow.reader import Reader
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec
-from eventflow.runs import Claim, Run
+from eventflow.runs import Claim, Life, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
 from eventflow.waits import Waits
@@ -72,7 +74,7 @@ class Incarnation:
         self.executor.transactions = self.transactions
         self._clock = LedgerClock()
         self._reader = Reader(database, self._stopped)
-        self.executor.now = self._clock.now
+        self.executor.now, self.executor.application = self._clock.now, application
         self.executor.waits = Waits(
             loop, self._reader, now=self._clock.now, suspend_after=settings.suspend_after,
             crowded=self.executor.crowded,
@@ -129,44 +131,51 @@ class Incarnation:
 
     # ---- starting ----
 
-    def start_workflow(self, spec: Spec, arguments: str, workflow_id: str, if_exists: str) -> Run | None:
-        """Write the workflow's row; the run, if it is ours to run. Blocks; for a thread."""
+    def start_workflow(self, start: Start) -> Run | None:
+        """Write the row of a workflow whose id was given; the run, if it is ours to run. Blocks; for a thread."""
+        assert start.workflow_id is not None
+        workflow_id = start.workflow_id
         with self._starting, self.database.connect("start") as connection:
-            found = self._existing(connection, spec, arguments, workflow_id, if_exists)
+            found = self._existing(connection, start)
             if found is None:
+                deadline = None if start.timeout is None else self.executor.now() + start.timeout
                 params = {
-                    "id": workflow_id, "name": spec.name, "application": self._settings.application,
-                    "executor": self.id, "arguments": arguments,
+                    "id": workflow_id, "name": start.spec.name, "application": self._settings.application,
+                    "executor": self.id, "arguments": start.arguments, "deadline": deadline,
+                    "attributes": start.attributes, "parent": start.parent,
                 }  # fmt: skip
                 self._starter.commit([("start_workflow", params)], ())
-                found = self._existing(connection, spec, arguments, workflow_id, "attach")
-            if found is None or found[6] != self.id or found[2] != "running" or workflow_id in self.executor.runs:
+                found = self._existing(connection, dataclasses.replace(start, if_exists="attach"))
+            if found is None or found[6] != self.id or found[2] != "running" or self.executor.holds(workflow_id):
                 return None
-            run = self.new_run(spec, workflow_id, arguments)
+            run = self.new_run(start, workflow_id)
             run.in_ledger = True
             self.executor.runs[workflow_id] = run
             return run
 
-    def new_run(self, spec: Spec, workflow_id: str, arguments: str) -> Run:
-        run = Run(spec, workflow_id, self._settings.application)
-        run.arguments = arguments
+    def new_run(self, start: Start, workflow_id: str) -> Run:
+        """A run of a workflow that begins here."""
+        run = Run(start.spec, workflow_id, self._settings.application)
+        run.arguments = start.arguments
         run.executor = self.executor
+        if start.timeout is not None or start.attributes is not None or start.parent is not None:
+            deadline = None if start.timeout is None else self.executor.now() + start.timeout
+            run.life = Life(start.parent, deadline)
+            run.life.attributes = start.attributes
         return run
 
-    def _existing(
-        self, connection: Connection, spec: Spec, arguments: str, workflow_id: str, if_exists: str
-    ) -> tuple[Any, ...] | None:
-        rows = self.database.run(connection, "read_workflow", {"id": workflow_id})
+    def _existing(self, connection: Connection, start: Start) -> tuple[Any, ...] | None:
+        rows = self.database.run(connection, "read_workflow", {"id": start.workflow_id})
         if not rows:
             return None
         row = rows[0]
-        if row[1] != spec.name or row[7] != arguments:
+        if row[1] != start.spec.name or row[7] != start.arguments:
             raise WorkflowExistsError(
-                f"the id {workflow_id!r} belongs to {row[1]!r} ({row[2]}), started at {row[4]:%Y-%m-%d %H:%M:%S} "
+                f"the id {start.workflow_id!r} belongs to {row[1]!r} ({row[2]}), started at {row[4]:%Y-%m-%d %H:%M:%S} "
                 "with other arguments or another name"
             )
-        if if_exists == "reject":
-            raise WorkflowExistsError(f"{workflow_id!r} exists: {row[1]!r} is {row[2]}, started at {row[4]}")
+        if start.if_exists == "reject":
+            raise WorkflowExistsError(f"{start.workflow_id!r} exists: {row[1]!r} is {row[2]}, started at {row[4]}")
         return row
 
     # ---- the end ----

@@ -644,6 +644,8 @@ def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[s
         "scope": [r.scope and r.scope.id for r in runs], "arguments": [r.arguments for r in runs],
         "key": [r.key for r in runs], "value": [r.value for r in runs],
         "headers": [r.headers and headers_json(r.headers) for r in runs],
+        "deadline": [r.life and r.life.deadline for r in runs],
+        "attributes": [r.life and r.life.attributes for r in runs], "parent": [r.life and r.life.parent for r in runs],
     }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ class Spec:
     recoveries: int
     file: str
     line: int
+    timeout: float | None = None
     consumer: "ConsumerSpec | None" = None
 
     @functools.cached_property

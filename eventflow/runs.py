@@ -119,7 +119,8 @@ class Life:
     """What a run has that waits, talks or has relatives; most messages' runs have none.
 
     Attributes:
-        parent: the workflow that started it. deadline: when it is over, in seconds since 1970 by the ledger's clock.
+        attributes: to search by, as JSON. parent: the workflow that started it.
+        deadline: when it is over, in seconds since 1970 by the ledger's clock.
         home: the task that drives it, where it is async.
         interrupted: why it is to end before its function does; told: whether its code has been told so.
         waits: what its branches wait for, while they do.
@@ -129,9 +130,21 @@ class Life:
 
     """
 
-    __slots__ = ("deadline", "home", "interrupted", "parent", "seen", "suspending", "taken", "told", "waits")
+    __slots__ = (
+        "attributes",
+        "deadline",
+        "home",
+        "interrupted",
+        "parent",
+        "seen",
+        "suspending",
+        "taken",
+        "told",
+        "waits",
+    )
 
     def __init__(self, parent: str | None = None, deadline: float | None = None) -> None:
+        self.attributes: str | None = None
         self.parent = parent
         self.deadline = deadline
         self.home: Any = None

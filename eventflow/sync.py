@@ -7,23 +7,22 @@ import functools
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from datetime import datetime
 from typing import Any, Generic, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow import talk
-from eventflow.app import Handle as AsyncHandle
-from eventflow.app import IfExists
-from eventflow.app import start as start_async
-from eventflow.context import current, current_branch, refuse_loop, runtime
+import eventflow.talk as talk
+from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, runtime
 from eventflow.errors import UsageError
+from eventflow.handles import Handle as AsyncHandle
+from eventflow.handles import IfExists, prepare, step_that_starts
 from eventflow.operations import note, operate_sync
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.replay import Branch
-from eventflow.retry import Retry, Seconds
+from eventflow.retry import Retry, Seconds, seconds
 from eventflow.steps import drive_sync, step_of
 from eventflow.workflows import AsyncStartable, SyncStartable, transaction_of
 
@@ -54,7 +53,13 @@ class Handle(Generic[R_co]):
 
         """
         refuse_loop("sync.Handle.result", "await eventflow.Handle.result")
-        return runtime("a handle").on_loop(self._handle.result(timeout=timeout))
+        if isinstance(current.get(), StepScope):
+            raise UsageError("a handle cannot be awaited in a step or transaction")
+        if current_branch() is None:
+            return runtime("a handle").on_loop(self._handle.result(timeout=timeout))
+        limit = None if timeout is None else seconds(timeout, "timeout")
+        wait = talk.result(self.workflow_id, self._handle.codec, limit)
+        return operate_sync("a handle's result", "await eventflow.Handle.result", wait)
 
     def get(self) -> WorkflowRecord:
         """The workflow as the ledger has it.
@@ -84,14 +89,19 @@ class Handle(Generic[R_co]):
 def start(
     workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
     workflow_id: str | None = None, if_exists: IfExists = "attach",
+    timeout: Seconds | None = None, attributes: Mapping[str, object] | None = None,
 ) -> Handle[R]: ...  # fmt: skip
 @overload
 def start(
     workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
     workflow_id: str | None = None, if_exists: IfExists = "attach",
+    timeout: Seconds | None = None, attributes: Mapping[str, object] | None = None,
 ) -> Handle[R]: ...  # fmt: skip
-def start(workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach") -> Handle[Any]:
-    """Start a workflow, sync or async, from blocking code; returns once it is durable, as `eventflow.start` does.
+def start(
+    workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach",
+    timeout: Seconds | None = None, attributes: Mapping[str, object] | None = None,
+) -> Handle[Any]:  # fmt: skip
+    """Start a workflow, sync or async, from blocking code; as a child in a sync workflow. See `eventflow.start`.
 
     Raises:
         BlockingCallError: on a thread with a running event loop.
@@ -99,10 +109,26 @@ def start(workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exist
 
     """
     refuse_loop("sync.start", "await eventflow.start")
-    started: AsyncHandle[Any] = runtime("start").on_loop(
-        start_async(workflow, *args, workflow_id=workflow_id, if_exists=if_exists)
-    )
-    return Handle(started)
+    asked = prepare(workflow, args, workflow_id, if_exists, timeout, attributes)
+    branch = current_branch()
+    if branch is None:
+        started = runtime("start").on_loop(runtime("start").start_soon(asked))
+    elif workflow_id is None:
+        started = note("sync.start", talk.start(asked))
+    else:
+        spec = step_that_starts(asked, lambda: _start_given(talk.child_of(branch, asked)))
+        started = drive_sync(branch, spec, (), {})
+    return Handle(AsyncHandle(started, asked.spec.result))
+
+
+def _start_given(asked: Start) -> str:
+    return runtime("start").on_loop(runtime("start").start_soon(asked))
+
+
+def first(*handles: Handle[R]) -> Handle[R]:
+    """The handle of the workflow that ends first; see `durable.first`."""
+    ids = [handle.workflow_id for handle in handles]
+    return handles[operate_sync("sync.first", "await eventflow.durable.first", talk.first(ids))]
 
 
 # ---- in a sync workflow ----------------------------------------------------------------------------

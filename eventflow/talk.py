@@ -3,6 +3,7 @@
 Each maker is used twice: awaited by `durable`, blocking by `sync`.
 """
 
+import dataclasses
 import json
 import random as chance
 import uuid
@@ -12,13 +13,13 @@ from typing import Any
 
 from typing_extensions import TypeVar
 
-from eventflow import replay
+import eventflow.replay as replay
 from eventflow.codec import Codec, codec_for, decode_error
+from eventflow.context import Start
 from eventflow.errors import UsageError, WorkflowCancelledError, WorkflowParkedError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id, child_workflow_id
 from eventflow.operations import note
 from eventflow.records import Rider
-from eventflow.registry import Spec
 from eventflow.replay import Branch, Operation
 from eventflow.retry import Seconds, seconds
 
@@ -111,26 +112,26 @@ def get_event(workflow_id: str, key: str, kind: type[T], timeout: Seconds | None
 # ---- children ----------------------------------------------------------------------------------------
 
 
-def start(spec: Spec, arguments: str, timeout: float | None, attributes: str | None) -> Callable[[Branch, str], str]:
+def start(asked: Start) -> Callable[[Branch, str], str]:
     """Start a child: its row is written with this position's checkpoint. Returns its id, derived from both."""
 
     def record(branch: Branch, position: str) -> str:
-        run, name = branch.run, f"start {spec.name}"
+        run, name = branch.run, f"start {asked.spec.name}"
         workflow_id = child_workflow_id(run.workflow_id, position)
         if run.history.find(position, name) is None:
-            deadline = _deadline(run, timeout)
-            rider = run.executor.child(run, spec, workflow_id, arguments, deadline, attributes)
+            rider = run.executor.child(child_of(branch, asked), workflow_id)
             run.history.note(position, name, json.dumps(workflow_id), rider)
         return workflow_id
 
     return record
 
 
-def _deadline(run: Any, timeout: float | None) -> float | None:
-    """When a child's time is over: its own limit, or its parent's, whichever comes first."""
-    inherited = None if run.life is None else run.life.deadline
-    own = None if timeout is None else run.executor.now() + timeout
-    return min((one for one in (inherited, own) if one is not None), default=None)
+def child_of(branch: Branch, asked: Start) -> Start:
+    """The same, of this parent: its time is over when its own limit is, or its parent's, whichever comes first."""
+    run = branch.run
+    left = None if run.life is None or run.life.deadline is None else max(0.0, run.life.deadline - run.executor.now())
+    limit = min((one for one in (left, asked.timeout) if one is not None), default=None)
+    return dataclasses.replace(asked, parent=run.workflow_id, timeout=limit)
 
 
 def result(workflow_id: str, codec: Codec, limit: float | None) -> Maker[Any]:

@@ -14,8 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
-from eventflow.context import StepScope, current, current_branch, refuse_loop, refuse_sync_workflow, runtime
+import eventflow.talk as talk
+from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, refuse_sync_workflow, runtime
 from eventflow.errors import UsageError
+from eventflow.operations import note, operate, operate_sync
 from eventflow.registry import (
     Isolation,
     Spec,
@@ -29,7 +31,7 @@ from eventflow.registry import (
     make_spec,
     registry,
 )
-from eventflow.retry import Retry, as_retry
+from eventflow.retry import Retry, Seconds, as_retry, seconds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,11 +58,16 @@ class Workflow(Generic[P, R_co]):
         return self.spec.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        self._refuse_inside()
+        if isinstance(current.get(), StepScope):
+            raise UsageError(f"the workflow {self.name!r} cannot be called in a step or transaction")
         encoded = self.encode(args, kwargs)
         if self.spec.is_async:
+            refuse_sync_workflow(f"the async workflow {self.name!r}: start it with sync.start({self.name}, ...)")
             return cast("R_co", self._call(encoded))
         refuse_loop(f"the sync workflow {self.name!r}", f"await eventflow.start({self.name}, ...)")
+        if current_branch() is not None:
+            child = note(f"the workflow {self.name!r}", talk.start(self._start(encoded)))
+            return cast("R_co", operate_sync("a result", "await", talk.result(child, self.spec.result, None)))
         return cast("R_co", runtime(f"the workflow {self.name!r}").on_loop(self._call(encoded)))
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> "Workflow[[], R_co]":
@@ -81,18 +88,16 @@ class Workflow(Generic[P, R_co]):
             return self._bound
         return self.spec.arguments.encode(tuple(args), dict(kwargs))
 
-    def _refuse_inside(self) -> None:
-        here = current.get()
-        if isinstance(here, StepScope):
-            raise UsageError(f"the workflow {self.name!r} cannot be called in a step or transaction")
-        if here is not None:
-            raise UsageError(f"{self.name!r}: child workflows are not built yet; call a step")
+    def _start(self, arguments: str) -> Start:
+        return Start(self.spec, arguments, timeout=self.spec.timeout)
 
     async def _call(self, arguments: str) -> Any:
-        self._refuse_inside()  # again: made outside and awaited inside, it would be a child all the same
+        asked = self._start(arguments)
+        if current_branch() is not None:
+            child = note(f"the workflow {self.name!r}", talk.start(asked))
+            return await operate("a result", talk.result(child, self.spec.result, None))
         app = runtime(f"the workflow {self.name!r}")
-        workflow_id = await app.start_soon(self.spec, arguments, None, "attach")
-        return await app.result(workflow_id, self.spec.result, None)
+        return await app.result(await app.start_soon(asked), self.spec.result, None)
 
 
 class _WorkflowDecorator(Protocol):
@@ -102,19 +107,23 @@ class _WorkflowDecorator(Protocol):
 @overload
 def workflow(function: Callable[P, R], /) -> Workflow[P, R]: ...
 @overload
-def workflow(*, name: str | None = None, retries: int | Retry = 0, recoveries: int = 5) -> _WorkflowDecorator: ...
+def workflow(
+    *, name: str | None = None, timeout: Seconds | None = None, retries: int | Retry = 0, recoveries: int = 5
+) -> _WorkflowDecorator: ...
 def workflow(
     function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
+    timeout: Seconds | None = None,
     retries: int | Retry = 0,
     recoveries: int = 5,
 ) -> Any:
     """Make a function a durable workflow: it resumes at its last completed step, in any process.
 
-    Its default name is `__qualname__`. `retries` is a policy for failures; `recoveries` is how many deaths of the
-    process that runs it are tolerated before it is parked.
+    Its default name is `__qualname__`. `timeout` is how many seconds it has until it is over, crashes and waits included:
+    then its code is cancelled, may clean up, and it fails with `WorkflowTimeoutError`. `retries` is a policy for failures;
+    `recoveries` is how many deaths of the process that runs it are tolerated before it is parked.
 
     Raises:
         UsageError: no function, a method, or the name is taken.
@@ -125,6 +134,7 @@ def workflow(
         check_function(function, "workflow")
         _refuse_method(function)
         spec = make_spec(function, name, as_retry(retries), recoveries)
+        spec.timeout = None if timeout is None else seconds(timeout, "timeout")
         registry.add(spec)
         return Workflow(spec)
 

@@ -1,0 +1,163 @@
+"""Starting workflows, and what a started one is to its caller: its id, its state, its result.
+
+Inside a workflow both are recorded: a child's id is derived from its parent's and the position, and what it came to is
+replayed.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, cast, overload
+
+from typing_extensions import TypeVar, TypeVarTuple, Unpack
+
+import eventflow.talk as talk
+from eventflow.codec import Codec, codec_for, recorded_line
+from eventflow.context import Start, StepScope, current, current_branch, runtime
+from eventflow.errors import UsageError
+from eventflow.operations import note, operate
+from eventflow.records import StepRecord, WorkflowRecord
+from eventflow.retry import Retry, Seconds, seconds
+from eventflow.steps import StepSpec, drive
+from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+Ts = TypeVarTuple("Ts")
+IfExists = Literal["attach", "reject"]
+
+
+class Handle(Generic[R_co]):
+    """A started workflow: its id, its state, its result."""
+
+    def __init__(self, workflow_id: str, codec: Codec) -> None:
+        self._workflow_id = workflow_id
+        self.codec = codec
+
+    @property
+    def workflow_id(self) -> str:
+        """The workflow's id."""
+        return self._workflow_id
+
+    def __repr__(self) -> str:
+        return f"Handle({self._workflow_id!r})"
+
+    async def result(self, *, timeout: Seconds | None = None) -> R_co:
+        """Wait for the workflow's result, `timeout` seconds at most. In a workflow, what came is recorded.
+
+        Raises:
+            WorkflowTimeoutError: there is none yet.
+            WorkflowParkedError, WorkflowCancelledError: there will be none.
+            WorkflowNotFoundError: the ledger has none of this id.
+            NotRunningError: outside `running()`.
+            UsageError: in a step or transaction.
+            Exception: the workflow's own, as recorded.
+
+        """
+        if isinstance(current.get(), StepScope):
+            raise UsageError("a handle cannot be awaited in a step or transaction")
+        limit = None if timeout is None else seconds(timeout, "timeout")
+        if current_branch() is not None:
+            return await operate("a handle's result", talk.result(self._workflow_id, self.codec, limit))
+        return await runtime("a handle").result(self._workflow_id, self.codec, limit)
+
+    async def get(self) -> WorkflowRecord:
+        """The workflow as the ledger has it.
+
+        Raises:
+            NotRunningError: outside `running()`.
+            WorkflowNotFoundError: it has none of this id.
+
+        """
+        row = await asyncio.to_thread(runtime("a handle").row, self._workflow_id)
+        return WorkflowRecord(*row[:6])
+
+    async def steps(self) -> list[StepRecord]:
+        """The workflow's durable steps, in order, failures as "Type: message"; none where the ledger has no such workflow.
+
+        Raises:
+            NotRunningError: outside `running()`.
+
+        """
+        rows = await asyncio.to_thread(runtime("a handle").read, "read_steps", self._workflow_id)
+        return [StepRecord(*row[:5], error=None if row[5] is None else recorded_line(row[5])) for row in rows]
+
+
+def prepare(
+    workflow: object, args: tuple[Any, ...], workflow_id: str | None, if_exists: IfExists, timeout: Seconds | None,
+    attributes: Mapping[str, object] | None,
+) -> Start:  # fmt: skip
+    """What is to be started, checked.
+
+    Raises:
+        UsageError: no workflow, or an option that cannot be.
+        CodecError: an argument or attribute that cannot be encoded.
+
+    """
+    if not isinstance(workflow, Workflow):
+        raise UsageError(f"start takes a function decorated with @workflow, not {workflow!r}")
+    if isinstance(current.get(), StepScope):
+        raise UsageError("start in a step or transaction is not built yet; start it in the workflow")
+    if if_exists not in {"attach", "reject"}:
+        raise UsageError(f"if_exists is 'attach' or 'reject', not {if_exists!r}")
+    chosen = cast("Workflow[..., Any]", workflow)
+    limit = chosen.spec.timeout if timeout is None else seconds(timeout, "timeout")
+    found = None if attributes is None else codec_for(dict[str, Any]).encode(dict(attributes))
+    return Start(chosen.spec, chosen.encode(args, {}), workflow_id, if_exists, limit, found)
+
+
+def step_that_starts(start: Start, call: Any) -> StepSpec:
+    """Starting under a given id, as a step: what exists is attached to, so that it may be done twice."""
+    spec = StepSpec(f"start {start.spec.name}", call, Retry(0))
+    spec.__dict__["result"] = codec_for(str)
+    return spec
+
+
+@overload
+async def start(
+    workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+    workflow_id: str | None = None, if_exists: IfExists = "attach",
+    timeout: Seconds | None = None, attributes: Mapping[str, object] | None = None,
+) -> Handle[R]: ...  # fmt: skip
+@overload
+async def start(
+    workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+    workflow_id: str | None = None, if_exists: IfExists = "attach",
+    timeout: Seconds | None = None, attributes: Mapping[str, object] | None = None,
+) -> Handle[R]: ...  # fmt: skip
+async def start(
+    workflow: Any, /, *args: Any, workflow_id: str | None = None, if_exists: IfExists = "attach",
+    timeout: Seconds | None = None, attributes: Mapping[str, object] | None = None,
+) -> Handle[Any]:  # fmt: skip
+    """Start a workflow on this process; returns once it is durable, whatever then happens to the process.
+
+    An id that exists: `attach` returns its handle if name and arguments agree, `reject` never does. In a workflow it
+    starts a child, once through any crash, whose id is derived from the parent's where none is given. `timeout` is in
+    seconds, stored, and inherited by children; what has not ended by then fails with `WorkflowTimeoutError`.
+
+    Raises:
+        NotRunningError: outside `running()`.
+        WorkflowExistsError: the id is taken.
+        UsageError: no workflow, or an id that cannot be; in a step or transaction.
+
+    """
+    asked = prepare(workflow, args, workflow_id, if_exists, timeout, attributes)
+    branch = current_branch()
+    if branch is None:
+        return Handle(await runtime("start").start_soon(asked), asked.spec.result)
+    if workflow_id is None:
+        return Handle(note("start", talk.start(asked)), asked.spec.result)
+
+    async def begin() -> str:
+        return await runtime("start").start_soon(talk.child_of(branch, asked))
+
+    return Handle(await drive(branch, step_that_starts(asked, begin), (), {}), asked.spec.result)
+
+
+async def first(*handles: Handle[R]) -> Handle[R]:
+    """The handle of the workflow that ends first; which one that was is recorded.
+
+    Raises:
+        UsageError: outside an async workflow, or without handles.
+
+    """
+    return handles[await operate("first", talk.first([handle.workflow_id for handle in handles]))]
