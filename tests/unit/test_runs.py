@@ -266,7 +266,9 @@ async def test_no_finished_run_is_kept_by_a_later_one_of_its_scope() -> None:
 BIG = 1_000_000
 
 
-@pytest.mark.parametrize("field", ["checkpoints", "failed steps", "arguments", "error", "key", "value", "headers", "output"])
+@pytest.mark.parametrize(
+    "field", ["checkpoints", "failed steps", "arguments", "error", "key", "value", "headers", "output"]
+)
 async def test_a_batch_counts_whatever_it_sends(field: str) -> None:
     async with desk() as at:
 
@@ -351,7 +353,9 @@ async def test_an_error_that_cannot_be_printed_is_a_failure_like_any_other(caplo
         async def other(message: Message[Any]) -> None: ...
 
         with caplog.at_level(logging.WARNING):
-            at.executor.dispatch([at.message(handler_spec(handler, Retry(1, delay=0))), at.message(handler_spec(other), 1)])
+            at.executor.dispatch(
+                [at.message(handler_spec(handler, Retry(1, delay=0))), at.message(handler_spec(other), 1)]
+            )
             await until(lambda: at.claim.in_flight() == 0, "both have ended")
         statuses = [entry.status for entry in at.submitted]
         assert sorted(statuses) == ["failed", "queued", "running", "succeeded"]
