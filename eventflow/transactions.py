@@ -328,6 +328,7 @@ class Transactions:
             else:
                 entries.append(Entry(run, [], "succeeded", output=output))
         yield ("flush",)
+        yield from _still_there()
         return entries
 
     def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
@@ -349,8 +350,9 @@ class Transactions:
         if verdict != "unknown":
             return verdict
         closed = yield (lane._close_number,)  # pyright: ignore[reportPrivateUsage]
-        if closed:
-            return "again"
+        if closed:  # it was not committed: a deferred trigger's refusal is the user's, an outage nobody's
+            verdict = judge_transaction(error, "write", broken=broken)
+            return "again" if verdict == "unknown" else verdict
         lane.advance()
         return "committed"
 
@@ -455,6 +457,7 @@ class Transactions:
                 yield ("begin", spec)
                 phase = "user"
                 result = yield ("user", spec, _call_step(spec, branch, position, args, kwargs), "alone")
+                yield from _still_there()
                 if branch is not None:
                     output = spec.result.encode(result)
                     seconds = time.perf_counter() - began
@@ -526,6 +529,7 @@ class Transactions:
             self._ready.notify_all()
 
 
+<<<<<<< HEAD
 def _pause(spec: TransactionSpec, attempts: int) -> float:
     """Seconds before the next attempt; a conflict without a policy of the user's waits as the server's own refusals do."""
     return spec.retry.wait(attempts, random.random()) if spec.retry.retries else backoff(attempts)
@@ -539,6 +543,12 @@ def _next_seq(run: Run) -> int:
     with run.lock:
         run.history.seq += 1
         return run.history.seq
+=======
+def _still_there() -> Protocol:
+    """User code that has closed its connection has failed, although it returned."""
+    if (yield ("broken",)):
+        raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
+>>>>>>> b0feed6 (Doubts on a real ledger; a drain lets what runs call its transactions; what a deferred trigger refuses, or a closed connection, is the message's own)
 
 
 def _note(run: Run, checkpoint: Checkpoint) -> None:

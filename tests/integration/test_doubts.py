@@ -342,3 +342,342 @@ async def test_a_branch_that_outlives_its_attempt_books_once(ask: Ask) -> None:
         await asyncio.wait_for(gathered(), 15)
     assert ask.effects() == ["gathered"]
     assert ask("select status::text, error from eventflow.workflows") == [("succeeded", None)]
+
+
+# ---- commits whose outcome is in doubt (R3) -----------------------------------------------------------
+
+
+class Committed(psycopg.OperationalError):
+    sqlstate = "58030"
+
+
+@eventflow.workflow(name="doubts booking")
+async def booking(note: str) -> str:
+    return await book(note)
+
+
+async def test_an_error_that_comes_after_the_commit_runs_nothing_again(ask: Ask, monkeypatch: Any) -> None:
+    commit = AsyncPort.commit
+
+    async def failing(self: AsyncPort) -> None:
+        await commit(self)
+        stage.calls += 1
+        if stage.calls == 1:
+            raise Committed("could not fsync file")
+
+    monkeypatch.setattr(AsyncPort, "commit", failing)
+    async with running(ask):
+        assert await asyncio.wait_for(booking("once"), 15) == "once"
+        assert await asyncio.wait_for(booking("and another"), 15) == "and another"
+    assert ask.effects() == ["and another", "once"]
+    assert ask("select count(*), count(error), count(output) from eventflow.checkpoints") == [(2, 0, 2)]
+    assert ask("select distinct status::text from eventflow.workflows") == [("succeeded",)]
+
+
+# ---- messages of transactional handlers (R15, R18) ---------------------------------------------------
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def submit(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+
+class Bench:
+    """Transactional handlers of one claim, driven here, one group at a time."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask, self.database = ask, Database(ask.url)
+        identity = birth(self.database, "a", {}, 2, threading.Event())
+        with self.database.connect("test") as connection:
+            say = functools.partial(self.database.run, connection)
+            [(source, _, _)] = say("register_source", {"topic": "t", "cluster_id": "c", "topic_id": "i"})
+            say("insert_claims", {"group": "g", "source": source, "partition": [0], "position": [0], "began": ["earliest"]})
+            [(claim,)] = ask("select id from eventflow.claims")
+            [(_, _, epoch)] = say("take_claims", {"executor": identity.executor, "in_flight": 9, "claims": [claim]})
+        self.claim = Claim(claim, epoch, "g", "t", 0, source, 1, "kafka:g:t:1:0:", 0)
+        self.executor = Executor(asyncio.get_running_loop(), accept_after=10, threads=1, draw=random.random)
+        self.executor.journal = self.journal = Recorder()  # type: ignore[assignment]
+        self.lane = Lane(self.database, identity, 0, threading.Event())
+        self.transactions = Transactions(
+            self.database, self.executor, [], "a", on_lost=lambda _: None, on_fenced=lambda _: None
+        )  # fmt: skip
+
+    async def group(self, handler: Callable[..., Any], messages: int, retry: Retry | None = None) -> None:
+        """Run these messages' handler as one group."""
+        colour = asyncio.iscoroutinefunction(handler)
+        spec = make_spec(handler, "bench", retry or Retry(0), 0)
+        flavour: Any = "async connection" if colour else "connection"
+        own = TransactionSpec("bench", handler, colour, flavour, 0, None, Retry(0))
+        spec.consumer = ConsumerSpec(("t",), "g", "none", "earliest", "topic_id", None, {}, spec, own)
+        runs = list[Run]()
+        for offset in range(messages):
+            run = Run(spec, f"{self.claim.id_prefix}{offset}", "a")
+            run.claim, run.offset, run.first, run.value, run.timestamp = self.claim, offset, offset, b"%d" % offset, 1
+            run.executor = self.executor
+            runs.append(run)
+        protocol = self.transactions.group(self.lane, runs)
+        enough = self.executor.loop.call_later(8, self.transactions._stopped.set)  # what would go on for ever raises then
+        if colour:
+            port = AsyncPort(self.database)
+            await adrive(protocol, port)
+            await port.close()
+        else:
+            sync_port = Port(self.database)
+            await asyncio.to_thread(drive, protocol, sync_port)
+            sync_port.close()
+        enough.cancel()
+        self.lane.close()
+        self.executor.abort()
+
+    def ended(self) -> dict[str, int]:
+        """How many ended how: in the ledger, or handed to the journal."""
+        rows = dict(self.ask("select status::text, count(*) from eventflow.workflows group by 1"))
+        for entry in self.journal.entries:
+            rows[entry.status] = rows.get(entry.status, 0) + 1
+        return rows
+
+
+Numbered = eventflow.Message[int]
+INSERT = "insert into effects (note) values (%s)"
+
+
+async def test_a_handler_whose_connection_lies_after_the_commit_runs_once(ask: Ask, monkeypatch: Any) -> None:
+    commit = Port.commit
+
+    def failing(self: Port) -> None:
+        commit(self)
+        stage.calls += 1
+        if stage.calls == 1:
+            raise Committed("could not fsync file")
+
+    def handler(connection: psycopg.Connection[Any], message: Numbered) -> None:
+        connection.execute(INSERT, [str(message.value)])
+
+    monkeypatch.setattr(Port, "commit", failing)
+    bench = Bench(ask)
+    await bench.group(handler, 5)
+    assert ask.effects() == ["0", "1", "2", "3", "4"]
+    assert bench.ended() == {"succeeded": 5}
+    assert bench.claim.finished == 5
+
+
+ELSEWHERE = "connection failed: some other server is away"
+
+
+async def test_another_databases_error_is_the_messages_own_failure(ask: Ask) -> None:
+    calls = list[int]()
+
+    async def handler(connection: psycopg.AsyncConnection[Any], message: Numbered) -> None:
+        calls.append(message.value)
+        if message.value == 2:
+            raise psycopg.OperationalError(ELSEWHERE)
+        await connection.execute(INSERT, [str(message.value)])
+
+    bench = Bench(ask)
+    await bench.group(handler, 5)
+    assert ask.effects() == ["0", "1", "3", "4"]
+    assert bench.ended() == {"succeeded": 4, "failed": 1}
+    assert calls.count(2) == 2, "in the group, and with a savepoint of its own"
+
+
+async def test_another_databases_error_is_retried_by_the_messages_policy(ask: Ask) -> None:
+    def handler(connection: psycopg.Connection[Any], message: Numbered) -> None:
+        raise psycopg.OperationalError(ELSEWHERE)
+
+    bench = Bench(ask)
+    await bench.group(handler, 1, Retry(2, delay=60))
+    assert bench.ended() == {"queued": 1}
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+async def test_a_handler_that_closes_its_connection_fails_alone(ask: Ask, colour: str) -> None:
+    calls = list[int]()
+
+    def sync_handler(connection: psycopg.Connection[Any], message: Numbered) -> None:
+        calls.append(message.value)
+        connection.execute(INSERT, [str(message.value)])
+        if message.value == 2:
+            connection.close()
+
+    async def async_handler(connection: psycopg.AsyncConnection[Any], message: Numbered) -> None:
+        calls.append(message.value)
+        await connection.execute(INSERT, [str(message.value)])
+        if message.value == 2:
+            await connection.close()
+            await connection.execute("select 1")
+
+    bench = Bench(ask)
+    await bench.group(async_handler if colour == "async" else sync_handler, 4)
+    assert ask.effects() == ["0", "1", "3"]
+    assert bench.ended() == {"succeeded": 3, "failed": 1}
+    assert calls.count(2) == 6, "in the group, and five times alone"
+
+
+TRIGGER = """
+create function refuse() returns trigger language plpgsql as $$
+begin if new.note = '2' then raise exception 'this one is not booked'; end if; return null; end $$;
+create constraint trigger refusing after insert on effects deferrable initially deferred
+for each row execute function refuse()
+"""
+
+
+async def test_what_a_deferred_trigger_refuses_at_the_commit_is_the_messages_own_failure(ask: Ask) -> None:
+    """The server is well and says no: not an outage, which would be tried for ever."""
+    ask(TRIGGER)
+
+    async def handler(connection: psycopg.AsyncConnection[Any], message: Numbered) -> None:
+        await connection.execute(INSERT, [str(message.value)])
+
+    bench = Bench(ask)
+    await bench.group(handler, 4)
+    assert ask.effects() == ["0", "1", "3"]
+    assert bench.ended() == {"succeeded": 3, "failed": 1}
+
+
+async def test_what_a_deferred_trigger_refuses_is_the_steps_own_failure(ask: Ask) -> None:
+    ask(TRIGGER)
+    async with running(ask):
+        with pytest.raises(Exception, match="not booked"):
+            await asyncio.wait_for(booking("2"), 15)
+    assert ask.effects() == []
+
+
+@eventflow.transaction(retries=Retry(2, delay=0, jitter=0))
+async def asks_elsewhere(connection: psycopg.AsyncConnection[Any]) -> None:
+    stage.calls += 1
+    raise psycopg.OperationalError(ELSEWHERE)
+
+
+@eventflow.workflow(name="doubts elsewhere")
+async def elsewhere() -> None:
+    await asks_elsewhere()
+
+
+async def test_another_databases_error_is_the_steps_own_failure(ask: Ask) -> None:
+    async with running(ask):
+        with pytest.raises(Exception, match="some other server"):
+            await asyncio.wait_for(elsewhere(), 15)
+    assert stage.calls == 3, "as its policy says"
+    assert ask("select status::text from eventflow.workflows") == [("failed",)]
+
+
+# ---- callers who go away (R8) ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workflow_id", [None, "given"])
+async def test_what_is_started_runs_though_its_caller_has_gone(ask: Ask, workflow_id: str | None) -> None:
+    async with running(ask, lease=30):
+        locker = psycopg.connect(ask.url)
+        locker.execute("lock table eventflow.flushes in access exclusive mode")  # a slow ledger
+        starting = asyncio.create_task(eventflow.start(greet, 1, workflow_id=workflow_id))
+        await until(
+            lambda: ask("select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' "
+                        "and application_name like 'eventflow journal%%'"), "its row is on the way",
+        )  # fmt: skip
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        locker.rollback()
+        locker.close()
+        await until(lambda: ask("select 1 from eventflow.workflows where status = 'succeeded'"), "it runs")
+        executor = incarnation().executor
+        await until(lambda: not executor.runs, "nothing of it is left")
+        if workflow_id is not None:
+            handle = await eventflow.start(greet, 1, workflow_id=workflow_id)
+            assert await handle.result(timeout=10) == 1
+    assert ask(WORKFLOWS) == [("succeeded", True, 1, 0)] or ask(WORKFLOWS) == [("succeeded", False, 1, 0)]
+
+
+# ---- the incarnation -----------------------------------------------------------------------------------
+
+
+def test_a_birth_waits_for_a_server_that_only_reads(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    """As in the middle of a fail-over: the standby answers before it may be written."""
+    [(name,)] = ask("select current_database()")
+    ask(f"alter database {name} set default_transaction_read_only = on")
+    born = list[Identity]()
+
+    def be_born() -> None:
+        born.append(birth(Database(ask.url), "a", {}, 1, threading.Event()))
+
+    with caplog.at_level(logging.WARNING):
+        thread = threading.Thread(target=be_born, daemon=True)
+        thread.start()
+        end = time.monotonic() + 15
+        while "trying again" not in caplog.text:
+            assert thread.is_alive(), "it gave up"
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    ask(f"alter database {name} reset default_transaction_read_only")
+    thread.join(15)
+    assert [identity.executor for identity in born] == [1]
+
+
+@eventflow.workflow(name="doubts waits")
+async def waits() -> int:
+    stage.came.set()
+    await stage.go.wait()
+    return 1
+
+
+async def test_a_row_that_is_gone_ends_the_incarnation_and_not_the_process(ask: Ask) -> None:
+    async with running(ask):
+        first = incarnation()
+        await eventflow.start(waits)
+        await asyncio.wait_for(stage.came.wait(), 15)
+        ask("delete from eventflow.workflows")
+        stage.go.set()
+        await until(lambda: first.ended.done(), "it ends")
+        assert isinstance(first.ended.result(), FencedError)
+        assert await asyncio.wait_for(greet(3), 15) == 3
+        assert incarnation().id != first.id
+
+
+PROMOTED = "create or replace function eventflow.timeline() returns text language sql as $$ select '{}' $$"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_an_idle_executor_notices_another_timeline(ask: Ask, readable: bool) -> None:
+    ask(PROMOTED.format("00000001" if readable else ""))
+    lease, told = idle_lease(ask, room=lambda: 0)
+    lease._one_beat()
+    ask(PROMOTED.format("00000002"))
+    if readable:
+        with pytest.raises(FencedError, match="timeline"):
+            lease._one_beat()
+    else:
+        lease._one_beat()  # unreadable at its birth: it goes by what was acknowledged
+    lease.stop()
+    assert told == []
+
+
+def idle_lease(ask: Ask, room: Callable[[], int]) -> tuple[Lease, list[Any]]:
+    database = Database(ask.url)
+    identity = birth(database, "a", {}, 1, threading.Event())
+    told = list[Any]()
+
+    async def function() -> None: ...
+
+    lease = Lease(
+        database, identity, "a", {"n": make_spec(function, "n", Retry(0), 5)}, beat=60, lease=60,
+        adopt=told.append, running=lambda _: False, room=room, stuck_for=lambda: 0.0, on_fenced=told.append,
+    )  # fmt: skip
+    return lease, told
+
+
+def test_no_more_rows_are_taken_than_there_is_room_for(ask: Ask) -> None:
+    room = 2
+    lease, adopted = idle_lease(ask, room=lambda: room)
+    ask("insert into eventflow.workflows (id, name, application, status, attempt, arguments) "
+        "select n::text, 'n', 'a', 'running', 1, 'null' from generate_series(1, 5) n")  # fmt: skip
+    with Database(ask.url).connect("test") as connection:
+        assert lease._claim_rows(connection), "there may be more"
+        assert [len(claimed) for claimed in adopted] == [2]
+        room = 0
+        assert not lease._claim_rows(connection)
+        room = 100
+        assert not lease._claim_rows(connection)
+        assert [len(claimed) for claimed in adopted] == [2, 3]
