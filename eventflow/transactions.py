@@ -398,7 +398,7 @@ class Transactions:
     async def step(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A transaction that is awaited: in a workflow, or outside one; a sync one's function runs in a thread."""
         if branch is not None:
-            self._executor.check(branch.run)
+            self._executor.check(branch.run, branch.attempt)
             self._executor.accept(branch.run)
             await self._executor.barrier(branch.run)
         place = await self._async_steps.get()
@@ -462,6 +462,7 @@ class Transactions:
                     output = spec.result.encode(result)
                     seconds = time.perf_counter() - began
                     checkpoint = Checkpoint(position, seq, spec.name, output, None, attempts, seconds)
+                    self._executor.check(branch.run, branch.attempt)
                     phase = "write"
                     crash_point("transactions.before_guard")
                     yield ("batch", self._step_statements(lane, branch.run, checkpoint))
@@ -475,7 +476,7 @@ class Transactions:
                     yield ("rollback",)
                     raise
                 verdict = yield from self._verdict(lane, error, phase)
-                if verdict == "committed":
+                if verdict == "committed" or (phase == "write" and _stands_already(error)):
                     return (yield from self._read_result(lane, spec, branch, position))
                 breaks += verdict == "broken"
                 again = verdict == "again" or (verdict == "broken" and breaks < _BREAKS_BORNE)
@@ -529,7 +530,6 @@ class Transactions:
             self._ready.notify_all()
 
 
-<<<<<<< HEAD
 def _pause(spec: TransactionSpec, attempts: int) -> float:
     """Seconds before the next attempt; a conflict without a policy of the user's waits as the server's own refusals do."""
     return spec.retry.wait(attempts, random.random()) if spec.retry.retries else backoff(attempts)
@@ -543,12 +543,18 @@ def _next_seq(run: Run) -> int:
     with run.lock:
         run.history.seq += 1
         return run.history.seq
-=======
+
+
+def _stands_already(error: BaseException) -> bool:
+    """Whether a task of the former attempt has committed the same step meanwhile; what it came to is recorded."""
+    cause = _cause(error)
+    return isinstance(cause, psycopg.errors.UniqueViolation) and cause.diag.table_name == "checkpoints"
+
+
 def _still_there() -> Protocol:
     """User code that has closed its connection has failed, although it returned."""
     if (yield ("broken",)):
         raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
->>>>>>> b0feed6 (Doubts on a real ledger; a drain lets what runs call its transactions; what a deferred trigger refuses, or a closed connection, is the message's own)
 
 
 def _note(run: Run, checkpoint: Checkpoint) -> None:

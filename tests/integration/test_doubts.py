@@ -17,7 +17,7 @@ import eventflow
 from eventflow import Retry
 from eventflow.context import slot
 from eventflow.database import Database
-from eventflow.errors import FencedError
+from eventflow.errors import FencedError, NotRunningError
 from eventflow.executor import Dropped, Executor
 from eventflow.incarnation import Incarnation
 from eventflow.journal import Entry, Identity, Lane
@@ -87,6 +87,7 @@ class Stage:
         self.calls = 0
         self.failures = 0
         self.seen: list[BaseException] = []
+        self.tasks: list[asyncio.Task[Any]] = []
         self.go = asyncio.Event()
         self.came = asyncio.Event()
         self.thread_go = threading.Event()
@@ -266,11 +267,20 @@ async def books_at_the_end() -> str:
     return await book("at the end")
 
 
+async def starts_during_the_drain() -> None:
+    app: Any = slot.runtime
+    await until(app._stop.is_set, "it leaves")
+    await eventflow.start(greet, 1)
+
+
 async def test_what_runs_at_the_end_may_still_book(ask: Ask) -> None:
     async with running(ask):
         handle = await eventflow.start(books_at_the_end)
         await asyncio.wait_for(stage.came.wait(), 15)
         asyncio.get_running_loop().call_later(0.05, stage.go.set)
+        starting = asyncio.create_task(starts_during_the_drain())
+    with pytest.raises(NotRunningError):
+        await starting
     assert ask.effects() == ["at the end"]
     assert ask("select status::text, error from eventflow.workflows") == [("succeeded", None)]
     assert handle.workflow_id
@@ -314,34 +324,94 @@ async def test_a_failure_does_not_drop_what_a_branch_beside_it_booked(ask: Ask, 
 
 
 @eventflow.transaction
-async def book_slowly(connection: psycopg.AsyncConnection[Any], note: str) -> str:
+async def book_beside(connection: psycopg.AsyncConnection[Any], note: str) -> str:
     await connection.execute("insert into effects (note) values (%s)", [note])
-    if stage.calls == 0:
-        stage.calls += 1
+    stage.calls += 1
+    if stage.calls == 1:
         stage.came.set()
         await stage.go.wait()
     return note
 
 
 @eventflow.step
-async def fails_first() -> None:
+async def act_beside(note: str) -> str:
+    stage.calls += 1
+    if stage.calls == 1:
+        stage.came.set()
+        await stage.go.wait()
+    return note
+
+
+@eventflow.step
+async def fails_beside() -> None:
     await stage.came.wait()
     stage.failures += 1
     if stage.failures == 1:
         raise ValueError("once")
+
+
+@eventflow.step
+async def last() -> str:
+    return "last"
+
+
+@eventflow.workflow(name="doubts gathered", retries=Retry(1, delay=0.02, jitter=0))
+async def gathered(kind: str) -> str:
+    beside = {"transaction": book_beside, "step": act_beside}[kind]
+    task = asyncio.ensure_future(beside("beside"))
+    stage.tasks.append(task)
+    await asyncio.gather(task, fails_beside())
     stage.go.set()
+    await asyncio.wait({stage.tasks[0]}, timeout=10)
+    return await last()
 
 
-@eventflow.workflow(name="doubts gathered", retries=Retry(3, delay=0.05, jitter=0))
-async def gathered() -> None:
-    await asyncio.gather(book_slowly("gathered"), fails_first())
-
-
-async def test_a_branch_that_outlives_its_attempt_books_once(ask: Ask) -> None:
+@pytest.mark.parametrize("kind", ["transaction", "step"])
+async def test_what_outlives_its_attempt_records_nothing_in_the_next(ask: Ask, kind: str) -> None:
+    """`gather` does not end the others when one fails: they go on beside the next attempt, at the same positions."""
     async with running(ask):
-        await asyncio.wait_for(gathered(), 15)
-    assert ask.effects() == ["gathered"]
-    assert ask("select status::text, error from eventflow.workflows") == [("succeeded", None)]
+        assert await asyncio.wait_for(gathered(kind), 15) == "last"
+    assert [type(task.exception()) for task in stage.tasks] == [Dropped, type(None)]
+    assert ask.effects() == (["beside"] if kind == "transaction" else [])
+    assert ask("select status::text, attempt, recoveries from eventflow.workflows") == [("succeeded", 2, 0)]
+    assert ask("select count(*), count(error) from eventflow.checkpoints") == [(3, 0)]
+    assert ask("select * from eventflow.incidents") == []
+
+
+async def test_what_outlives_its_attempt_and_commits_first_is_taken_for_the_next(ask: Ask, monkeypatch: Any) -> None:
+    """The answer to its commit is late: the next attempt finds what stands when it records the same step."""
+    commit = AsyncPort.commit
+
+    async def late(self: AsyncPort) -> None:
+        await commit(self)
+        if stage.calls == 1:
+            stage.came.set()
+            await stage.go.wait()
+
+    monkeypatch.setattr(AsyncPort, "commit", late)
+    async with running(ask):
+        assert await asyncio.wait_for(committed_first(), 15) == "last"
+    assert ask.effects() == ["beside"]
+    assert ask("select status::text, attempt, recoveries from eventflow.workflows") == [("succeeded", 2, 0)]
+    assert ask("select count(*), count(error) from eventflow.checkpoints") == [(3, 0)]
+
+
+@eventflow.transaction
+async def book_second(connection: psycopg.AsyncConnection[Any], note: str) -> str:
+    stage.calls += 1
+    if stage.calls == 2:
+        stage.go.set()
+        await asyncio.wait({stage.tasks[0]}, timeout=10)
+    await connection.execute("insert into effects (note) values (%s)", [note])
+    return note
+
+
+@eventflow.workflow(name="doubts committed first", retries=Retry(1, delay=0.02, jitter=0))
+async def committed_first() -> str:
+    task = asyncio.ensure_future(book_second("beside"))
+    stage.tasks.append(task)
+    await asyncio.gather(task, fails_beside())
+    return await last()
 
 
 # ---- commits whose outcome is in doubt (R3) -----------------------------------------------------------
@@ -394,7 +464,10 @@ class Bench:
         with self.database.connect("test") as connection:
             say = functools.partial(self.database.run, connection)
             [(source, _, _)] = say("register_source", {"topic": "t", "cluster_id": "c", "topic_id": "i"})
-            say("insert_claims", {"group": "g", "source": source, "partition": [0], "position": [0], "began": ["earliest"]})
+            say(
+                "insert_claims",
+                {"group": "g", "source": source, "partition": [0], "position": [0], "began": ["earliest"]},
+            )
             [(claim,)] = ask("select id from eventflow.claims")
             [(_, _, epoch)] = say("take_claims", {"executor": identity.executor, "in_flight": 9, "claims": [claim]})
         self.claim = Claim(claim, epoch, "g", "t", 0, source, 1, "kafka:g:t:1:0:", 0)
@@ -419,7 +492,9 @@ class Bench:
             run.executor = self.executor
             runs.append(run)
         protocol = self.transactions.group(self.lane, runs)
-        enough = self.executor.loop.call_later(8, self.transactions._stopped.set)  # what would go on for ever raises then
+        enough = self.executor.loop.call_later(
+            8, self.transactions._stopped.set
+        )  # what would go on for ever raises then
         if colour:
             port = AsyncPort(self.database)
             await adrive(protocol, port)
