@@ -24,8 +24,7 @@ from eventflow.journal import Entry, Identity, Lane
 from eventflow.migrations import migrate
 from eventflow.ports import AsyncPort, Port, adrive, drive
 from eventflow.recovery import Lease, birth
-from eventflow.registry import ConsumerSpec, Spec, TransactionSpec, make_spec
-from eventflow.replay import Branch
+from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.runs import Claim, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
