@@ -402,14 +402,14 @@ class Executor:
 
     # ---- durability ----
 
-    def check(self, run: Run) -> None:
-        """Raise where the run's attempt is over.
+    def check(self, run: Run, attempt: int | None = None) -> None:
+        """Raise where the run's attempt is over, or the one given is.
 
         Raises:
             Dropped: it is.
 
         """
-        if run.dropped or run.ended:
+        if run.dropped or run.ended or (attempt is not None and attempt != run.attempt):
             raise Dropped
         claim = run.claim
         if claim is not None and claim.lost and not run.in_ledger:
