@@ -453,14 +453,14 @@ class Executor:
 
     # ---- durability ----
 
-    def check(self, run: Run) -> None:
-        """Raise where the run's attempt is over.
+    def check(self, run: Run, attempt: int | None = None) -> None:
+        """Raise where the run's attempt is over, or the one given is.
 
         Raises:
             Dropped: it is.
 
         """
-        if run.dropped or run.ended:
+        if run.dropped or run.ended or (attempt is not None and attempt != run.attempt):
             raise Dropped
         if run.life is not None and run.life.suspending:
             raise Suspended

@@ -140,12 +140,16 @@ def _causes(error: BaseException) -> Generator[BaseException, None, None]:
 
 
 class Branch:
-    """Where a workflow's operations take their positions. `home` is the task or thread that it belongs to."""
+    """Where a workflow's operations take their positions. `home` is the task or thread that it belongs to.
 
-    __slots__ = ("children", "home", "number", "path", "run")
+    A task may outlive the attempt that started it (`asyncio.gather` ends none): it records nothing in the next one.
+    """
 
-    def __init__(self, run: Any, home: object, path: str = "1") -> None:
+    __slots__ = ("attempt", "children", "home", "number", "path", "run")
+
+    def __init__(self, run: Any, home: object, path: str = "1", attempt: int | None = None) -> None:
         self.run = run
+        self.attempt = getattr(run, "attempt", 0) if attempt is None else attempt
         self.home = home
         self.path = path
         self.number = 0
@@ -159,7 +163,7 @@ class Branch:
         """The branch of a task that this branch started, numbered in the order of their first operations."""
         self.children += 1
         path = str(self.children) if self.path == "1" else f"{self.path}/{self.children}"
-        return Branch(self.run, home, path)
+        return Branch(self.run, home, path, self.attempt)
 
 
 def step(

@@ -55,7 +55,7 @@ class StepSpec:
 async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     """The async driver of the step protocol."""
     run, executor = branch.run, branch.run.executor
-    executor.check(run)
+    executor.check(run, branch.attempt)
     position = branch.next_position()
     procedure = spec.procedure(branch, position)
     send: Callable[[Any], Any] = procedure.send
@@ -77,7 +77,7 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                 await executor.barrier(run)
             else:
                 await asyncio.sleep(cast("float", effect))
-                executor.check(run)
+            executor.check(run, branch.attempt)
     except StopIteration as stop:
         return stop.value
     finally:

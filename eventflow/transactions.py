@@ -328,6 +328,7 @@ class Transactions:
             else:
                 entries.append(Entry(run, [], "succeeded", output=output))
         yield ("flush",)
+        yield from _still_there()
         return entries
 
     def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
@@ -349,8 +350,9 @@ class Transactions:
         if verdict != "unknown":
             return verdict
         closed = yield (lane._close_number,)  # pyright: ignore[reportPrivateUsage]
-        if closed:
-            return "again"
+        if closed:  # it was not committed: a deferred trigger's refusal is the user's, an outage nobody's
+            verdict = judge_transaction(error, "write", broken=broken)
+            return "again" if verdict == "unknown" else verdict
         lane.advance()
         return "committed"
 
@@ -396,7 +398,7 @@ class Transactions:
     async def step(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A transaction that is awaited: in a workflow, or outside one; a sync one's function runs in a thread."""
         if branch is not None:
-            self._executor.check(branch.run)
+            self._executor.check(branch.run, branch.attempt)
             self._executor.accept(branch.run)
             await self._executor.barrier(branch.run)
         place = await self._async_steps.get()
@@ -455,10 +457,12 @@ class Transactions:
                 yield ("begin", spec)
                 phase = "user"
                 result = yield ("user", spec, _call_step(spec, branch, position, args, kwargs), "alone")
+                yield from _still_there()
                 if branch is not None:
                     output = spec.result.encode(result)
                     seconds = time.perf_counter() - began
                     checkpoint = Checkpoint(position, seq, spec.name, output, None, attempts, seconds)
+                    self._executor.check(branch.run, branch.attempt)
                     phase = "write"
                     crash_point("transactions.before_guard")
                     yield ("batch", self._step_statements(lane, branch.run, checkpoint))
@@ -472,7 +476,7 @@ class Transactions:
                     yield ("rollback",)
                     raise
                 verdict = yield from self._verdict(lane, error, phase)
-                if verdict == "committed":
+                if verdict == "committed" or (phase == "write" and _stands_already(error)):
                     return (yield from self._read_result(lane, spec, branch, position))
                 breaks += verdict == "broken"
                 again = verdict == "again" or (verdict == "broken" and breaks < _BREAKS_BORNE)
@@ -539,6 +543,18 @@ def _next_seq(run: Run) -> int:
     with run.lock:
         run.history.seq += 1
         return run.history.seq
+
+
+def _stands_already(error: BaseException) -> bool:
+    """Whether a task of the former attempt has committed the same step meanwhile; what it came to is recorded."""
+    cause = _cause(error)
+    return isinstance(cause, psycopg.errors.UniqueViolation) and cause.diag.table_name == "checkpoints"
+
+
+def _still_there() -> Protocol:
+    """User code that has closed its connection has failed, although it returned."""
+    if (yield ("broken",)):
+        raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
 
 
 def _note(run: Run, checkpoint: Checkpoint) -> None:
