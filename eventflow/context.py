@@ -30,6 +30,14 @@ class Suspended(BaseException):
     """
 
 
+class ContinuedAsNew(BaseException):
+    """Unwinds a workflow that goes on with other arguments and an empty history."""
+
+    def __init__(self, arguments: str) -> None:
+        super().__init__("continue_as_new")
+        self.arguments = arguments
+
+
 @dataclass(slots=True)
 class StepScope:
     """What is current while a step's function runs: durable calls in it are plain, or refused."""

@@ -8,7 +8,7 @@ import inspect
 import uuid
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any, overload
+from typing import Any, Never, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
@@ -20,15 +20,18 @@ from eventflow.operations import note, operate
 from eventflow.registry import innermost, is_async
 from eventflow.retry import Retry, Seconds
 from eventflow.steps import drive, step_of
-from eventflow.workflows import transaction_of
+from eventflow.workflows import Workflow, transaction_of
 
 __all__ = [
     "Suspended",
     "attempt",
+    "continue_as_new",
+    "deprecate_patch",
     "event",
     "first",
     "idempotency_key",
     "now",
+    "patch",
     "random",
     "recv",
     "run_step",
@@ -96,6 +99,35 @@ def random() -> float:
 
     """
     return talk.random()
+
+
+def patch(name: str, /) -> bool:
+    """Whether to run the code that is new since `name`: False in a workflow that went the old way before this deploy.
+
+    Recorded where it is first reached, so that every replay goes the same way.
+
+    Raises:
+        UsageError: outside a workflow, or in a step.
+
+    """
+    return talk.patch(name)
+
+
+def deprecate_patch(name: str, /) -> None:
+    """What `patch(name)` becomes when no workflow of the old code is left: runs that have its marker pass over it."""
+    talk.deprecate_patch(name)
+
+
+def continue_as_new(workflow: Workflow[[], Any], /) -> Never:
+    """End this run, and start the next one of the same workflow under the same id, with an empty history, in one commit.
+
+    For workflows that would never end: waking reads every checkpoint. Messages not received yet are kept.
+
+    Raises:
+        UsageError: outside a workflow, or another workflow than this one; `workflow` is `this.bind(...)`.
+
+    """
+    talk.continue_as_new(workflow.spec, workflow.encode((), {}))
 
 
 # ---- waiting ---------------------------------------------------------------------------------------
@@ -166,14 +198,17 @@ async def set_event(key: str, value: object, /) -> None:
 @overload
 async def run_step(
     function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts],
-    name: str | None = None, retries: int | Retry = 0,
+    name: str | None = None, retries: int | Retry = 0, timeout: Seconds | None = None,
 ) -> R: ...  # fmt: skip
 @overload
 async def run_step(
     function: Callable[[Unpack[Ts]], R], /, *args: Unpack[Ts],
-    name: str | None = None, retries: int | Retry = 0,
+    name: str | None = None, retries: int | Retry = 0, timeout: Seconds | None = None,
 ) -> R: ...  # fmt: skip
-def run_step(function: Callable[..., Any], /, *args: Any, name: str | None = None, retries: int | Retry = 0) -> Any:
+def run_step(
+    function: Callable[..., Any], /, *args: Any, name: str | None = None, retries: int | Retry = 0,
+    timeout: Seconds | None = None,
+) -> Any:  # fmt: skip
     """Run a function as a step of the current async workflow; a sync one in a worker thread.
 
     The function is called as it is, with its decorators. A `@step` keeps its name and its policy, where these are not
@@ -188,17 +223,19 @@ def run_step(function: Callable[..., Any], /, *args: Any, name: str | None = Non
 
     """
     refuse_sync_workflow("durable.run_step")
-    return _run_step(function, args, name, retries)
+    return _run_step(function, args, name, retries, timeout)
 
 
-async def _run_step(function: Callable[..., Any], args: Any, name: str | None, retries: int | Retry) -> Any:
+async def _run_step(
+    function: Callable[..., Any], args: Any, name: str | None, retries: int | Retry, timeout: Seconds | None
+) -> Any:
     branch = current_branch()
     if branch is None:
         raise UsageError("run_step belongs into a workflow, outside its steps")
     transaction = transaction_of(function, args, name, retries)
     if transaction is not None:
         return await runtime("run_step").transact(transaction[0], branch, transaction[1], {})
-    spec = step_of(function, name, retries)
+    spec = step_of(function, name, retries, timeout)
     return await drive(branch, spec.called_by(_awaitable(function)), args, {})
 
 

@@ -18,12 +18,12 @@ from contextvars import Context
 from typing import Any, Literal, Protocol
 
 from eventflow.codec import encode_error, error_line
-from eventflow.context import Start, Suspended, current
+from eventflow.context import ContinuedAsNew, Start, Suspended, current
 from eventflow.errors import Cancelled, CodecError, DeterminismError, WorkflowTimeoutError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
 from eventflow.records import FINAL, Rider
-from eventflow.replay import Await, Branch
+from eventflow.replay import Await, Branch, History
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
@@ -347,6 +347,8 @@ class Executor:
             self.release(run)
         elif isinstance(error, asyncio.CancelledError | Cancelled) and run.life is not None and run.life.interrupted:
             self.fail(run, run.life.interrupted)
+        elif isinstance(error, ContinuedAsNew):
+            self._continue(run, error.arguments)
         elif isinstance(error, DeterminismError):
             logger.error("%s is parked: %s", run.workflow_id, error)
             self._park(run, str(error))
@@ -400,6 +402,15 @@ class Executor:
         entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait, drop_from=dropped)
         self._hand(run, entry)
         self.loop.call_soon_threadsafe(self._later, run, wait)
+
+    def _continue(self, run: Run, arguments: str) -> None:
+        """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
+        run.arguments, run.attempt, run.begun = arguments, run.attempt + 1, False
+        run.history = History()
+        entry = Entry(run, [], drop_from=0)
+        entry.arguments = arguments
+        self._hand(run, entry)
+        self._when_settled(run)
 
     def _later(self, run: Run, wait: float) -> None:
         if not self._stopping:

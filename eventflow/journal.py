@@ -269,8 +269,8 @@ class Entry:
     """What one run wants recorded next: its new checkpoints, and the state that its row shall have."""
 
     __slots__ = (
-        "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries", "retries",
-        "riders", "run", "status", "wake_in",
+        "arguments", "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries",
+        "retries", "riders", "run", "status", "wake_in",
     )  # fmt: skip
 
     def __init__(
@@ -288,6 +288,7 @@ class Entry:
         self.drop_from = drop_from
         self.held = held
         self.riders: list[Rider] | None = None
+        self.arguments: str | None = None  # those of the next run, where they change
         self.changed = changed or status != "running" or wake_in is not None or drop_from is not None
         self.attempt = run.attempt
         self.retries = run.retries
@@ -304,6 +305,7 @@ class Entry:
             changed=self.changed or later.changed,
         )  # fmt: skip
         merged.attempt, merged.retries, merged.recoveries = later.attempt, later.retries, later.recoveries
+        merged.arguments = later.arguments or self.arguments
         if self.riders or later.riders:
             merged.riders = [*(self.riders or ()), *(later.riders or ())]
         return merged
@@ -657,6 +659,7 @@ def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
         "retries": [e.retries for e in entries], "recoveries": [e.recoveries for e in entries],
         "wake_in": [e.wake_in for e in entries], "output": [e.output for e in entries],
         "error": [e.error for e in entries], "reason": [e.reason for e in entries],
+        "arguments": [e.arguments for e in entries],
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from eventflow.retry import Retry
 
 BARRIER: Literal["barrier"] = "barrier"
 CALL: Literal["call"] = "call"
+LONG = 5.0  # seconds; a policy that may wait for so long between two attempts has them recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,10 @@ class History:
         if found is not None and found.name != name:
             raise DeterminismError(f"position {position}: {found.name!r} was recorded, the code now calls {name!r}")
         return found
+
+    def at(self, position: str) -> Checkpoint | None:
+        """What was recorded there, whatever it is."""
+        return None if self.recorded is None else self.recorded.get(position)
 
     def add(
         self, position: str, name: str, output: str | None, error: str | None, attempts: int, seconds: float
@@ -155,6 +160,10 @@ class Branch:
         self.number = 0
         self.children = 1
 
+    def peek(self) -> str:
+        """The position that the next operation will take."""
+        return f"{self.path}.{self.number + 1}"
+
     def next_position(self) -> str:
         self.number += 1
         return f"{self.path}.{self.number}"
@@ -178,10 +187,12 @@ def step(
     settled: Callable[[], bool],
     clock: Callable[[], float],
     draw: Callable[[], float],
+    now: Callable[[], float],
 ) -> Generator[Effect, Any, Any]:
     """Return the recorded result of this step, or run it until it succeeds or its retries are spent, and record that.
 
-    `settled` tells whether everything recorded before is durable; only then may the function act (R12).
+    `settled` tells whether everything recorded before is durable; only then may the function act (R12). Where the policy's
+    waits may be long, failed attempts are recorded too (at `{position}~{attempt}`): a crash does not start them over.
 
     Raises:
         DeterminismError: another step was recorded at this position.
@@ -195,16 +206,31 @@ def step(
             history.failures.append((error, recorded.seq))
             raise error
         return decode(recorded.output or "null")
+    attempts = 0
+    if history.recorded is not None and policy.retries:
+        attempts, until = _attempts(history, position, name)
+        if until > now():
+            yield Await(until)
     if not settled():
         yield BARRIER
-    attempts, began = 0, clock()
+    began = clock()
     while True:
         attempts += 1
         try:
             result = yield CALL
         except Exception as error:
             if policy.wants(error, attempts):
-                yield policy.wait(attempts, draw())
+                wait = policy.wait(attempts, draw())
+                if policy.longest() < LONG:
+                    yield wait
+                else:
+                    until = now() + wait
+                    history.add(
+                        f"{position}~{attempts}", name, repr(until), encode_error(error), attempts, clock() - began
+                    )
+                    yield Await(until)
+                    if not settled():
+                        yield BARRIER
                 continue
             if attempts > 1:
                 error.add_note(f"eventflow: step {name!r} failed in each of {attempts} attempts")
@@ -213,6 +239,14 @@ def step(
             raise
         history.add(position, name, encode(result), None, attempts, clock() - began)
         return result
+
+
+def _attempts(history: History, position: str, name: str) -> tuple[int, float]:
+    """How many attempts of a step were recorded as failed, and when the next one is due."""
+    attempts, until = 0, 0.0
+    while (tried := history.find(f"{position}~{attempts + 1}", name)) is not None:
+        attempts, until = attempts + 1, float(tried.output or "0")
+    return attempts, until
 
 
 # ---- values, and waiting ---------------------------------------------------------------------------
@@ -278,6 +312,27 @@ def event(
         came = yield Await(until, (("event", workflow_id, key),))
         found = history.note(position, "event", None if came is None else came[1][0])
     return found.output
+
+
+def patch(history: History, branch: "Branch", name: str) -> bool:
+    """Whether the code that is new since `name` shall run here: not where a former run went the old way.
+
+    Its marker takes a position only where it is recorded, so that what the old code recorded stays where it is.
+    """
+    recorded = history.at(branch.peek())
+    if recorded is not None and recorded.name != f"patch {name}":
+        return False
+    position = branch.next_position()
+    if recorded is None:
+        history.note(position, f"patch {name}", "true")
+    return True
+
+
+def deprecate_patch(history: History, branch: "Branch", name: str) -> None:
+    """Pass over the marker of a patch that every run now has; nothing is recorded where there is none."""
+    recorded = history.at(branch.peek())
+    if recorded is not None and recorded.name == f"patch {name}":
+        branch.next_position()
 
 
 def _fixed_time(history: History, position: str, name: str, make: Callable[[], float]) -> float:

@@ -73,6 +73,10 @@ class Retry:
             error.add_note(f"eventflow: retry_if raised {problem!r}; there is no further attempt")
             return False
 
+    def longest(self) -> float:
+        """The longest wait between two attempts, in seconds, but for chance."""
+        return min(seconds(self.delay) * self.factor ** min(max(self.retries - 1, 0), 64), seconds(self.max_delay))
+
     def wait(self, attempt: int, draw: float) -> float:
         """Seconds between attempt `attempt` and the next; `draw` is chance, from 0 to 1."""
         base = seconds(self.delay) * self.factor ** min(attempt - 1, 64)

@@ -9,18 +9,19 @@ import functools
 import random
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, cast, overload
 
 from typing_extensions import TypeVar
 
 from eventflow.codec import Codec, decode_error, encode_error
-from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, would_block
+from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, runtime, would_block
 from eventflow.registry import check_function, check_name, colour_async, innermost, is_async, result_codec
-from eventflow.replay import BARRIER, CALL, Branch, Effect
+from eventflow.replay import BARRIER, CALL, Await, Branch, Effect
 from eventflow.replay import step as run_protocol
-from eventflow.retry import Retry, as_retry
+from eventflow.retry import Retry, Seconds, as_retry, seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,6 +33,7 @@ class StepSpec:
     name: str
     function: Callable[..., Any]
     policy: Retry
+    timeout: float | None = None
 
     @functools.cached_property
     def result(self) -> Codec:
@@ -39,7 +41,7 @@ class StepSpec:
 
     def called_by(self, call: Callable[..., Any]) -> "StepSpec":
         """The same step, whose function `call` calls in a way of its own."""
-        spec = StepSpec(self.name, call, self.policy)
+        spec = StepSpec(self.name, call, self.policy, self.timeout)
         spec.__dict__["result"] = self.result  # `call` has no annotations
         return spec
 
@@ -48,7 +50,7 @@ class StepSpec:
         codec = self.result
         return run_protocol(
             branch.run.history, position, self.name, self.policy, codec.encode, codec.decode,
-            encode_error, decode_error, branch.run.settled, time.perf_counter, random.random,
+            encode_error, decode_error, branch.run.settled, time.perf_counter, random.random, branch.run.executor.now,
         )  # fmt: skip
 
 
@@ -60,15 +62,23 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     procedure = spec.procedure(branch, position)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
-    function, scope = spec.function, StepScope(branch, position, spec.name)
+    function, limit, scope = spec.function, spec.timeout, StepScope(branch, position, spec.name)
+    acting = False
     try:
         while True:
             effect = send(outcome)
             send, outcome = procedure.send, None
+            if type(effect) is Await:
+                await executor.wait(run, effect)
+                continue
+            if not acting:
+                acting = True
+                run.acting += 1
             if effect is CALL:
                 token = current.set(scope)
                 try:
-                    outcome = await function(*args, **kwargs)
+                    called = function(*args, **kwargs)
+                    outcome = await (called if limit is None else _within(limit, spec.name, called))
                 except Exception as error:
                     send, outcome = procedure.throw, error
                 finally:
@@ -81,7 +91,20 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     except StopIteration as stop:
         return stop.value
     finally:
+        run.acting -= acting
         executor.recorded(run)
+
+
+async def _within(limit: float, name: str, called: Coroutine[Any, Any, Any]) -> Any:
+    """What was called, cancelled when its time is over."""
+    scope = asyncio.timeout(limit)
+    try:
+        async with scope:
+            return await called
+    except TimeoutError:
+        if scope.expired():
+            raise TimeoutError(f"the step {name!r} took longer than {limit:g} s") from None
+        raise
 
 
 def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
@@ -92,16 +115,26 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     procedure = spec.procedure(branch, position)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
-    function, scope = spec.function, StepScope(branch, position, spec.name)
+    function, limit, scope = spec.function, spec.timeout, StepScope(branch, position, spec.name)
+    acting = False
     try:
         while True:
             with run.lock:
                 effect = send(outcome)
-            send, outcome = procedure.send, None
-            if effect is CALL:
+                send, outcome = procedure.send, None
+                if type(effect) is not Await and not acting:
+                    acting = True
+                    run.acting += 1
+            if type(effect) is Await:
+                executor.wait_sync(run, effect)
+            elif effect is CALL:
+                executor.tell(run)
                 token = current.set(scope)
                 try:
-                    outcome = function(*args, **kwargs)
+                    if limit is None:
+                        outcome = function(*args, **kwargs)
+                    else:
+                        outcome = _within_sync(limit, spec.name, functools.partial(function, *args, **kwargs))
                 except Exception as error:
                     send, outcome = procedure.throw, error
                 finally:
@@ -113,29 +146,56 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     except StopIteration as stop:
         return stop.value
     finally:
+        with run.lock:
+            run.acting -= acting
         executor.recorded(run)
 
 
-def step_of(function: Callable[..., Any], name: str | None, retries: int | Retry) -> StepSpec:
+def _within_sync(limit: float, name: str, call: Callable[[], Any]) -> Any:
+    """What was called, in a thread that is left to itself when its time is over; what it still returns is dropped."""
+    app, context = runtime(f"the timeout of the step {name!r}"), copy_context()
+    scope = app.on_loop(_left_alone(app.in_thread(lambda: context.run(call)), limit))
+    if scope is None:
+        raise TimeoutError(f"the step {name!r} took longer than {limit:g} s")
+    return scope[0]
+
+
+async def _left_alone(work: Coroutine[Any, Any, Any], limit: float) -> tuple[Any] | None:
+    """The result in a tuple; None when it did not come in time."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait({task}, timeout=limit)
+    if task.done():
+        return (task.result(),)
+    task.cancel()
+    return None
+
+
+def step_of(function: Callable[..., Any], name: str | None, retries: int | Retry, timeout: Seconds | None) -> StepSpec:
     """What `run_step` runs: the function as it is, with all its decorators; a `@step`'s name and policy, if not given."""
     declared = getattr(function, "__eventflow_step__", None)  # a user's `functools.wraps` above `@step` hands it on
     if isinstance(declared, StepSpec):
         policy = declared.policy if retries == 0 else as_retry(retries)
-        spec = StepSpec(check_name(name or declared.name), function, policy)
+        limit = declared.timeout if timeout is None else seconds(timeout, "timeout")
+        spec = StepSpec(check_name(name or declared.name), function, policy, limit)
         spec.__dict__["result"] = declared.result
         return spec
-    return StepSpec(check_name(name or innermost(function).__qualname__), function, as_retry(retries))
+    limit = None if timeout is None else seconds(timeout, "timeout")
+    return StepSpec(check_name(name or innermost(function).__qualname__), function, as_retry(retries), limit)
 
 
 @overload
 def step(function: F, /) -> F: ...
 @overload
-def step(*, name: str | None = None, retries: int | Retry = 0) -> Callable[[F], F]: ...
-def step(function: F | None = None, /, *, name: str | None = None, retries: int | Retry = 0) -> F | Callable[[F], F]:
+def step(*, name: str | None = None, retries: int | Retry = 0, timeout: Seconds | None = None) -> Callable[[F], F]: ...
+def step(
+    function: F | None = None, /, *, name: str | None = None, retries: int | Retry = 0, timeout: Seconds | None = None
+) -> F | Callable[[F], F]:
     """Make a function a step: in a workflow its result is recorded, and a replay returns the record.
 
     Runs at least once until its checkpoint is durable, and never after that. Outside a workflow, and inside another
-    step, it is the plain function. `retries` counts attempts after the first; times are in seconds.
+    step, it is the plain function. `retries` counts attempts after the first; where they may be far apart they are
+    recorded, and a crash does not start them over. `timeout` is how many seconds an attempt may take, which then fails with
+    `TimeoutError`: an async one is cancelled, a sync one left to itself, and may run beside the next.
 
     Raises:
         UsageError: what is decorated is no function.
@@ -144,7 +204,8 @@ def step(function: F | None = None, /, *, name: str | None = None, retries: int 
 
     def decorate(function: F) -> F:
         check_function(function, "step")
-        spec = StepSpec(check_name(name or function.__qualname__), function, as_retry(retries))
+        limit = None if timeout is None else seconds(timeout, "timeout")
+        spec = StepSpec(check_name(name or function.__qualname__), function, as_retry(retries), limit)
         return cast("F", _async_step(spec) if is_async(function) else _sync_step(spec))
 
     return decorate if function is None else decorate(function)

@@ -170,14 +170,17 @@ def set_event(key: str, value: object, /) -> None:
 @overload
 def run_step(
     function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts],
-    name: str | None = None, retries: int | Retry = 0,
+    name: str | None = None, retries: int | Retry = 0, timeout: Seconds | None = None,
 ) -> R: ...  # fmt: skip
 @overload
 def run_step(
     function: Callable[[Unpack[Ts]], R], /, *args: Unpack[Ts],
-    name: str | None = None, retries: int | Retry = 0,
+    name: str | None = None, retries: int | Retry = 0, timeout: Seconds | None = None,
 ) -> R: ...  # fmt: skip
-def run_step(function: Callable[..., Any], /, *args: Any, name: str | None = None, retries: int | Retry = 0) -> Any:
+def run_step(
+    function: Callable[..., Any], /, *args: Any, name: str | None = None, retries: int | Retry = 0,
+    timeout: Seconds | None = None,
+) -> Any:  # fmt: skip
     """Run a function as a step of the current sync workflow; an async one on the application's loop, and wait for it.
 
     The function is called as it is, with its decorators. A `@step` keeps its name and its policy, where these are not
@@ -199,7 +202,7 @@ def run_step(function: Callable[..., Any], /, *args: Any, name: str | None = Non
     transaction = transaction_of(function, args, name, retries)
     if transaction is not None:
         return _transact(branch, *transaction)
-    spec = step_of(function, name, retries)
+    spec = step_of(function, name, retries, timeout)
     return drive_sync(branch, spec.called_by(functools.partial(_blocking, function)), args, {})
 
 

@@ -9,17 +9,18 @@ import random as chance
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Never
 
 from typing_extensions import TypeVar
 
 import eventflow.replay as replay
 from eventflow.codec import Codec, codec_for, decode_error
-from eventflow.context import Start
+from eventflow.context import ContinuedAsNew, Start
 from eventflow.errors import UsageError, WorkflowCancelledError, WorkflowParkedError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id, child_workflow_id
-from eventflow.operations import note
+from eventflow.operations import branch_for, note
 from eventflow.records import Rider
+from eventflow.registry import Spec, check_name
 from eventflow.replay import Branch, Operation
 from eventflow.retry import Seconds, seconds
 
@@ -207,6 +208,28 @@ def random() -> float:
         return replay.recorded_value(branch.run.history, position, "random", lambda: repr(chance.random()))
 
     return float(note("random()", record))
+
+
+def patch(name: str) -> bool:
+    """Whether the code that is new since `name` shall run here."""
+    branch = branch_for("patch()")
+    branch.run.executor.check(branch.run)
+    return replay.patch(branch.run.history, branch, check_name(name))
+
+
+def deprecate_patch(name: str) -> None:
+    """Pass over a patch's marker."""
+    branch = branch_for("deprecate_patch()")
+    branch.run.executor.check(branch.run)
+    replay.deprecate_patch(branch.run.history, branch, check_name(name))
+
+
+def continue_as_new(spec: Spec, arguments: str) -> Never:
+    """End this run and start the next, with these arguments and an empty history."""
+    branch = branch_for("continue_as_new")
+    if branch.run.spec is not spec:
+        raise UsageError(f"continue_as_new goes on with {branch.run.name!r} itself, not with {spec.name!r}")
+    raise ContinuedAsNew(arguments)
 
 
 def check_text(text: Any, what: str) -> None:
