@@ -11,9 +11,12 @@ import contextvars
 import faulthandler
 import functools
 import gc
+import getpass
 import inspect
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -44,6 +47,7 @@ from eventflow.incarnation import Incarnation, done_with, lane_count
 from eventflow.journal import Entry
 from eventflow.migrations import check_schema
 from eventflow.pruner import Pruner
+from eventflow.records import Rider
 from eventflow.recovery import birth
 from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
 from eventflow.settings import Settings, load_settings
@@ -82,6 +86,7 @@ class App:
         )
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
+        self._who = f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}"
         self._calls = Threads[Callable[[], None]](settings.threads, lambda call: call())
         self._supervisor: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
@@ -261,6 +266,37 @@ class App:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
+    async def write(self, riders: list[Rider]) -> None:
+        """Commit rows that no workflow writes. From any loop."""
+        await asyncio.to_thread((await self._current()).write, riders)
+
+    async def event(self, workflow_id: str, key: str, timeout: float | None) -> str | None:
+        """The value of a workflow's event, once it is set; None where it was not in time."""
+        until, pause = None if timeout is None else time.monotonic() + timeout, 0.01
+        asked = {"workflow_id": [workflow_id], "key": [key]}
+        while True:
+            rows = await asyncio.to_thread(self.query, "read_events", asked)
+            if rows:
+                return rows[0][1]
+            self._raise_failure()
+            if until is not None and time.monotonic() > until:
+                return None
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
+    async def request(self, ids: list[str], kind: str, *, children: bool) -> int:
+        """Ask for workflows to end; of how many that is true."""
+        asked = {"ids": ids, "kind": kind, "who": self._who, "children": children}
+        rows = await asyncio.to_thread(self.query, "request", asked)
+        if self._incarnation is not None:
+            self._incarnation.requested()
+        return rows[0][0]
+
+    def query(self, query: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """The named query's rows, on a connection of its own. Blocks."""
+        with self._database.connect("read") as connection:
+            return self._database.run(connection, query, params)
+
     def row(self, workflow_id: str) -> tuple[Any, ...]:
         """The workflow's row. Blocks.
 
@@ -271,8 +307,7 @@ class App:
         return self.read("read_workflow", workflow_id, f"no workflow has the id {workflow_id!r}")[0]
 
     def read(self, query: str, workflow_id: str, missing: str | None = None) -> list[tuple[Any, ...]]:
-        with self._database.connect("read") as connection:
-            rows = self._database.run(connection, query, {"id": workflow_id})
+        rows = self.query(query, {"id": workflow_id})
         if not rows and missing:
             raise WorkflowNotFoundError(missing)
         return rows

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
 from typing_extensions import TypeVar
@@ -16,6 +16,7 @@ from typing_extensions import TypeVar
 from eventflow.codec import Codec
 from eventflow.errors import BlockingCallError, NotRunningError, UsageError
 from eventflow.idempotency import step_idempotency_key
+from eventflow.records import Rider
 from eventflow.registry import Spec, TransactionSpec
 from eventflow.replay import Branch
 
@@ -45,6 +46,7 @@ class StepScope:
     branch: Branch
     position: str
     name: str
+    riders: list[Rider] = field(default_factory=list[Rider])  # what is written with its checkpoint, if it succeeds
 
 
 current: ContextVar[Branch | StepScope | None] = ContextVar("eventflow_current", default=None)
@@ -76,6 +78,9 @@ class Runtime(Protocol):
     """What the running application does for the verbs; `app` provides it."""
 
     async def start_soon(self, start: Start) -> str: ...
+    async def write(self, riders: list[Rider]) -> None: ...
+    async def event(self, workflow_id: str, key: str, timeout: float | None) -> str | None: ...
+    async def request(self, ids: list[str], kind: str, *, children: bool) -> int: ...
     def row(self, workflow_id: str) -> tuple[Any, ...]: ...
     def read(self, query: str, workflow_id: str, missing: str | None = None) -> list[tuple[Any, ...]]: ...
     async def result(self, workflow_id: str, codec: Codec, timeout: float | None) -> Any: ...

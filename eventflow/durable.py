@@ -16,7 +16,7 @@ import eventflow.talk as talk
 from eventflow.context import Suspended, current_branch, idempotency_key, refuse_sync_workflow, runtime, scope_of
 from eventflow.errors import UsageError
 from eventflow.handles import first
-from eventflow.operations import note, operate
+from eventflow.operations import operate
 from eventflow.registry import innermost, is_async
 from eventflow.retry import Retry, Seconds
 from eventflow.steps import drive, step_of
@@ -184,12 +184,12 @@ async def send(workflow_id: str, message: object, /, *, topic: str = "") -> None
         CodecError: the message is no plain value, model or dataclass.
 
     """
-    note("send", talk.send(workflow_id, message, topic))
+    talk.send(workflow_id, message, topic)
 
 
 async def set_event(key: str, value: object, /) -> None:
     """Tell everyone a value under a key; the last one counts. Written with its record. Raises as `send`."""
-    note("set_event", talk.set_event(key, value))
+    talk.set_event(key, value)
 
 
 # ---- steps -----------------------------------------------------------------------------------------

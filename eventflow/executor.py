@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from eventflow.codec import encode_error, error_line
 from eventflow.context import ContinuedAsNew, Start, Suspended, current
-from eventflow.errors import Cancelled, CodecError, DeterminismError, WorkflowTimeoutError
+from eventflow.errors import Cancelled, CodecError, DeterminismError, WorkflowCancelledError, WorkflowTimeoutError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
 from eventflow.records import FINAL, Rider
@@ -277,8 +277,10 @@ class Executor:
 
     async def _run(self, run: Run, task: Any) -> None:
         current.set(Branch(run, task))
-        if run.life is not None:
-            run.life.home = task
+        run.home = task
+        if run.life is not None and run.life.interrupted is not None:
+            run.life.told = True
+            task.cancel()  # before it began: its code is told where it first waits
         spec = run.spec
         try:
             if run.claim is not None or run.arguments is None:
@@ -346,7 +348,7 @@ class Executor:
         elif isinstance(error, asyncio.CancelledError) and self._stopping:
             self.release(run)
         elif isinstance(error, asyncio.CancelledError | Cancelled) and run.life is not None and run.life.interrupted:
-            self.fail(run, run.life.interrupted)
+            self._end_interrupted(run, run.life.interrupted)
         elif isinstance(error, ContinuedAsNew):
             self._continue(run, error.arguments)
         elif isinstance(error, DeterminismError):
@@ -356,6 +358,13 @@ class Executor:
             self._retry(run, error)
         else:
             self.fail(run, error)
+
+    def _end_interrupted(self, run: Run, why: BaseException) -> None:
+        if not isinstance(why, WorkflowCancelledError):
+            self.fail(run, why)
+            return
+        run.outcome = WorkflowCancelledError(f"{run.workflow_id!r} was {why}")
+        self._hand(run, Entry(run, run.history.take_last(), "cancelled", reason=str(why)), ended=True)
 
     def fail(self, run: Run, error: BaseException) -> None:
         """Keep it whole in the ledger as failed; what waits behind it goes on."""
@@ -576,11 +585,31 @@ class Executor:
             if life.waits:
                 life.told = True
                 self.waits.end(run, Cancelled(str(why)))
-        elif life.home is not None:
+        elif run.begun and run.home is not None:
             life.told = True
-            life.home.cancel()
+            run.home.cancel()
 
-    def tell(self, run: Run) -> None:
+    def terminate(self, run: Run, why: str) -> None:
+        """It is cancelled here and now: whatever its code still does is not recorded. On the loop."""
+        with run.lock:
+            if run.ended or run.dropped:
+                return
+            self._hand(run, Entry(run, [], "cancelled", reason=why), ended=True)
+        self.waits.end(run, Dropped())
+        if run.spec.is_async and run.begun and run.home is not None:
+            run.home.cancel()
+
+    def request(self, workflow_id: str, kind: str, who: str) -> None:
+        """A person wants a workflow of this executor to end. On the loop."""
+        run = self.runs.get(workflow_id)
+        if run is None or run.ended:
+            return
+        if kind == "terminate":
+            self.terminate(run, f"terminated by {who}")
+        else:
+            self.interrupt(run, WorkflowCancelledError(f"cancelled by {who}"))
+
+    def raise_if_interrupted(self, run: Run) -> None:
         """In a sync run, before it acts or waits.
 
         Raises:
@@ -639,7 +668,7 @@ class Executor:
 
     def wait_sync(self, run: Run, awaited: Await) -> Any:
         """The same for a worker thread."""
-        self.tell(run)
+        self.raise_if_interrupted(run)
         with run.lock:
             self.submit_fresh(run)
         came: list[Any] = []
@@ -693,12 +722,12 @@ class Executor:
             if run.waiters is not None or run.after is not None:
                 run.wake()
             if entry.riders is not None:
-                self._tell(entry.riders)
+                self.tell(entry.riders)
         for claim, count in finished.items():
             with claim.lock:
                 claim.finished += count
 
-    def _tell(self, riders: list[Rider]) -> None:
+    def tell(self, riders: Iterable[Rider]) -> None:
         """What has been written for others: who waits for it here looks at once, who sleeps is woken."""
         for query, row in riders:
             if query == "insert_messages":

@@ -13,7 +13,7 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 import eventflow.talk as talk
 from eventflow.codec import Codec, codec_for, recorded_line
 from eventflow.context import Start, StepScope, current, current_branch, runtime
-from eventflow.errors import UsageError
+from eventflow.errors import UsageError, WorkflowTimeoutError
 from eventflow.operations import note, operate
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.retry import Retry, Seconds, seconds
@@ -22,6 +22,7 @@ from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 IfExists = Literal["attach", "reject"]
 
@@ -80,6 +81,59 @@ class Handle(Generic[R_co]):
         """
         rows = await asyncio.to_thread(runtime("a handle").read, "read_steps", self._workflow_id)
         return [StepRecord(*row[:5], error=None if row[5] is None else recorded_line(row[5])) for row in rows]
+
+    async def send(self, message: object, *, topic: str = "", idempotency_key: str | None = None) -> None:
+        """Put a message into the workflow's inbox, exactly once; sent again under the same key it is the same message.
+
+        In a workflow it is recorded, in a step or transaction it is sent with what that records. The workflow need not
+        exist yet.
+
+        Raises:
+            CodecError: the message is no plain value, model or dataclass.
+            UsageError: a topic or key that cannot be.
+            NotRunningError: outside `running()`.
+
+        """
+        if current.get() is not None:
+            talk.send(self._workflow_id, message, topic)
+            return
+        if idempotency_key is not None:
+            talk.check_text(idempotency_key, "idempotency key")
+        await runtime("a handle").write(talk.message(self._workflow_id, message, topic, idempotency_key))
+
+    async def event(self, key: str, type: type[T], /, *, timeout: Seconds | None = None) -> T:  # noqa: A002
+        """The value that the workflow has set under this key, once it has. In a workflow it is recorded.
+
+        Raises:
+            WorkflowTimeoutError: it was not set within `timeout` seconds.
+            CodecError: it is no such type.
+            NotRunningError: outside `running()`.
+
+        """
+        if current_branch() is not None:
+            return await operate("event", talk.get_event(self._workflow_id, key, type, timeout))
+        limit = None if timeout is None else seconds(timeout, "timeout")
+        talk.check_text(key, "key")
+        value = await runtime("a handle").event(self._workflow_id, key, limit)
+        if value is None:
+            raise WorkflowTimeoutError(f"the event {key!r} of {self._workflow_id!r} was not set within {limit} s")
+        return codec_for(type).decode(value)
+
+    async def cancel(self, *, children: bool = True) -> None:
+        """Ask for the workflow to end: its wait or next operation raises once, then it may clean up. It may have ended.
+
+        `asyncio.CancelledError` in async code, `errors.Cancelled` in sync code; where that is not caught, it ends as
+        `cancelled`. With `children`, all that descends from it is asked, too. Who asked, and when, is recorded.
+
+        Raises:
+            NotRunningError: outside `running()`.
+
+        """
+        await runtime("a handle").request([self._workflow_id], "cancel", children=children)
+
+    async def terminate(self, *, children: bool = True) -> None:
+        """End the workflow here and now, as `cancelled`: what its code still does is not recorded. Raises as `cancel`."""
+        await runtime("a handle").request([self._workflow_id], "terminate", children=children)
 
 
 def prepare(

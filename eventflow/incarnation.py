@@ -19,8 +19,9 @@ from eventflow.context import Start
 from eventflow.database import Connection, Database
 from eventflow.errors import UnavailableError, WorkflowExistsError
 from eventflow.executor import Executor, How
-from eventflow.journal import Identity, Journal, Lane
+from eventflow.journal import Identity, Journal, Lane, rider_statements
 from eventflow.reader import Reader
+from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec
 from eventflow.runs import Claim, Life, Run
@@ -81,7 +82,8 @@ class Incarnation:
         )  # fmt: skip
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease,
-            adopt=self._adopt, running=self.executor.holds, room=self.executor.room, stuck_for=self.journal.waiting_for,
+            adopt=self._adopt, running=self.executor.holds, room=self.executor.room, request=self._request,
+            stuck_for=self.journal.waiting_for,
             clock=self._clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
@@ -114,6 +116,20 @@ class Incarnation:
 
     def _adopt(self, runs: list[Run], how: How) -> None:
         self._loop.call_soon_threadsafe(self.executor.adopt, runs, how)
+
+    def _request(self, workflow_id: str, kind: str, who: str) -> None:
+        self._loop.call_soon_threadsafe(self.executor.request, workflow_id, kind, who)
+
+    def requested(self) -> None:
+        """A person of this process has asked for something."""
+        self._lease.requested()
+        self._lease.look()
+
+    def write(self, riders: list[Rider]) -> None:
+        """Commit rows that no workflow writes, and tell who waits for them here. Blocks; for a thread."""
+        with self._starting:
+            self._starter.commit(rider_statements(riders), ())
+        self.executor.tell(riders)
 
     def _lost(self, claims: list[Claim]) -> None:
         for intake in self.intakes:

@@ -582,21 +582,19 @@ def flush_statements(
         statements.append(("insert_checkpoints", _checkpoint_params(rows)))
     riders = [rider for entry in entries if entry.riders for rider in entry.riders]
     if riders:
-        statements += _rider_statements(riders)
+        statements += rider_statements(riders)
     return statements, set(ranges)
 
 
-def _rider_statements(riders: list[Rider]) -> list[Statement]:
+def rider_statements(riders: Iterable[Rider]) -> list[Statement]:
     """A multi-row statement for each kind of rider, in the order of `RIDERS`."""
     by_query: dict[str, list[tuple[object, ...]]] = {}
     for rider in riders:
         by_query.setdefault(rider.query, []).append(rider.row)
-    return [
-        (query, columns(sorted_rows(by_query[query]), names)) for query, names in RIDERS.items() if query in by_query
-    ]
+    return [(query, columns(_sorted(by_query[query]), names)) for query, names in RIDERS.items() if query in by_query]
 
 
-def sorted_rows(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
+def _sorted(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
     """Rows by their first column, so that two flushes lock what they share in the same order (R4)."""
     return sorted(rows, key=lambda row: str(row[0]))
 

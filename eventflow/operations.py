@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 
 from eventflow.context import StepScope, current, current_branch, would_block
 from eventflow.errors import UsageError
+from eventflow.records import Rider
 from eventflow.replay import BARRIER, Await, Branch, Operation
 
 R = TypeVar("R")
@@ -38,6 +39,29 @@ def note(what: str, record: Callable[[Branch, str], R]) -> R:
     result = record(branch, branch.next_position())
     branch.run.executor.recorded(branch.run)
     return result
+
+
+def emit(what: str, name: str, make: Callable[[str], list[Rider]]) -> None:
+    """Have rows written with what this code records: at a position of its own, or with the checkpoint of its step.
+
+    `make` gets a key that is the same whenever this code comes here again.
+
+    Raises:
+        UsageError: outside a workflow.
+
+    """
+    here = current.get()
+    if isinstance(here, StepScope):
+        key = f"{here.branch.run.workflow_id}#{here.position}.{len(here.riders) + 1}" if here.branch.run else ""
+        here.riders += make(key)
+        return
+
+    def record(branch: Branch, position: str) -> None:
+        history = branch.run.history
+        if history.find(position, name) is None:
+            history.note(position, name, None, *make(f"{branch.run.workflow_id}#{position}"))
+
+    note(what, record)
 
 
 async def operate(what: str, make: Callable[[Branch, str], Operation[R]]) -> R:

@@ -114,6 +114,7 @@ class Lease:
         adopt: Callable[[list[Run], How], None],
         running: Callable[[str], bool],
         room: Callable[[], int],
+        request: Callable[[str, str, str], None],
         stuck_for: Callable[[], float],
         clock: LedgerClock,
         on_fenced: Callable[[FencedError], None],
@@ -122,8 +123,9 @@ class Lease:
         self._identity, self._executor = identity, identity.executor
         self._specs = specs
         self._beat, self._lease = beat, lease
-        self._adopt, self._running, self._room = adopt, running, room
+        self._adopt, self._running, self._room, self._request = adopt, running, room, request
         self._stuck_for, self._clock, self._on_fenced = stuck_for, clock, on_fenced
+        self._requested = False  # whether people ask something of what this executor holds
         self._asleep = False  # whether a workflow sleeps, of all that this application has
         self._wake_at = 0.0  # when the next one's time comes, by the ledger's clock; 0: none that is known
         self._stop = threading.Event()
@@ -169,6 +171,11 @@ class Lease:
             self._asleep = True
             self._work.set()
 
+    def requested(self) -> None:
+        """A person of this process has asked for something: look now, and not with the next beat."""
+        self._requested = True
+        self._work.set()
+
     def take(self) -> None:
         """There are rows that nobody holds: take some now, and not with the next beat."""
         self._work.set()
@@ -201,7 +208,7 @@ class Lease:
             if self._connection is None or self._connection.closed:
                 self._connection = self._database.connect("lease")
             asked_at = time.time()
-            [(renewed, alive, same, peers, free, asleep, wake_at, now, _)] = self._database.run(
+            [(renewed, alive, same, peers, free, asked_for, asleep, wake_at, now, _)] = self._database.run(
                 self._connection, "beat",
                 {
                     "executor": self._executor, "application": self._application,
@@ -227,11 +234,11 @@ class Lease:
             self._misses = 0
         self._renewed, self._last_good = asked, time.monotonic()
         self._clock.tell(now, asked_at, time.time())
-        self._asleep, self._wake_at = asleep, wake_at or 0.0
+        self._asleep, self._wake_at, self._requested = asleep, wake_at or 0.0, asked_for or self._requested
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
-        if free or asleep or self._suspects or self._to_reconcile:
+        if free or asleep or asked_for or self._suspects or self._to_reconcile:
             self._work.set()
 
     def _missed(self, error: UnavailableError) -> None:
@@ -276,6 +283,9 @@ class Lease:
                     pass
                 while not self._leaving.is_set() and self._asleep and self._claim(connection, "claim_woken"):
                     pass
+                if self._requested:
+                    self._requested = False
+                    self._read_requests(connection)
                 if self._to_reconcile and not self._leaving.is_set():
                     self._to_reconcile = False
                     self._reconcile(connection)
@@ -345,6 +355,10 @@ class Lease:
             self._adopt_rows(connection, rows, woken=query == "claim_woken")
         return len(rows) >= limit
 
+    def _read_requests(self, connection: Connection) -> None:
+        for workflow_id, kind, who in self._database.run(connection, "own_requests", {"executor": self._executor}):
+            self._request(workflow_id, kind, who)
+
     def _reconcile(self, connection: Connection) -> None:
         """Start rows that carry our id and that we are not running (R10b): a claim whose answer was lost.
 
@@ -373,6 +387,7 @@ class Lease:
             by_how.setdefault(how, []).append(self._run_of(row, recorded.get(row[0])))
         for how, runs in by_how.items():
             self._adopt(runs, how)
+        self._read_requests(connection)  # of what was taken, too: in the ledger it is this executor's by now
 
     def _run_of(self, row: tuple[Any, ...], recorded: dict[str, Checkpoint] | None) -> Run:
         run = Run(self._specs[row[1]], row[0], self._application)

@@ -188,11 +188,13 @@ def step(
     clock: Callable[[], float],
     draw: Callable[[], float],
     now: Callable[[], float],
+    riders: list[Rider],
 ) -> Generator[Effect, Any, Any]:
     """Return the recorded result of this step, or run it until it succeeds or its retries are spent, and record that.
 
     `settled` tells whether everything recorded before is durable; only then may the function act (R12). Where the policy's
     waits may be long, failed attempts are recorded too (at `{position}~{attempt}`): a crash does not start them over.
+    `riders` gathers what an attempt wants written; it goes with the checkpoint of the one that succeeds.
 
     Raises:
         DeterminismError: another step was recorded at this position.
@@ -219,6 +221,7 @@ def step(
         try:
             result = yield CALL
         except Exception as error:
+            riders.clear()
             if policy.wants(error, attempts):
                 wait = policy.wait(attempts, draw())
                 if policy.longest() < LONG:
@@ -237,7 +240,9 @@ def step(
             checkpoint = history.add(position, name, None, encode_error(error), attempts, clock() - began)
             history.failures.append((error, checkpoint.seq))
             raise
-        history.add(position, name, encode(result), None, attempts, clock() - began)
+        checkpoint = history.add(position, name, encode(result), None, attempts, clock() - began)
+        if riders:
+            history.riders += [(checkpoint.seq, rider) for rider in riders]
         return result
 
 

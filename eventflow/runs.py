@@ -121,7 +121,6 @@ class Life:
     Attributes:
         attributes: to search by, as JSON. parent: the workflow that started it.
         deadline: when it is over, in seconds since 1970 by the ledger's clock.
-        home: the task that drives it, where it is async.
         interrupted: why it is to end before its function does; told: whether its code has been told so.
         waits: what its branches wait for, while they do.
         seen: where it stood when it was last looked at; one that stands still may leave memory.
@@ -133,7 +132,6 @@ class Life:
     __slots__ = (
         "attributes",
         "deadline",
-        "home",
         "interrupted",
         "parent",
         "seen",
@@ -147,7 +145,6 @@ class Life:
         self.attributes: str | None = None
         self.parent = parent
         self.deadline = deadline
-        self.home: Any = None
         self.interrupted: BaseException | None = None
         self.told = False
         self.waits: dict[Any, Await] = {}
@@ -170,6 +167,7 @@ class Run:
         counted: it was dropped, and its claim's count of what is finished says so.
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
         acting: operations under way that do not wait for something from outside.
+        home: the task that drives it, where it is async and has begun.
         life: what only a workflow has that waits, talks or has relatives.
         scope: what it is kept in order with; None for all that no claim of this process has read.
         before: the earlier run of its scope; its first step waits until that one is durable.
@@ -178,7 +176,8 @@ class Run:
 
     __slots__ = (
         "acting", "after", "application", "arguments", "attempt", "before", "begun", "claim", "counted",
-        "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "in_ledger", "key", "life",
+        "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "home", "in_ledger", "key",
+        "life",
         "lock", "name", "offset", "outcome", "recoveries", "retries", "scope", "spec", "submitted",
         "timestamp", "value", "waiters", "wary", "workflow_id",
     )  # fmt: skip
@@ -209,6 +208,7 @@ class Run:
         self.counted = False
         self.begun = False
         self.acting = 0
+        self.home: Any = None
         self.life: Life | None = None
         self.wary = False
         self.before: Run | None = None

@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 
 from eventflow.codec import Codec, decode_error, encode_error
 from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, runtime, would_block
+from eventflow.records import Rider
 from eventflow.registry import check_function, check_name, colour_async, innermost, is_async, result_codec
 from eventflow.replay import BARRIER, CALL, Await, Branch, Effect
 from eventflow.replay import step as run_protocol
@@ -45,12 +46,12 @@ class StepSpec:
         spec.__dict__["result"] = self.result  # `call` has no annotations
         return spec
 
-    def procedure(self, branch: Branch, position: str) -> "Generator[Effect, Any, Any]":
+    def procedure(self, branch: Branch, position: str, riders: list[Rider]) -> "Generator[Effect, Any, Any]":
         """The step protocol for one call of this step."""
         codec = self.result
         return run_protocol(
             branch.run.history, position, self.name, self.policy, codec.encode, codec.decode,
-            encode_error, decode_error, branch.run.settled, time.perf_counter, random.random, branch.run.executor.now,
+            encode_error, decode_error, branch.run.settled, time.perf_counter, random.random, branch.run.executor.now, riders,
         )  # fmt: skip
 
 
@@ -59,10 +60,11 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     run, executor = branch.run, branch.run.executor
     executor.check(run, branch.attempt)
     position = branch.next_position()
-    procedure = spec.procedure(branch, position)
+    scope = StepScope(branch, position, spec.name)
+    procedure = spec.procedure(branch, position, scope.riders)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
-    function, limit, scope = spec.function, spec.timeout, StepScope(branch, position, spec.name)
+    function, limit = spec.function, spec.timeout
     acting = False
     try:
         while True:
@@ -112,10 +114,11 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     run, executor = branch.run, branch.run.executor
     executor.check(run)
     position = branch.next_position()
-    procedure = spec.procedure(branch, position)
+    scope = StepScope(branch, position, spec.name)
+    procedure = spec.procedure(branch, position, scope.riders)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
-    function, limit, scope = spec.function, spec.timeout, StepScope(branch, position, spec.name)
+    function, limit = spec.function, spec.timeout
     acting = False
     try:
         while True:
@@ -128,7 +131,7 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
             if type(effect) is Await:
                 executor.wait_sync(run, effect)
             elif effect is CALL:
-                executor.tell(run)
+                executor.raise_if_interrupted(run)
                 token = current.set(scope)
                 try:
                     if limit is None:

@@ -73,6 +73,32 @@ class Handle(Generic[R_co]):
         refuse_loop("sync.Handle.get", "await eventflow.Handle.get")
         return runtime("a handle").on_loop(self._handle.get())
 
+    def send(self, message: object, *, topic: str = "", idempotency_key: str | None = None) -> None:
+        """Put a message into the workflow's inbox, exactly once; see `eventflow.Handle.send`."""
+        refuse_loop("sync.Handle.send", "await eventflow.Handle.send")
+        if current.get() is not None:
+            talk.send(self.workflow_id, message, topic)
+        else:
+            sent = self._handle.send(message, topic=topic, idempotency_key=idempotency_key)
+            runtime("a handle").on_loop(sent)
+
+    def event(self, key: str, type: type[T], /, *, timeout: Seconds | None = None) -> T:  # noqa: A002
+        """The value that the workflow has set under this key, once it has; see `eventflow.Handle.event`."""
+        refuse_loop("sync.Handle.event", "await eventflow.Handle.event")
+        if current_branch() is not None:
+            return event(self.workflow_id, key, type, timeout=timeout)
+        return runtime("a handle").on_loop(self._handle.event(key, type, timeout=timeout))
+
+    def cancel(self, *, children: bool = True) -> None:
+        """Ask for the workflow to end; see `eventflow.Handle.cancel`."""
+        refuse_loop("sync.Handle.cancel", "await eventflow.Handle.cancel")
+        runtime("a handle").on_loop(self._handle.cancel(children=children))
+
+    def terminate(self, *, children: bool = True) -> None:
+        """End the workflow here and now; see `eventflow.Handle.terminate`."""
+        refuse_loop("sync.Handle.terminate", "await eventflow.Handle.terminate")
+        runtime("a handle").on_loop(self._handle.terminate(children=children))
+
     def steps(self) -> list[StepRecord]:
         """The workflow's durable steps, in order, failures as "Type: message"; none where the ledger has no such workflow.
 
@@ -156,12 +182,12 @@ def event(workflow_id: str, key: str, type: type[T], /, *, timeout: Seconds | No
 
 def send(workflow_id: str, message: object, /, *, topic: str = "") -> None:
     """Put a message into another workflow's inbox, exactly once; see `durable.send`."""
-    note("sync.send", talk.send(workflow_id, message, topic))
+    talk.send(workflow_id, message, topic)
 
 
 def set_event(key: str, value: object, /) -> None:
     """Tell everyone a value under a key; see `durable.set_event`."""
-    note("sync.set_event", talk.set_event(key, value))
+    talk.set_event(key, value)
 
 
 # ---- inside a sync workflow ----------------------------------------------------------------------

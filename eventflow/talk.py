@@ -15,10 +15,10 @@ from typing_extensions import TypeVar
 
 import eventflow.replay as replay
 from eventflow.codec import Codec, codec_for, decode_error
-from eventflow.context import ContinuedAsNew, Start
+from eventflow.context import ContinuedAsNew, Start, scope_of
 from eventflow.errors import UsageError, WorkflowCancelledError, WorkflowParkedError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id, child_workflow_id
-from eventflow.operations import branch_for, note
+from eventflow.operations import branch_for, emit, note
 from eventflow.records import Rider
 from eventflow.registry import Spec, check_name
 from eventflow.replay import Branch, Operation
@@ -66,33 +66,27 @@ def recv(kind: type[T], topic: str, timeout: Seconds | None) -> Maker[T]:
     return make
 
 
-def send(workflow_id: str, message: object, topic: str) -> Callable[[Branch, str], None]:
-    """Put a message into a workflow's inbox, with this position's checkpoint."""
-    payload = codec_for(type(message)).encode(message)
+def message(workflow_id: str, message: object, topic: str, key: str | None) -> list[Rider]:
+    """What puts a message into a workflow's inbox, and wakes it."""
     check_address(workflow_id)
     check_text(topic, "topic")
-
-    def record(branch: Branch, position: str) -> None:
-        history, key = branch.run.history, f"{branch.run.workflow_id}#{position}"
-        if history.find(position, "send") is None:
-            row = (workflow_id, topic, payload, key)
-            history.note(position, "send", None, Rider("insert_messages", row), Rider("insert_signals", (workflow_id,)))
-
-    return record
+    payload = codec_for(type(message)).encode(message)
+    return [Rider("insert_messages", (workflow_id, topic, payload, key)), Rider("insert_signals", (workflow_id,))]
 
 
-def set_event(key: str, value: object) -> Callable[[Branch, str], None]:
-    """Tell everyone a value, by key, with this position's checkpoint."""
+def send(workflow_id: str, content: object, topic: str) -> None:
+    """Put a message into a workflow's inbox, with what this code records."""
+    message(workflow_id, content, topic, None)  # checked here and now, also where it was recorded before
+    emit("send", "send", lambda key: message(workflow_id, content, topic, key))
+
+
+def set_event(key: str, value: object) -> None:
+    """Tell everyone a value, by key, with what this code records."""
     text = codec_for(type(value)).encode(value)
     check_text(key, "key")
-
-    def record(branch: Branch, position: str) -> None:
-        history, me = branch.run.history, branch.run.workflow_id
-        if history.find(position, "set_event") is None:
-            riders = (Rider("insert_events", (me, key, text)), Rider("signal_watches", (me, key)))
-            history.note(position, "set_event", None, *riders)
-
-    return record
+    me = scope_of("set_event()")[0].workflow_id
+    riders = [Rider("insert_events", (me, key, text)), Rider("signal_watches", (me, key))]
+    emit("set_event", "set_event", lambda _: riders)
 
 
 def get_event(workflow_id: str, key: str, kind: type[T], timeout: Seconds | None) -> Maker[T]:
@@ -175,7 +169,7 @@ def result_of(
     if status == "failed":
         raise decode_error(error or "{}")
     if status == "cancelled":
-        raise WorkflowCancelledError(f"{workflow_id!r} was cancelled: {reason}")
+        raise WorkflowCancelledError(f"{workflow_id!r} was {reason}")
     raise WorkflowParkedError(f"{workflow_id!r} is parked: {reason}")
 
 

@@ -24,9 +24,9 @@ from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
 from eventflow.errors import FencedError, UnavailableError
 from eventflow.executor import Dropped, Executor, message_of
-from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce
+from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce, rider_statements
 from eventflow.ports import AsyncPort, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
-from eventflow.records import Checkpoint
+from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
 from eventflow.runs import Claim, Run
@@ -272,7 +272,7 @@ class Transactions:
             except BaseException as error:
                 verdict = yield from self._verdict(lane, error, phase)
                 if verdict == "committed":
-                    self._settle([e.run for e in entries], failed)
+                    self._settle(entries, failed)
                     return None
                 breaks += verdict == "broken"
                 alone = len(runs) == 1
@@ -295,13 +295,14 @@ class Transactions:
                 held.let_go()
             crash_point("transactions.after_commit")
             lane.advance()
-            self._settle([e.run for e in entries], failed)
+            self._settle(entries, failed)
             return None
         return None
 
-    def _settle(self, done: list[Run], failed: list[tuple[Run, BaseException]]) -> None:
+    def _settle(self, done: list[Entry], failed: list[tuple[Run, BaseException]]) -> None:
         """The transaction is committed: what it recorded is over, and what failed in it is the executor's."""
-        self._executor.settled(done)
+        self._executor.settled([entry.run for entry in done])
+        self._executor.tell(rider for entry in done if entry.riders for rider in entry.riders)
         for run, error in failed:
             self._executor.failed(run, error)
 
@@ -313,7 +314,8 @@ class Transactions:
             try:
                 if savepoints:
                     yield ("execute", b"savepoint eventflow_message")
-                result = yield ("user", spec, _call_handler(run, spec), mode)
+                scope = StepScope(Branch(run, None), "1.1", spec.name)
+                result = yield ("user", spec, _call_handler(run, spec, scope), mode)
                 output = spec.result.encode(result)
                 if savepoints:
                     yield ("execute", b"savepoint eventflow_check")
@@ -327,6 +329,7 @@ class Transactions:
                 failed.append((run, error))
             else:
                 entries.append(Entry(run, [], "succeeded", output=output))
+                entries[-1].riders = scope.riders or None
         yield ("flush",)
         yield from _still_there()
         return entries
@@ -456,7 +459,8 @@ class Transactions:
             try:
                 yield ("begin", spec)
                 phase = "user"
-                result = yield ("user", spec, _call_step(spec, branch, position, args, kwargs), "alone")
+                scope = StepScope(branch or Branch(None, None), position, spec.name)
+                result = yield ("user", spec, _call_step(spec, scope, args, kwargs), "alone")
                 yield from _still_there()
                 if branch is not None:
                     output = spec.result.encode(result)
@@ -465,7 +469,7 @@ class Transactions:
                     self._executor.check(branch.run, branch.attempt)
                     phase = "write"
                     crash_point("transactions.before_guard")
-                    yield ("batch", self._step_statements(lane, branch.run, checkpoint))
+                    yield ("batch", self._step_statements(lane, branch.run, checkpoint, scope.riders))
                 crash_point("transactions.before_commit")
                 phase = "commit"
                 yield ("commit",)
@@ -488,9 +492,10 @@ class Transactions:
             if branch is not None and checkpoint is not None:
                 lane.advance()
                 _note(branch.run, checkpoint)
+                self._executor.tell(scope.riders)
             return result
 
-    def _step_statements(self, lane: Lane, run: Run, checkpoint: Checkpoint) -> list[Any]:
+    def _step_statements(self, lane: Lane, run: Run, checkpoint: Checkpoint, riders: list[Rider]) -> list[Any]:
         params = {
             "workflow_id": run.workflow_id, "position": checkpoint.position, "seq": checkpoint.seq,
             "name": checkpoint.name, "output": checkpoint.output, "attempts": checkpoint.attempts,
@@ -501,6 +506,7 @@ class Transactions:
         return [
             (text("guard"), lane.guard(nonce(), ())), (text("hold_workflow"), mine),
             (text("transaction_checkpoint"), params),
+            *((text(query), columns) for query, columns in rider_statements(riders)),
         ]  # fmt: skip
 
     def _read_result(self, lane: Lane, spec: TransactionSpec, branch: Branch, position: str) -> Protocol:
@@ -615,9 +621,8 @@ def judge_transaction(error: BaseException, phase: Phase, *, broken: bool) -> Tr
     return "user"
 
 
-def _call_handler(run: Run, spec: TransactionSpec) -> Callable[[Any], Any]:
+def _call_handler(run: Run, spec: TransactionSpec, scope: StepScope) -> Callable[[Any], Any]:
     def call(connection: Any) -> Any:
-        scope = StepScope(Branch(run, None), "1.1", spec.name)
         context = Context()
         context.run(current.set, scope)
         if spec.is_async:
@@ -635,11 +640,8 @@ async def _in_scope(scope: StepScope, coroutine: Any) -> Any:
         current.reset(token)
 
 
-def _call_step(
-    spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any
-) -> Callable[[Any], Any]:
+def _call_step(spec: TransactionSpec, scope: StepScope, args: Any, kwargs: Any) -> Callable[[Any], Any]:
     def call(connection: Any) -> Any:
-        scope = StepScope(branch or Branch(None, None), position, spec.name)
         given = (*args[: spec.leading], connection, *args[spec.leading :])
         if spec.is_async:
             return _in_scope(scope, spec.function(*given, **kwargs))

@@ -185,6 +185,16 @@ create table eventflow.watches (
 );
 create index watches_workflow on eventflow.watches (workflow_id);
 
+-- What people asked for, and who: whoever holds the workflow, or takes it, sees to it in his own flush (R14).
+create table eventflow.requests (
+  id          bigint generated always as identity primary key,
+  workflow_id text collate "C" not null,
+  kind        text not null check (kind in ('cancel', 'terminate')),
+  who         text not null,
+  at          timestamptz not null default now()
+);
+create index requests_workflow on eventflow.requests (workflow_id);
+
 -- What a person should look at: a partition that stopped, a source that changed, a guard that fired.
 create table eventflow.incidents (
   id          bigint generated always as identity primary key,
@@ -402,4 +412,32 @@ begin
   update eventflow.executors set alive = false, died_at = now() where id = executor_id;
   update eventflow.workflows set executor = null, status = case when status = 'running' then 'queued' else status end
    where executor = executor_id and status in ('queued', 'running', 'waiting');
+end $$;
+
+-- R14. Ask for workflows, and if so wished all that descends from them, to end; those that nobody holds are woken for it, and
+-- parked ones end at once. Returns how many it is about.
+create function eventflow.request(ids text[], what text, by_whom text, with_children boolean) returns bigint
+language plpgsql volatile as $$
+declare family text[];
+begin
+  with recursive all_of (id) as (
+    select unnest(ids) collate "C"
+    union
+    select w.id from eventflow.workflows w join all_of on w.parent = all_of.id where with_children
+  )
+  select coalesce(array_agg(w.id order by w.id), '{}') into family
+    from eventflow.workflows w join all_of on all_of.id = w.id where w.finished_at is null;
+  insert into eventflow.requests (workflow_id, kind, who) select unnest(family), what, by_whom;
+  update eventflow.workflows w
+     set status = 'cancelled', finished_at = now(),
+         reason = case what when 'cancel' then 'cancelled by ' else 'terminated by ' end || by_whom
+   where w.id = any(family) and w.executor is null
+     and (w.status = 'parked' or what = 'terminate'
+          or (w.status = 'queued' and not exists (select from eventflow.checkpoints c where c.workflow_id = w.id)));
+  insert into eventflow.signals (workflow_id)
+    select w.id from eventflow.workflows w where w.id = any(family) and w.status = 'waiting' and w.executor is null
+    union all
+    select distinct w.parent from eventflow.workflows w
+     where w.id = any(family) and w.status = 'cancelled' and w.parent is not null;
+  return cardinality(family);
 end $$;

@@ -1,5 +1,5 @@
 -- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or, where it cannot be read, all that
--- was acknowledged still there (EF003); who else lives; is there work that nobody holds, who sleeps, until when at least.
+-- was acknowledged still there (EF003); who else lives; is there work that nobody holds, what do people ask; who sleeps, until when.
 -- Touches only the executor's own beat; indexes workflows_executor, workflows_wake.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
@@ -11,6 +11,8 @@ select (select count(*) from renewed),
                   where e.alive and e.application = %(application)b::text and e.id <> %(executor)b::bigint), '{}'),
        exists (select from eventflow.workflows where executor is null and status in ('queued', 'running')
                   and application = %(application)b::text),
+       exists (select from eventflow.requests r join eventflow.workflows w on w.id = r.workflow_id
+                where w.executor = %(executor)b::bigint and w.status in ('queued', 'running', 'waiting')),
        exists (select from eventflow.workflows where status = 'waiting' and executor is null
                   and application = %(application)b::text),
        (select extract(epoch from min(wake_at))::float8 from eventflow.workflows where status = 'waiting' and executor is null),
