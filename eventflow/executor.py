@@ -260,6 +260,7 @@ class Executor:
             else:
                 self._beginning = None
                 self.submit_fresh(run)
+                self._tell_late(run)
                 self._started.append((clock(), run))
                 self._spawn()
                 await _Follow(context, coroutine, future)
@@ -278,9 +279,6 @@ class Executor:
     async def _run(self, run: Run, task: Any) -> None:
         current.set(Branch(run, task))
         run.home = task
-        if run.life is not None and run.life.interrupted is not None:
-            run.life.told = True
-            task.cancel()  # before it began: its code is told where it first waits
         spec = run.spec
         try:
             if run.claim is not None or run.arguments is None:
@@ -390,6 +388,8 @@ class Executor:
         ]  # fmt: skip
         entry = Entry(run, run.history.take_last(), "waiting", held=False)
         entry.wake_in = max(0.0, min(times) - self.now()) if times else None
+        if life.interrupted is not None and not life.told:
+            entry.wake_in = 0.0
         entry.riders = watches or None
         self._hand(run, entry, ended=True)
 
@@ -581,12 +581,21 @@ class Executor:
         if life.interrupted is not None:
             return
         life.interrupted = why
-        if not run.spec.is_async:
+        if run in self._timers:
+            self._timers.pop(run).cancel()
+            self._end_interrupted(run, why)
+        elif not run.spec.is_async:
             if life.waits:
                 life.told = True
                 self.waits.end(run, Cancelled(str(why)))
         elif run.begun and run.home is not None:
             life.told = True
+            run.home.cancel()
+
+    def _tell_late(self, run: Run) -> None:
+        """It waits for the first time, and was to end before it began."""
+        if run.life is not None and run.life.interrupted is not None and not run.life.told:
+            run.life.told = True
             run.home.cancel()
 
     def terminate(self, run: Run, why: str) -> None:
@@ -881,7 +890,8 @@ class Executor:
         logger.info("%s runs again after its process died (%d)", run.workflow_id, run.recoveries)
         ended = self.loop.create_future()
         alone = _ALONE * 2 ** (run.recoveries - 1)
-        self._start_alone(run, ended)
+        self._start_alone(run)
+        self._poll_end(run, ended)
         await asyncio.wait([ended], timeout=alone)
 
     def _open(self, value: bool) -> None:
@@ -890,36 +900,35 @@ class Executor:
         self._threads.open(value)
         self.transactions.open(value)
 
-    def _start_alone(self, run: Run, ended: "asyncio.Future[None]") -> None:
+    def _start_alone(self, run: Run) -> None:
         if run.spec.consumer is not None and run.spec.consumer.transaction is not None:
             self.transactions.put([run], alone=True)
-            self._poll_end(run, ended)
         elif run.spec.is_async:
-            self._tasks.add(task := self.loop.create_task(self._run_by_itself(run, ended)))
+            self._tasks.add(task := self.loop.create_task(self._run_by_itself(run)))
             task.add_done_callback(self._tasks.discard)
         else:
             self._threads.alone(run)
-            self._poll_end(run, ended)
 
     def _poll_end(self, run: Run, ended: "asyncio.Future[None]") -> None:
-        if run.ended or run.dropped or self._stopping:
+        """It has ended, or waits for something from outside: that kills no process."""
+        waits = run.life is not None and run.life.waits and not run.acting
+        if run.ended or run.dropped or waits or self._stopping:
             if not ended.done():
                 ended.set_result(None)
         else:
             self.loop.call_later(0.002, self._poll_end, run, ended)
 
-    async def _run_by_itself(self, run: Run, ended: "asyncio.Future[None]") -> None:
+    async def _run_by_itself(self, run: Run) -> None:
         context, coroutine = Context(), self._run(run, asyncio.current_task())
         self._active += 1
         try:
             future = context.run(coroutine.send, None)
+            self._tell_late(run)
             await _Follow(context, coroutine, future)
         except StopIteration:
             pass
         finally:
             self._active -= 1
-            if not ended.done():
-                ended.set_result(None)
 
     async def _silence(self, timeout: float) -> None:
         """Wait until nothing runs, or for the time given."""

@@ -73,7 +73,7 @@ class Incarnation:
         )
         self.executor.journal = self.journal
         self.executor.transactions = self.transactions
-        self._clock = LedgerClock()
+        self._clock = LedgerClock(identity.ahead)
         self._reader = Reader(database, self._stopped)
         self.executor.now, self.executor.application = self._clock.now, application
         self.executor.waits = Waits(

@@ -80,6 +80,7 @@ class Identity:
     executor: int
     timeline: str
     acknowledged: list[int]
+    ahead: float = 0.0  # the ledger's clock, of the system's, in seconds at birth
 
     def to_check(self) -> list[int] | None:
         """The numbers, where they must be checked."""

@@ -76,8 +76,9 @@ begin
    where w.id = any(family) and w.executor is null
      and (w.status = 'parked' or what = 'terminate'
           or (w.status = 'queued' and not exists (select from eventflow.checkpoints c where c.workflow_id = w.id)));
+  -- To all of them: one that is going to sleep just now is woken by it.
   insert into eventflow.signals (workflow_id)
-    select w.id from eventflow.workflows w where w.id = any(family) and w.status = 'waiting' and w.executor is null
+    select unnest(family)
     union all
     select distinct w.parent from eventflow.workflows w
      where w.id = any(family) and w.status = 'cancelled' and w.parent is not null;

@@ -528,11 +528,13 @@ async def test_a_handler_whose_connection_lies_after_the_commit_runs_once(ask: A
             raise Committed("could not fsync file")
 
     def handler(connection: psycopg.Connection[Any], message: Numbered) -> None:
+        seen.append(message.value)
         connection.execute(INSERT, [str(message.value)])
 
     monkeypatch.setattr(Port, "commit", failing)
-    bench = Bench(ask)
+    bench, seen = Bench(ask), list[int]()
     await bench.group(handler, 5)
+    assert seen == [0, 1, 2, 3, 4]
     assert ask.effects() == ["0", "1", "2", "3", "4"]
     assert bench.ended() == {"succeeded": 5}
     assert bench.claim.finished == 5
@@ -572,12 +574,14 @@ async def test_a_handler_that_closes_its_connection_fails_alone(ask: Ask, colour
 
     def sync_handler(connection: psycopg.Connection[Any], message: Numbered) -> None:
         calls.append(message.value)
+        assert len(calls) < 40, "it goes on for ever"
         connection.execute(INSERT, [str(message.value)])
         if message.value == 2:
             connection.close()
 
     async def async_handler(connection: psycopg.AsyncConnection[Any], message: Numbered) -> None:
         calls.append(message.value)
+        assert len(calls) < 40, "it goes on for ever"
         await connection.execute(INSERT, [str(message.value)])
         if message.value == 2:
             await connection.close()
@@ -635,6 +639,26 @@ async def test_another_databases_error_is_the_steps_own_failure(ask: Ask) -> Non
         with pytest.raises(Exception, match="some other server"):
             await asyncio.wait_for(elsewhere(), 15)
     assert stage.calls == 3, "as its policy says"
+    assert ask("select status::text from eventflow.workflows") == [("failed",)]
+
+
+@eventflow.transaction
+async def closes(connection: psycopg.AsyncConnection[Any]) -> None:
+    stage.calls += 1
+    assert stage.calls < 40, "it goes on for ever"
+    await connection.close()
+
+
+@eventflow.workflow(name="doubts closes")
+async def closing() -> None:
+    await closes()
+
+
+async def test_a_step_that_closes_its_connection_fails(ask: Ask) -> None:
+    async with running(ask, drain=0.5):
+        with pytest.raises(Exception, match="closed"):
+            await asyncio.wait_for(closing(), 10)
+    assert stage.calls == 5
     assert ask("select status::text from eventflow.workflows") == [("failed",)]
 
 

@@ -127,8 +127,8 @@ class FakePort:
     def rollback(self) -> None:
         self._look("rollback")
 
-    def broken(self) -> bool:
-        return False
+    def condition(self) -> str:
+        return "whole"
 
     def flush(self) -> None: ...
     def batch(self, statements: Any) -> None: ...
