@@ -16,7 +16,11 @@ from eventflow.migrations import migrate
 from eventflow.registry import registry
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "workflows.md"
-BLOCKS = re.findall(r"^## ([^\n]+)(?:(?!^## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```", PAGE.read_text(), re.M | re.S)
+BLOCKS = re.findall(
+    r"^## ([^\n]+)(?:(?!^## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```",
+    PAGE.read_text(encoding="utf-8"),
+    re.MULTILINE | re.DOTALL,
+)
 NUMBERS = itertools.count()
 
 

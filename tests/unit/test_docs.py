@@ -74,7 +74,9 @@ def test_every_setting_is_in_the_guide() -> None:
 def test_every_crash_point_is_in_the_guarantees_and_armed_by_a_test() -> None:
     code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "eventflow").rglob("*.py"))
     tests = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests" / "integration").glob("test_*.py"))
-    points = {point for call in re.findall(r"crash_point\((.*?)\)", code) for point in re.findall(r'"(\w+\.\w+)"', call)}
+    points = {
+        point for call in re.findall(r"crash_point\((.*?)\)", code) for point in re.findall(r'"(\w+\.\w+)"', call)
+    }
     assert points
     assert {p for p in points if f"`{p}`" not in GUARANTEES} == set()
     assert {p for p in points if not re.search(rf'"{re.escape(p)}[":]', tests)} == set()
