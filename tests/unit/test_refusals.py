@@ -144,6 +144,9 @@ class Ends:
         self.done: list[Run] = []
         self.failures: list[BaseException] = []
 
+    def tell(self, riders: Any) -> None:
+        assert not list(riders)
+
     def settled(self, runs: list[Run]) -> None:
         self.done += runs
 
