@@ -19,7 +19,14 @@ from typing import Any, Literal, Protocol
 
 from eventflow.codec import encode_error, error_line
 from eventflow.context import ContinuedAsNew, Start, Suspended, current
-from eventflow.errors import Cancelled, CodecError, DeterminismError, WorkflowCancelledError, WorkflowTimeoutError
+from eventflow.errors import (
+    Cancelled,
+    CodecError,
+    DeterminismError,
+    HistoryTooLongError,
+    WorkflowCancelledError,
+    WorkflowTimeoutError,
+)
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
 from eventflow.records import FINAL, Rider
@@ -32,6 +39,7 @@ from eventflow.waits import Ask, Wait, Waits, life_of
 logger = logging.getLogger(__name__)
 
 _SLICE = 0.005  # seconds that one runner may hold the loop
+LONG_HISTORY = 2000  # operations recorded by one run of a workflow, which a warning says
 _CHILDREN = 1000  # workflows in memory, beyond which children are left to whoever has room
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
@@ -83,6 +91,7 @@ class Executor:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, draw: Callable[[], float],
         now: Callable[[], float], ask: Ask, suspend_after: float = 5.0, application: str = "default",
+        longest: int = 50_000,
     ) -> None:  # fmt: skip
         self.loop = loop
         self._loop_thread = threading.get_ident()
@@ -90,6 +99,7 @@ class Executor:
         self.transactions: TransactionLanes
         self.waits = Waits(loop, ask, now=now, suspend_after=suspend_after, crowded=self.crowded)
         self.now = now
+        self._longest = longest
         self.application = application
         self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
         self.on_rows: Callable[[], None]  # there are rows that nobody holds
@@ -335,6 +345,9 @@ class Executor:
             logger.warning("%s returned although it is suspended: it caught `Suspended`", run.workflow_id)
             self._suspend(run, run.life)
             return
+        if run.life is not None and isinstance(run.life.interrupted, WorkflowTimeoutError):
+            self.fail(run, run.life.interrupted)  # whatever it still returned, its time was over
+            return
         run.outcome = result
         self._hand(run, Entry(run, run.history.take_last(), "succeeded", output=output), ended=True)
 
@@ -350,7 +363,7 @@ class Executor:
             self._end_interrupted(run, run.life.interrupted)
         elif isinstance(error, ContinuedAsNew):
             self._continue(run, error.arguments)
-        elif isinstance(error, DeterminismError):
+        elif isinstance(error, DeterminismError | HistoryTooLongError):
             logger.error("%s is parked: %s", run.workflow_id, error)
             self._park(run, str(error))
         elif isinstance(error, Exception) and run.spec.retry.wants(error, run.retries + 1):
@@ -485,9 +498,18 @@ class Executor:
             raise Dropped
         if run.life is not None and run.life.suspending:
             raise Suspended
+        if run.history.seq >= LONG_HISTORY:
+            self._check_length(run)
         claim = run.claim
         if claim is not None and claim.lost and not run.in_ledger:
             raise Dropped  # its partition is another's, who runs it anew
+
+    def _check_length(self, run: Run) -> None:
+        if run.history.seq == LONG_HISTORY:
+            logger.warning("%s has recorded %d operations; each wake reads them all: see continue_as_new", run.workflow_id,
+                           LONG_HISTORY)  # fmt: skip
+        if run.history.seq >= self._longest:
+            raise HistoryTooLongError(f"it has recorded {run.history.seq} operations, the limit: use continue_as_new")
 
     def home(self) -> object:
         """The task or the thread that this code runs in; a loop where it runs in a callback."""

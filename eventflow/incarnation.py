@@ -62,6 +62,7 @@ class Incarnation:
         self.executor = Executor(
             loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random, now=clock.now,
             ask=self._reader.ask, suspend_after=settings.suspend_after, application=application,
+            longest=settings.max_checkpoints,
         )  # fmt: skip
         self.journal = Journal(
             Lane(database, identity, 0, self._stopped), application,
