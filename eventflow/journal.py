@@ -36,6 +36,8 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "consume_messages": ("id",),
     "insert_messages": ("workflow_id", "topic", "payload", "key"),
     "insert_events": ("workflow_id", "key", "value"),
+    "insert_stream_items": ("workflow_id", "key", "value", "source"),
+    "settle_stream_items": ("workflow_id",),
     "insert_signals": ("workflow_id",),
     "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),
