@@ -289,13 +289,12 @@ class App:
         if asyncio.get_running_loop() is not self._loop:
             asked = self.stream(workflow_id, key, after, skip)
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self._loop))
-        while not self._stop.is_set():
-            incarnation = await self._current()
-            rows = await incarnation.ask(("stream", workflow_id, key, str(after), str(skip)))
+        while True:
+            rows = await (await self._current()).ask(("stream", workflow_id, key, str(after), str(skip)))
             if rows is not None:
                 return rows
-        self._raise_failure()
-        raise NotRunningError("this process leaves `running()` and reads nothing more")
+            if self._stop.is_set():
+                raise NotRunningError("this process leaves `running()` and reads nothing more")
 
     async def request(self, ids: list[str], kind: str, *, children: bool) -> int:
         """Ask for workflows to end; of how many that is true."""

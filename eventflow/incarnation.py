@@ -75,6 +75,7 @@ class Incarnation:
         self.executor.transactions = self.transactions
         self._clock = LedgerClock()
         self._reader = Reader(database, self._stopped)
+        self._streams = Reader(database, self._stopped)  # apart: what wakes workflows does not wait behind long pages
         self.executor.now, self.executor.application = self._clock.now, application
         self.executor.waits = Waits(
             loop, self._reader, now=self._clock.now, suspend_after=settings.suspend_after,
@@ -133,7 +134,7 @@ class Incarnation:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
                 self._loop.call_soon_threadsafe(done_with, answer, rows)
 
-        self._reader.ask(source, come)
+        self._streams.ask(source, come)
         while not (answer.done() or self._stopped.is_set()):
             await asyncio.wait({answer, self.ended}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
             if self.ended.done():
@@ -248,6 +249,7 @@ class Incarnation:
             await asyncio.to_thread(self._die)
         self._stopped.set()
         self._reader.stop()
+        self._streams.stop()
         self.executor.abort()
         await asyncio.to_thread(self._lease.join, 2.0)
 
@@ -268,6 +270,7 @@ class Incarnation:
             intake.stop(abandon=True)
         self.executor.abort()
         self._reader.stop()
+        self._streams.stop()
         self.transactions.stop()
         self._lease.stop()
         await self._join_intakes()

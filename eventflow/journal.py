@@ -537,6 +537,8 @@ def _size(entry: Entry) -> int:
         size += 100 + len(checkpoint.output or checkpoint.error or "")
     if entry.error or run.arguments or run.headers:
         size += len(entry.error or "") + len(run.arguments or "") + len(headers_json(run.headers) or "")
+    for rider in entry.riders or ():
+        size += 100 + sum(len(value) for value in rider.row if isinstance(value, str))
     return size
 
 

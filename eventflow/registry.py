@@ -102,7 +102,7 @@ class Registry:
     specs: dict[str, Spec] = field(default_factory=dict[str, Spec])
     consumers: list[ConsumerSpec] = field(default_factory=list[ConsumerSpec])
     lifespans: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
-    instances: dict[str, object] = field(default_factory=dict[str, object])  # by name; theirs are class-bound workflows
+    instances: list[tuple[str, object]] = field(default_factory=list[tuple[str, object]])  # with their names, in order
 
     def add(self, spec: Spec) -> None:
         """Register a workflow by its name.
@@ -131,20 +131,17 @@ class Registry:
         known = self.name_of(instance)
         if known is not None and known != name:
             raise UsageError(f"this {_kind(instance)} is registered as {known!r} already, and cannot be {name!r}, too")
-        other = self.instances.get(name)
-        if (
-            other is not None
-            and other is not instance
-            and (type(other) is type(instance) or _kind(other) != _kind(instance))
-        ):
-            raise UsageError(f"two instances are named {name!r}: a {_kind(other)} and a {_kind(instance)}")
+        for other in [other for called, other in self.instances if called == name and other is not instance]:
+            if type(other) is type(instance) or _kind(other) != _kind(instance):  # else: its source was imported twice
+                raise UsageError(f"two instances are named {name!r}: a {_kind(other)} and a {_kind(instance)}")
         for spec in specs:
             self.add(_of_instance(spec, instance, name))
-        self.instances[name] = instance
+        if known is None:
+            self.instances.append((name, instance))
 
     def name_of(self, instance: object) -> str | None:
         """The name under which this very instance is registered, if it is."""
-        return next((name for name, known in self.instances.items() if known is instance), None)
+        return next((name for name, known in self.instances if known is instance), None)
 
     def spec_of(self, spec: Spec, instance: object) -> Spec | None:
         """A method's workflow as that of a registered instance; None where it is not registered."""

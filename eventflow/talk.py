@@ -263,7 +263,7 @@ def continue_as_new(spec: Spec, arguments: str) -> Never:
 
 def check_text(text: Any, what: str) -> None:
     """Refuse a topic or key that is no text, or longer than anyone can mean."""
-    if not isinstance(text, str) or len(text) > _TEXT or "\0" in text:
+    if not isinstance(text, str) or len(text) > _TEXT or "\0" in text or text.encode(errors="replace").decode() != text:
         raise UsageError(f"not a {what}: {text!r}; it is a text of at most {_TEXT} characters")
 
 

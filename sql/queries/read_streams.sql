@@ -10,6 +10,6 @@ select t.n, w.finished_at is not null
   left join lateral (
     select s.id, s.value from eventflow.stream_items s
      where s.workflow_id = t.workflow_id and s.key = t.key and s.id > t.after::bigint and s.value is not null
-     order by s.id offset t.skip::bigint limit 500
+     order by s.id offset t.skip::bigint limit 200
   ) as i on true
  order by t.n, i.id

@@ -1,9 +1,13 @@
 """Workflows of registered instances: `@workflow` on a method, and `register`."""
 
 import functools
+import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -27,7 +31,7 @@ def settings(database_url: str) -> Settings:
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "specs", dict(registry.specs))
-    monkeypatch.setattr(registry, "instances", dict(registry.instances))
+    monkeypatch.setattr(registry, "instances", list(registry.instances))
 
 
 @pytest.fixture
@@ -157,7 +161,7 @@ def test_a_process_without_the_instance_leaves_it_alone(settings: Settings, colo
         handle = sync.start(first.waits if colour == "async" else first.sync_waits, "go", workflow_id=workflow_id)
         until(lambda: handle.get().status == "waiting")
     registry.specs = {name: spec for name, spec in registry.specs.items() if not name.endswith(":moved")}
-    registry.instances.pop("moved")
+    registry.instances = [(name, known) for name, known in registry.instances if name != "moved"]
     with eventflow.running(settings, consumers=False):
         handle.send(True, topic="go")
         time.sleep(1)
@@ -207,7 +211,80 @@ def test_names_of_instances(billing: Billing) -> None:
     assert not [name for name in registry.specs if name.startswith("Billing.") and ":" not in name]
 
 
+def test_a_source_that_is_imported_twice(settings: Settings) -> None:
+    """As by `python app.py` and another module's `import app`: both instances work, under the one name."""
+
+    def load() -> Any:
+        class Twice:
+            @eventflow.workflow
+            def run(self, n: int) -> int:
+                return n
+
+        Twice.__qualname__ = "Twice"
+        return register(Twice(), name="twice")
+
+    first, second = load(), load()
+    with eventflow.running(settings, consumers=False):
+        assert (first.run(1), second.run(2)) == (1, 2)
+
+
 def test_arguments_that_do_not_fit(app: None, billing: Billing) -> None:
     wrong: Any = billing.tick
     with pytest.raises(UsageError, match="Billing.tick"):
         wrong(1, 2)
+
+
+PROGRAM = """
+import os, signal, sys
+import eventflow
+from eventflow import durable, sync
+from eventflow.settings import Settings
+from eventflow.workflows import register
+
+class Shop:
+    @eventflow.step
+    async def work(self, n):
+        await durable.write_stream("log", f"step {n}")
+        if n == 2 and sys.argv[2] == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @eventflow.workflow
+    async def sells(self) -> str:
+        for n in range(4):
+            await durable.write_stream("log", f"before {n}")
+            await self.work(n)
+        await durable.close_stream("log")
+        return "sold"
+
+    @eventflow.workflow
+    def sync_sells(self) -> str:
+        for n in range(4):
+            sync.write_stream("log", f"before {n}")
+            sync.run_step(self.work, n)
+        sync.close_stream("log")
+        return "sold"
+
+shop = register(Shop(), name="shop")
+with eventflow.running(Settings(database_url=sys.argv[1], lease=1, beat=0.2), consumers=False):
+    workflow = shop.sells if sys.argv[3] == "async" else shop.sync_sells
+    handle = sync.start(workflow, workflow_id="sale")
+    print(list(handle.stream("log", str)), handle.result(timeout=20))
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_process_that_is_killed_in_a_step(settings: Settings, colour: str, tmp_path: Path) -> None:
+    """The next one goes on with its own instance; the stream has each item once."""
+    program = tmp_path / "shop.py"
+    program.write_text(PROGRAM)
+
+    def run(how: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(program), settings.database_url, how, colour]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    killed = run("dies")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = run("lives")
+    items = [f"{what} {n}" for n in range(4) for what in ("before", "step")]
+    assert again.stdout.strip() == f"{items} sold", again.stderr

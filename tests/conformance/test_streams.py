@@ -416,6 +416,8 @@ def test_what_cannot_be(app: None) -> None:
     other = sync.Handle(eventflow.Handle[int]("nobody", durable_codec()))
     with pytest.raises(WorkflowNotFoundError, match="nobody"):
         next(other.stream("s", int))
+    with pytest.raises(UsageError, match="not a key"):
+        handle.stream("\ud800", int)
     assert "read it in a step" in begin(reads, handle.workflow_id).result(timeout=10)
     assert "not a key" in begin(no_json).result(timeout=10)
 

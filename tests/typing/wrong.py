@@ -107,7 +107,7 @@ async def needs_note(order_id: int, *, note: str) -> int:
 def tried_as_text() -> None: ...
 
 
-@eventflow.workflow(timeout="3")  # pyright: ignore[reportCallIssue, reportArgumentType]
+@eventflow.workflow(timeout="3")  # pyright: ignore[reportArgumentType]
 def in_time() -> None: ...
 
 
@@ -141,7 +141,7 @@ async def methods() -> None:
     await Billing().refund("7")  # pyright: ignore[reportArgumentType]
     await eventflow.start(Billing().refund, "7")  # pyright: ignore[reportCallIssue, reportArgumentType]
     await eventflow.start(Billing.refund, 7)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    Billing.refund(7)  # pyright: ignore
+    Billing.refund(7)  # pyright: ignore[reportCallIssue]
 
 
 # ---- values --------------------------------------------------------------------------------------
