@@ -429,9 +429,10 @@ class Executor:
     def _continue(self, run: Run, arguments: str) -> None:
         """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
         run.arguments, run.attempt, run.begun = arguments, run.attempt + 1, False
+        written = run.history.take_riders() or []
         run.history = History()
         entry = Entry(run, [], drop_from=0)
-        entry.arguments = arguments
+        entry.arguments, entry.riders = arguments, [*written, Rider("settle_stream_items", (run.workflow_id,))]
         self._hand(run, entry)
         self._when_settled(run)
 

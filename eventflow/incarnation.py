@@ -20,7 +20,7 @@ from eventflow.database import Connection, Database
 from eventflow.errors import UnavailableError, WorkflowExistsError
 from eventflow.executor import Executor, How
 from eventflow.journal import Identity, Journal, Lane, rider_statements
-from eventflow.reader import Reader
+from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec
@@ -77,6 +77,7 @@ class Incarnation:
         )
         self.executor.journal = self.journal
         self.executor.transactions = self.transactions
+        self._streams = Reader(database, self._stopped)  # apart: what wakes workflows does not wait behind long pages
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease,
             adopt=self._adopt, running=self.executor.holds, room=self.executor.room, request=self._request,
@@ -121,6 +122,21 @@ class Incarnation:
         """A person of this process has asked for something."""
         self._lease.requested()
         self._lease.look()
+
+    async def ask(self, source: Source) -> Rows | None:
+        """What the ledger answers; None where this executor ended before it did."""
+        answer: asyncio.Future[Rows] = self._loop.create_future()
+
+        def come(rows: Rows) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                self._loop.call_soon_threadsafe(done_with, answer, rows)
+
+        self._streams.ask(source, come)
+        while not (answer.done() or self._stopped.is_set()):
+            await asyncio.wait({answer, self.ended}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+            if self.ended.done():
+                break
+        return answer.result() if answer.done() and not self._stopped.is_set() else None
 
     def write(self, riders: list[Rider]) -> None:
         """Commit rows that no workflow writes, and tell who waits for them here. Blocks; for a thread."""
@@ -230,6 +246,7 @@ class Incarnation:
             await asyncio.to_thread(self._die)
         self._stopped.set()
         self._reader.stop()
+        self._streams.stop()
         self.executor.abort()
         await asyncio.to_thread(self._lease.join, 2.0)
 
@@ -250,6 +267,7 @@ class Incarnation:
             intake.stop(abandon=True)
         self.executor.abort()
         self._reader.stop()
+        self._streams.stop()
         self.transactions.stop()
         self._lease.stop()
         await self._join_intakes()

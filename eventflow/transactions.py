@@ -504,8 +504,11 @@ class Transactions:
         }  # fmt: skip
         text = self._database.text
         mine = {"executor": lane.executor, "workflow_id": run.workflow_id}
+        streams = any(rider.query == "insert_stream_items" for rider in riders)
         return [
-            (text("guard"), lane.guard(nonce(), ())), (text("hold_workflow"), mine),
+            (text("guard"), lane.guard(nonce(), ())),
+            *([(text("hold_streams"), {"workflow_id": run.workflow_id})] if streams else []),
+            (text("hold_workflow"), mine),
             (text("transaction_checkpoint"), params),
             *((text(query), columns) for query, columns in rider_statements(riders)),
         ]  # fmt: skip
