@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OTHERS := 3.12 3.13
+# Most tests wait for processes: two at a time, each pair's half with services of its own. What measures time runs alone.
+WORKERS ?= 2
+TOGETHER := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test unit test-crash check format bench lock clean
@@ -21,13 +24,14 @@ demo: venv ## Watch orders flow through a real Kafka into a real Postgres while 
 	@$(BIN)/eventflow demo
 
 test: venv ## Run the whole suite, on real services
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(TOGETHER) -m "not long and not alone"
+	@$(BIN)/pytest -m "alone and not long"
 
 unit: venv ## Run the unit tests: seconds, no services
 	@$(BIN)/pytest tests/unit -q
 
 test-crash: venv ## Run the long form of the crash tests: 20 seeds
-	@EVENTFLOW_CRASH_SEEDS=$${EVENTFLOW_CRASH_SEEDS:-20} $(BIN)/pytest tests/integration -m "crash or long"
+	@EVENTFLOW_CRASH_SEEDS=$${EVENTFLOW_CRASH_SEEDS:-20} $(BIN)/pytest $(TOGETHER) tests -m "crash or long"
 
 check: venv ## Formatter, linter, type checker, import layers, unit tests on other Pythons
 	@$(BIN)/ruff format --check .

@@ -284,6 +284,18 @@ class App:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.5)
 
+    async def stream(self, workflow_id: str, key: str, after: int, skip: int) -> list[tuple[Any, ...]]:
+        """The next rows of `read_streams.sql` for one stream. From any loop."""
+        if asyncio.get_running_loop() is not self._loop:
+            asked = self.stream(workflow_id, key, after, skip)
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self._loop))
+        while True:
+            rows = await (await self._current()).ask(("stream", workflow_id, key, str(after), str(skip)))
+            if rows is not None:
+                return rows
+            if self._stop.is_set():
+                raise NotRunningError("this process leaves `running()` and reads nothing more")
+
     async def request(self, ids: list[str], kind: str, *, children: bool) -> int:
         """Ask for workflows to end; of how many that is true."""
         asked = {"ids": ids, "kind": kind, "who": self._who, "children": children}

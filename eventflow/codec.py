@@ -117,9 +117,12 @@ class Arguments:
     """A function's arguments as one JSON text, each by its parameter's annotation."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        plain = inspect.unwrap(function)
+        plain = inspect.unwrap(getattr(function, "__func__", function))
         self._name = plain.__qualname__
         self._signature = inspect.signature(plain)
+        if inspect.ismethod(function):
+            _, *others = self._signature.parameters.values()
+            self._signature = self._signature.replace(parameters=others)
         try:
             resolved = typing.get_type_hints(plain, include_extras=True)
         except Exception as error:

@@ -25,6 +25,7 @@ from eventflow.workflows import Workflow, transaction_of
 __all__ = [
     "Suspended",
     "attempt",
+    "close_stream",
     "continue_as_new",
     "deprecate_patch",
     "event",
@@ -41,6 +42,7 @@ __all__ = [
     "sleep_until",
     "uuid4",
     "workflow_id",
+    "write_stream",
 ]
 
 R = TypeVar("R")
@@ -190,6 +192,29 @@ async def send(workflow_id: str, message: object, /, *, topic: str = "") -> None
 async def set_event(key: str, value: object, /) -> None:
     """Tell everyone a value under a key; the last one counts. Written with its record. Raises as `send`."""
     talk.set_event(key, value)
+
+
+async def write_stream(key: str, value: object, /) -> None:
+    """Append a value to a stream of this workflow, exactly once; `Handle.stream` reads it, live or later.
+
+    In the workflow it is written in the same transaction as its record, in a step or transaction with what that records.
+
+    Raises:
+        UsageError: outside a workflow, a key that cannot be, or the stream is closed.
+        CodecError: the value is no plain value, model or dataclass.
+
+    """
+    talk.write_stream(key, value)
+
+
+async def close_stream(key: str, /) -> None:
+    """End a stream of this workflow: its readers end behind what was written. The workflow's end ends it, too.
+
+    Raises:
+        UsageError: outside a workflow, or in a step or transaction.
+
+    """
+    talk.close_stream(key)
 
 
 # ---- steps -----------------------------------------------------------------------------------------

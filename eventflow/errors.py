@@ -11,6 +11,7 @@
         ├── SchemaError                a database that does not fit this code
         ├── CodecError                 a value that cannot be encoded or decoded
         ├── DeterminismError           a replay met other code than was recorded
+        ├── HistoryTooLongError        a workflow has recorded more than it may
         ├── UnavailableError           Postgres or Kafka does not answer
         ├── LifespanError              a lifespan raised while it was entered
         ├── WorkflowNotFoundError
@@ -55,6 +56,10 @@ class CodecError(EventflowError):
 
 class DeterminismError(EventflowError):
     """A replay met another operation than the one recorded at this position."""
+
+
+class HistoryTooLongError(EventflowError):
+    """A workflow has recorded as many operations as it may (`EVENTFLOW_MAX_CHECKPOINTS`), and is parked."""
 
 
 class UnavailableError(EventflowError):

@@ -19,7 +19,14 @@ from typing import Any, Literal, Protocol
 
 from eventflow.codec import encode_error, error_line
 from eventflow.context import ContinuedAsNew, Start, Suspended, current
-from eventflow.errors import Cancelled, CodecError, DeterminismError, WorkflowCancelledError, WorkflowTimeoutError
+from eventflow.errors import (
+    Cancelled,
+    CodecError,
+    DeterminismError,
+    HistoryTooLongError,
+    WorkflowCancelledError,
+    WorkflowTimeoutError,
+)
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal
 from eventflow.records import FINAL, Rider
@@ -27,11 +34,12 @@ from eventflow.replay import Await, Branch, History
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
-from eventflow.waits import Wait, Waits, life_of
+from eventflow.waits import Ask, Wait, Waits, life_of
 
 logger = logging.getLogger(__name__)
 
 _SLICE = 0.005  # seconds that one runner may hold the loop
+LONG_HISTORY = 2000  # operations recorded by one run of a workflow, which a warning says
 _CHILDREN = 1000  # workflows in memory, beyond which children are left to whoever has room
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
@@ -81,18 +89,21 @@ class Executor:
     """All runs of one incarnation of this process."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, draw: Callable[[], float]
-    ) -> None:
+        self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, draw: Callable[[], float],
+        now: Callable[[], float], ask: Ask, suspend_after: float = 5.0, application: str = "default",
+        longest: int = 50_000,
+    ) -> None:  # fmt: skip
         self.loop = loop
         self._loop_thread = threading.get_ident()
         self.journal: Journal
         self.transactions: TransactionLanes
-        self.waits: Waits
-        self.now: Callable[[], float]
-        self.application = ""
-        self.on_signal: Callable[[], None]
-        self.on_rows: Callable[[], None]
-        self.on_sleep: Callable[[float | None], None]
+        self.waits = Waits(loop, ask, now=now, suspend_after=suspend_after, crowded=self.crowded)
+        self.now = now
+        self._longest = longest
+        self.application = application
+        self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
+        self.on_rows: Callable[[], None]  # there are rows that nobody holds
+        self.on_sleep: Callable[[float | None], None]  # one of ours sleeps, until then at most
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
         self._draw = draw
@@ -232,7 +243,7 @@ class Executor:
         """Make sure that a runner is on its way while there is something to run."""
         if self._queue and not self._idle and not self._gate and not self._stopping:
             self._idle += 1
-            task = self.loop.create_task(self._runner())
+            task = self.loop.create_task(self._runner(), context=Context())  # not that of a workflow that just ended
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -260,6 +271,7 @@ class Executor:
             else:
                 self._beginning = None
                 self.submit_fresh(run)
+                self._tell_late(run)
                 self._started.append((clock(), run))
                 self._spawn()
                 await _Follow(context, coroutine, future)
@@ -278,9 +290,6 @@ class Executor:
     async def _run(self, run: Run, task: Any) -> None:
         current.set(Branch(run, task))
         run.home = task
-        if run.life is not None and run.life.interrupted is not None:
-            run.life.told = True
-            task.cancel()  # before it began: its code is told where it first waits
         spec = run.spec
         try:
             if run.claim is not None or run.arguments is None:
@@ -336,6 +345,9 @@ class Executor:
             logger.warning("%s returned although it is suspended: it caught `Suspended`", run.workflow_id)
             self._suspend(run, run.life)
             return
+        if run.life is not None and isinstance(run.life.interrupted, WorkflowTimeoutError):
+            self.fail(run, run.life.interrupted)  # whatever it still returned, its time was over
+            return
         run.outcome = result
         self._hand(run, Entry(run, run.history.take_last(), "succeeded", output=output), ended=True)
 
@@ -351,7 +363,7 @@ class Executor:
             self._end_interrupted(run, run.life.interrupted)
         elif isinstance(error, ContinuedAsNew):
             self._continue(run, error.arguments)
-        elif isinstance(error, DeterminismError):
+        elif isinstance(error, DeterminismError | HistoryTooLongError):
             logger.error("%s is parked: %s", run.workflow_id, error)
             self._park(run, str(error))
         elif isinstance(error, Exception) and run.spec.retry.wants(error, run.retries + 1):
@@ -390,6 +402,8 @@ class Executor:
         ]  # fmt: skip
         entry = Entry(run, run.history.take_last(), "waiting", held=False)
         entry.wake_in = max(0.0, min(times) - self.now()) if times else None
+        if life.interrupted is not None and not life.told:
+            entry.wake_in = 0.0
         entry.riders = watches or None
         self._hand(run, entry, ended=True)
 
@@ -415,9 +429,10 @@ class Executor:
     def _continue(self, run: Run, arguments: str) -> None:
         """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
         run.arguments, run.attempt, run.begun = arguments, run.attempt + 1, False
+        written = run.history.take_riders() or []
         run.history = History()
         entry = Entry(run, [], drop_from=0)
-        entry.arguments = arguments
+        entry.arguments, entry.riders = arguments, [*written, Rider("settle_stream_items", (run.workflow_id,))]
         self._hand(run, entry)
         self._when_settled(run)
 
@@ -438,7 +453,7 @@ class Executor:
         if run.history.riders:
             entry.riders = [*(entry.riders or ()), *(run.history.take_riders() or ())]
         if ended:
-            run.ended = True
+            run.ended, run.home = True, None
             if run.life is not None and run.life.parent is not None and entry.status in FINAL:
                 entry.riders = [*(entry.riders or ()), Rider("insert_signals", (run.life.parent,))]
         else:
@@ -484,9 +499,18 @@ class Executor:
             raise Dropped
         if run.life is not None and run.life.suspending:
             raise Suspended
+        if run.history.seq >= LONG_HISTORY:
+            self._check_length(run)
         claim = run.claim
         if claim is not None and claim.lost and not run.in_ledger:
             raise Dropped  # its partition is another's, who runs it anew
+
+    def _check_length(self, run: Run) -> None:
+        if run.history.seq == LONG_HISTORY:
+            logger.warning("%s has recorded %d operations; each wake reads them all: see continue_as_new", run.workflow_id,
+                           LONG_HISTORY)  # fmt: skip
+        if run.history.seq >= self._longest:
+            raise HistoryTooLongError(f"it has recorded {run.history.seq} operations, the limit: use continue_as_new")
 
     def home(self) -> object:
         """The task or the thread that this code runs in; a loop where it runs in a callback."""
@@ -581,7 +605,10 @@ class Executor:
         if life.interrupted is not None:
             return
         life.interrupted = why
-        if not run.spec.is_async:
+        if run in self._timers:
+            self._timers.pop(run).cancel()
+            self._end_interrupted(run, why)
+        elif not run.spec.is_async:
             if life.waits:
                 life.told = True
                 self.waits.end(run, Cancelled(str(why)))
@@ -589,15 +616,22 @@ class Executor:
             life.told = True
             run.home.cancel()
 
+    def _tell_late(self, run: Run) -> None:
+        """It waits for the first time, and was to end before it began."""
+        if run.life is not None and run.life.interrupted is not None and not run.life.told:
+            run.life.told = True
+            run.home.cancel()
+
     def terminate(self, run: Run, why: str) -> None:
         """It is cancelled here and now: whatever its code still does is not recorded. On the loop."""
+        home = run.home
         with run.lock:
             if run.ended or run.dropped:
                 return
             self._hand(run, Entry(run, [], "cancelled", reason=why), ended=True)
         self.waits.end(run, Dropped())
-        if run.spec.is_async and run.begun and run.home is not None:
-            run.home.cancel()
+        if home is not None and run.begun:
+            home.cancel()
 
     def request(self, workflow_id: str, kind: str, who: str) -> None:
         """A person wants a workflow of this executor to end. On the loop."""
@@ -881,7 +915,8 @@ class Executor:
         logger.info("%s runs again after its process died (%d)", run.workflow_id, run.recoveries)
         ended = self.loop.create_future()
         alone = _ALONE * 2 ** (run.recoveries - 1)
-        self._start_alone(run, ended)
+        self._start_alone(run)
+        self._poll_end(run, ended)
         await asyncio.wait([ended], timeout=alone)
 
     def _open(self, value: bool) -> None:
@@ -890,36 +925,35 @@ class Executor:
         self._threads.open(value)
         self.transactions.open(value)
 
-    def _start_alone(self, run: Run, ended: "asyncio.Future[None]") -> None:
+    def _start_alone(self, run: Run) -> None:
         if run.spec.consumer is not None and run.spec.consumer.transaction is not None:
             self.transactions.put([run], alone=True)
-            self._poll_end(run, ended)
         elif run.spec.is_async:
-            self._tasks.add(task := self.loop.create_task(self._run_by_itself(run, ended)))
+            self._tasks.add(task := self.loop.create_task(self._run_by_itself(run)))
             task.add_done_callback(self._tasks.discard)
         else:
             self._threads.alone(run)
-            self._poll_end(run, ended)
 
     def _poll_end(self, run: Run, ended: "asyncio.Future[None]") -> None:
-        if run.ended or run.dropped or self._stopping:
+        """It has ended, or waits for something from outside: that kills no process."""
+        waits = run.life is not None and run.life.waits and not run.acting
+        if run.ended or run.dropped or waits or self._stopping:
             if not ended.done():
                 ended.set_result(None)
         else:
             self.loop.call_later(0.002, self._poll_end, run, ended)
 
-    async def _run_by_itself(self, run: Run, ended: "asyncio.Future[None]") -> None:
+    async def _run_by_itself(self, run: Run) -> None:
         context, coroutine = Context(), self._run(run, asyncio.current_task())
         self._active += 1
         try:
             future = context.run(coroutine.send, None)
+            self._tell_late(run)
             await _Follow(context, coroutine, future)
         except StopIteration:
             pass
         finally:
             self._active -= 1
-            if not ended.done():
-                ended.set_result(None)
 
     async def _silence(self, timeout: float) -> None:
         """Wait until nothing runs, or for the time given."""

@@ -5,7 +5,7 @@ replayed.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Generic, Literal, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
@@ -13,7 +13,7 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 import eventflow.talk as talk
 from eventflow.codec import Codec, codec_for, recorded_line
 from eventflow.context import Start, StepScope, current, current_branch, runtime
-from eventflow.errors import UsageError, WorkflowTimeoutError
+from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowTimeoutError
 from eventflow.operations import note, operate
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.retry import Retry, Seconds, seconds
@@ -25,6 +25,7 @@ R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 IfExists = Literal["attach", "reject"]
+_SHORTEST, _LONGEST = 0.02, 0.5  # seconds between two looks at a stream where nothing has come
 
 
 class Handle(Generic[R_co]):
@@ -119,6 +120,25 @@ class Handle(Generic[R_co]):
             raise WorkflowTimeoutError(f"the event {key!r} of {self._workflow_id!r} was not set within {limit} s")
         return codec_for(type).decode(value)
 
+    def stream(self, key: str, type: type[T], /, *, offset: int = 0) -> AsyncIterator[T]:  # noqa: A002
+        """What the workflow writes to a stream, from the item of this number on, as it is written.
+
+        Ends behind the last item where the stream is closed, or the workflow has ended.
+
+        Raises:
+            UsageError: in a workflow (a step may read), or an offset or key that cannot be.
+            WorkflowNotFoundError: while it is read; the ledger has none of this id.
+            CodecError: while it is read; an item is no such type.
+            NotRunningError: while it is read, outside `running()`.
+
+        """
+        return self._values(Pages(self._workflow_id, key, offset), codec_for(type))
+
+    async def _values(self, pages: "Pages", codec: Codec) -> AsyncIterator[Any]:
+        while (page := await pages.read()) is not None:
+            for text in page:
+                yield codec.decode(text)
+
     async def cancel(self, *, children: bool = True) -> None:
         """Ask for the workflow to end: its wait or next operation raises once, then it may clean up. It may have ended.
 
@@ -134,6 +154,35 @@ class Handle(Generic[R_co]):
     async def terminate(self, *, children: bool = True) -> None:
         """End the workflow here and now, as `cancelled`: what its code still does is not recorded. Raises as `cancel`."""
         await runtime("a handle").request([self._workflow_id], "terminate", children=children)
+
+
+class Pages:
+    """A stream as it is read: page by page, with pauses where nothing has come."""
+
+    def __init__(self, workflow_id: str, key: str, offset: int) -> None:
+        if current_branch() is not None:
+            raise UsageError("a stream is not read in a workflow, where it is not recorded; read it in a step")
+        if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < 2**63:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"not an offset: {offset!r}; it is the number of an item, from 0")
+        talk.check_text(key, "key")
+        self._workflow_id, self._key, self._skip = workflow_id, key, offset
+        self._after, self._pause, self._over = 0, 0.0, False
+
+    async def read(self) -> list[str] | None:
+        """The next items, encoded; None where nothing will follow."""
+        while not self._over:
+            if self._pause:
+                await asyncio.sleep(self._pause)
+            rows = await runtime("a stream").stream(self._workflow_id, self._key, self._after, self._skip)
+            if not rows:
+                raise WorkflowNotFoundError(f"no workflow has the id {self._workflow_id!r}")
+            items = [(row[1], row[2]) for row in rows if row[1] is not None]
+            if items:
+                self._after, self._skip, self._pause = items[-1][0], 0, 0.0
+                return [value for _, value in items]
+            self._over = rows[0][0]
+            self._pause = min(max(_SHORTEST, self._pause * 1.5), _LONGEST)
+        return None
 
 
 def prepare(

@@ -20,14 +20,13 @@ from eventflow.database import Connection, Database
 from eventflow.errors import UnavailableError, WorkflowExistsError
 from eventflow.executor import Executor, How
 from eventflow.journal import Identity, Journal, Lane, rider_statements
-from eventflow.reader import Reader
+from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec
 from eventflow.runs import Claim, Life, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
-from eventflow.waits import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,12 @@ class Incarnation:
         self.ended: asyncio.Future[BaseException] = loop.create_future()
         application = settings.application
         self.id = identity.executor
-        self.executor = Executor(loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random)
+        clock, self._reader = LedgerClock(identity.ahead), Reader(database, self._stopped)
+        self.executor = Executor(
+            loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random, now=clock.now,
+            ask=self._reader.ask, suspend_after=settings.suspend_after, application=application,
+            longest=settings.max_checkpoints,
+        )  # fmt: skip
         self.journal = Journal(
             Lane(database, identity, 0, self._stopped), application,
             on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self._lost,
@@ -73,18 +77,12 @@ class Incarnation:
         )
         self.executor.journal = self.journal
         self.executor.transactions = self.transactions
-        self._clock = LedgerClock()
-        self._reader = Reader(database, self._stopped)
-        self.executor.now, self.executor.application = self._clock.now, application
-        self.executor.waits = Waits(
-            loop, self._reader, now=self._clock.now, suspend_after=settings.suspend_after,
-            crowded=self.executor.crowded,
-        )  # fmt: skip
+        self._streams = Reader(database, self._stopped)  # apart: what wakes workflows does not wait behind long pages
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease,
             adopt=self._adopt, running=self.executor.holds, room=self.executor.room, request=self._request,
             stuck_for=self.journal.waiting_for,
-            clock=self._clock, on_fenced=self._end,
+            clock=clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
         self.executor.on_rows = self._lease.take
@@ -124,6 +122,21 @@ class Incarnation:
         """A person of this process has asked for something."""
         self._lease.requested()
         self._lease.look()
+
+    async def ask(self, source: Source) -> Rows | None:
+        """What the ledger answers; None where this executor ended before it did."""
+        answer: asyncio.Future[Rows] = self._loop.create_future()
+
+        def come(rows: Rows) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                self._loop.call_soon_threadsafe(done_with, answer, rows)
+
+        self._streams.ask(source, come)
+        while not (answer.done() or self._stopped.is_set()):
+            await asyncio.wait({answer, self.ended}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+            if self.ended.done():
+                break
+        return answer.result() if answer.done() and not self._stopped.is_set() else None
 
     def write(self, riders: list[Rider]) -> None:
         """Commit rows that no workflow writes, and tell who waits for them here. Blocks; for a thread."""
@@ -233,6 +246,7 @@ class Incarnation:
             await asyncio.to_thread(self._die)
         self._stopped.set()
         self._reader.stop()
+        self._streams.stop()
         self.executor.abort()
         await asyncio.to_thread(self._lease.join, 2.0)
 
@@ -253,6 +267,7 @@ class Incarnation:
             intake.stop(abandon=True)
         self.executor.abort()
         self._reader.stop()
+        self._streams.stop()
         self.transactions.stop()
         self._lease.stop()
         await self._join_intakes()

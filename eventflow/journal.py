@@ -36,6 +36,8 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "consume_messages": ("id",),
     "insert_messages": ("workflow_id", "topic", "payload", "key"),
     "insert_events": ("workflow_id", "key", "value"),
+    "insert_stream_items": ("workflow_id", "key", "value", "source"),
+    "settle_stream_items": ("workflow_id",),
     "insert_signals": ("workflow_id",),
     "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),
@@ -80,6 +82,7 @@ class Identity:
     executor: int
     timeline: str
     acknowledged: list[int]
+    ahead: float = 0.0  # the ledger's clock, of the system's, in seconds at birth
 
     def to_check(self) -> list[int] | None:
         """The numbers, where they must be checked."""
@@ -535,6 +538,8 @@ def _size(entry: Entry) -> int:
         size += 100 + len(checkpoint.output or checkpoint.error or "")
     if entry.error or run.arguments or run.headers:
         size += len(entry.error or "") + len(run.arguments or "") + len(headers_json(run.headers) or "")
+    for rider in entry.riders or ():
+        size += 100 + sum(len(value) for value in rider.row if isinstance(value, str))
     return size
 
 

@@ -34,6 +34,7 @@ RIGHTS = {
     "incidents": ("select", "insert", "update"),
     "messages": ("select", "insert", "update", "delete"),
     "events": ("select", "insert", "update", "delete"),
+    "stream_items": ("select", "insert", "update", "delete"),
     "signals": ("select", "insert", "delete"),
     "requests": ("select", "insert", "delete"),
     "watches": ("select", "insert", "delete"),

@@ -29,6 +29,13 @@ class RolledBackError(EventflowError):
 
 
 Mode = Literal["alone", "grouped", "savepoint"]
+Condition = Literal["whole", "failed", "broken"]  # a statement failed on it; it is gone, by whomever's doing
+
+
+def _condition(raw: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None") -> Condition:
+    if raw is None or raw.closed or raw.broken:
+        return "broken"
+    return "failed" if raw.info.transaction_status == psycopg.pq.TransactionStatus.INERROR else "whole"
 
 
 class _MessageSession(Session):
@@ -205,9 +212,9 @@ class Port:
         if tag != "COMMIT":
             raise RolledBackError(f"COMMIT answered {tag}")
 
-    def broken(self) -> bool:
-        """Whether the connection is gone, by whomever's doing."""
-        return self.raw is None or self.raw.closed or self.raw.broken
+    def condition(self) -> Condition:
+        """How the connection is."""
+        return _condition(self.raw)
 
     def rollback(self) -> None:
         if self.raw is None or self.raw.closed:
@@ -316,9 +323,9 @@ class AsyncPort:
         if tag != "COMMIT":
             raise RolledBackError(f"COMMIT answered {tag}")
 
-    async def broken(self) -> bool:
-        """Whether the connection is gone, by whomever's doing."""
-        return self.raw is None or self.raw.closed or self.raw.broken
+    async def condition(self) -> Condition:
+        """How the connection is."""
+        return _condition(self.raw)
 
     async def rollback(self) -> None:
         if self.raw is None or self.raw.closed:

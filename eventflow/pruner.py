@@ -56,6 +56,7 @@ def _ledger(database: Database, connection: Connection) -> None:
     if _locked(database, connection):
         database.run(connection, "prune_flushes")
         database.run(connection, "prune_executors")
+        database.run(connection, "prune_signals")
 
 
 def _batch(database: Database, connection: Connection, place: dict[str, object]) -> tuple[int, str] | None:

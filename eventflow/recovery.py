@@ -53,6 +53,9 @@ def birth(
         try:
             crash_point("lease.before_birth")
             with database.connect("birth") as connection:
+                asked = time.time()
+                [(there,)] = database.run(connection, "ledger_time")
+                ahead = there - (asked + time.time()) / 2
                 [(executor, timeline)] = in_transaction(
                     connection,
                     lambda c: database.run(
@@ -75,7 +78,7 @@ def birth(
             _retry_birth(error, attempt := attempt + 1, stop)
         else:
             crash_point("lease.after_birth")
-            return Identity(executor, timeline, [0] * lanes)
+            return Identity(executor, timeline, [0] * lanes, ahead)
     raise FencedError("stopped before it began")
 
 
@@ -87,8 +90,8 @@ def _retry_birth(error: Exception, attempt: int, stop: threading.Event) -> None:
 class LedgerClock:
     """The time by the ledger's clock, as every beat tells it: a process with a wrong clock wakes nobody too early."""
 
-    def __init__(self) -> None:
-        self._ahead = 0.0  # of the system's clock, in seconds
+    def __init__(self, ahead: float) -> None:
+        self._ahead = ahead  # of the system's clock, in seconds
 
     def tell(self, time_there: float, asked: float, answered: float) -> None:
         """The ledger said so; asked and answered by the system's clock."""
@@ -351,8 +354,12 @@ class Lease:
 
         rows = in_transaction(connection, work)
         if rows:
-            crash_point("recovery.after_claim_rows" if query == "claim_rows" else "recovery.after_claim_woken")
-            self._adopt_rows(connection, rows, woken=query == "claim_woken")
+            woken = query == "claim_woken"
+            if woken:
+                crash_point("recovery.after_claim_woken")
+            else:
+                crash_point("recovery.after_claim_rows")
+            self._adopt_rows(connection, rows, woken=woken)
         return len(rows) >= limit
 
     def _read_requests(self, connection: Connection) -> None:

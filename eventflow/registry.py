@@ -4,10 +4,12 @@ Decorators write here at import; `app` reads it once, when it starts.
 """
 
 import asyncio
+import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -100,6 +102,7 @@ class Registry:
     specs: dict[str, Spec] = field(default_factory=dict[str, Spec])
     consumers: list[ConsumerSpec] = field(default_factory=list[ConsumerSpec])
     lifespans: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
+    instances: list[tuple[str, object]] = field(default_factory=list[tuple[str, object]])  # with their names, in order
 
     def add(self, spec: Spec) -> None:
         """Register a workflow by its name.
@@ -117,6 +120,33 @@ class Registry:
         if known is not None:
             self.consumers = [c for c in self.consumers if c.spec is not known]
         self.specs[spec.name] = spec
+
+    def add_instance(self, instance: object, name: str, specs: Sequence[Spec]) -> None:
+        """Register an instance, and its methods that are workflows, each under a name of its own.
+
+        Raises:
+            UsageError: another instance has the name, or this one another, or a workflow's name is taken.
+
+        """
+        known = self.name_of(instance)
+        if known is not None and known != name:
+            raise UsageError(f"this {_kind(instance)} is registered as {known!r} already, and cannot be {name!r}, too")
+        for other in [other for called, other in self.instances if called == name and other is not instance]:
+            if type(other) is type(instance) or _kind(other) != _kind(instance):  # else: its source was imported twice
+                raise UsageError(f"two instances are named {name!r}: a {_kind(other)} and a {_kind(instance)}")
+        for spec in specs:
+            self.add(_of_instance(spec, instance, name))
+        if known is None:
+            self.instances.append((name, instance))
+
+    def name_of(self, instance: object) -> str | None:
+        """The name under which this very instance is registered, if it is."""
+        return next((name for name, known in self.instances if known is instance), None)
+
+    def spec_of(self, spec: Spec, instance: object) -> Spec | None:
+        """A method's workflow as that of a registered instance; None where it is not registered."""
+        name = self.name_of(instance)
+        return None if name is None else self.specs.get(f"{spec.name}:{name}")
 
     def add_consumer(self, consumer: ConsumerSpec) -> None:
         """Register a Kafka handler.
@@ -138,6 +168,16 @@ class Registry:
 
 
 registry = Registry()
+
+
+def _kind(instance: object) -> str:
+    return type(instance).__qualname__
+
+
+def _of_instance(spec: Spec, instance: object, name: str) -> Spec:
+    return dataclasses.replace(
+        spec, name=check_name(f"{spec.name}:{name}"), function=types.MethodType(spec.function, instance)
+    )
 
 
 def _same_source(known: Spec, new: Spec) -> bool:

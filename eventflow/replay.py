@@ -44,7 +44,7 @@ Operation = Generator[Effect, Any, R]
 class History:
     """What one workflow has recorded: read on replay, appended to by live operations."""
 
-    __slots__ = ("failures", "fresh", "recorded", "riders", "seq")
+    __slots__ = ("_closed", "failures", "fresh", "recorded", "riders", "seq")
 
     def __init__(self, recorded: dict[str, Checkpoint] | None = None) -> None:
         self.recorded = recorded
@@ -52,6 +52,7 @@ class History:
         self.fresh: list[Checkpoint] = []
         self.riders: list[tuple[int, Rider]] = []  # what goes with the fresh checkpoints, by their numbers
         self.failures: list[tuple[BaseException, int]] = []
+        self._closed: set[str] | None = None
 
     def find(self, position: str, name: str) -> Checkpoint | None:
         """The checkpoint at this position.
@@ -85,6 +86,13 @@ class History:
         checkpoint = self.add(position, name, output, None, 1, 0.0)
         self.riders += [(checkpoint.seq, rider) for rider in riders]
         return checkpoint
+
+    def closed(self) -> set[str]:
+        """The streams that it has recorded as closed."""
+        if self._closed is None:
+            all_of = [*(self.recorded or {}).values(), *self.fresh]
+            self._closed = {json.loads(c.output or '""') for c in all_of if c.name == "close_stream"}
+        return self._closed
 
     def take_fresh(self) -> list[Checkpoint]:
         """The checkpoints not handed to the journal yet; they are the caller's from now on."""
@@ -120,6 +128,7 @@ class History:
         chain = {id(e) for e in _causes(error)}
         first = min((seq for failure, seq in self.failures if id(failure) in chain), default=None)
         self.failures.clear()
+        self._closed = None
         if first is None:
             return None
         self.fresh = [c for c in self.fresh if c.seq < first]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
-from eventflow.errors import CodecError, DeterminismError, FencedError, UsageError
+from eventflow.errors import CodecError, DeterminismError, FencedError, HistoryTooLongError, UsageError
 
 Seconds = float | timedelta
-_NEVER = (UsageError, DeterminismError, CodecError, FencedError)
+_NEVER = (UsageError, DeterminismError, HistoryTooLongError, CodecError, FencedError)
 
 
 def seconds(value: Seconds, what: str = "a time") -> float:

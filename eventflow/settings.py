@@ -115,6 +115,7 @@ class Settings(BaseSettings):
         beat: seconds between two beats.
         accept_after: after how many seconds a running message gets a row of its own.
         suspend_after: seconds that a waiting workflow stays in memory at least; one that is asleep for longer leaves it.
+        max_checkpoints: operations that one run of a workflow may record, before it is parked.
         drain: seconds that running work gets to end at shutdown.
         prepared_statements: off where the pooler does not keep them.
         kafka: librdkafka properties for every consumer, as JSON.
@@ -139,6 +140,7 @@ class Settings(BaseSettings):
     beat: float = Field(default=1.0, ge=0.05, le=60)
     accept_after: float = Field(default=0.05, ge=0.0, le=10)
     suspend_after: float = Field(default=5.0, ge=0.0, le=3600)
+    max_checkpoints: int = Field(default=50_000, ge=100)
     drain: float = Field(default=20.0, ge=0.0, le=3600)
     prepared_statements: bool = True
     kafka: Annotated[KafkaProperties, NoDecode, BeforeValidator(_properties)] = Field(

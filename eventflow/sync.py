@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from datetime import datetime
 from typing import Any, Generic, cast, overload
@@ -15,10 +15,11 @@ from typing import Any, Generic, cast, overload
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
+from eventflow.codec import Codec, codec_for
 from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, runtime
 from eventflow.errors import UsageError
 from eventflow.handles import Handle as AsyncHandle
-from eventflow.handles import IfExists, prepare, step_that_starts
+from eventflow.handles import IfExists, Pages, prepare, step_that_starts
 from eventflow.operations import note, operate_sync
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.replay import Branch
@@ -88,6 +89,16 @@ class Handle(Generic[R_co]):
         if current_branch() is not None:
             return event(self.workflow_id, key, type, timeout=timeout)
         return runtime("a handle").on_loop(self._handle.event(key, type, timeout=timeout))
+
+    def stream(self, key: str, type: type[T], /, *, offset: int = 0) -> Iterator[T]:  # noqa: A002
+        """What the workflow writes to a stream, as it is written, until it ends; see `eventflow.Handle.stream`."""
+        refuse_loop("sync.Handle.stream", "async for ... in eventflow.Handle.stream")
+        return self._values(Pages(self.workflow_id, key, offset), codec_for(type))
+
+    def _values(self, pages: Pages, codec: Codec) -> Iterator[Any]:
+        while (page := runtime("a stream").on_loop(pages.read())) is not None:
+            for text in page:
+                yield codec.decode(text)
 
     def cancel(self, *, children: bool = True) -> None:
         """Ask for the workflow to end; see `eventflow.Handle.cancel`."""
@@ -188,6 +199,16 @@ def send(workflow_id: str, message: object, /, *, topic: str = "") -> None:
 def set_event(key: str, value: object, /) -> None:
     """Tell everyone a value under a key; see `durable.set_event`."""
     talk.set_event(key, value)
+
+
+def write_stream(key: str, value: object, /) -> None:
+    """Append a value to a stream of this workflow, exactly once; see `durable.write_stream`."""
+    talk.write_stream(key, value)
+
+
+def close_stream(key: str, /) -> None:
+    """End a stream of this workflow; see `durable.close_stream`."""
+    talk.close_stream(key)
 
 
 # ---- inside a sync workflow ----------------------------------------------------------------------

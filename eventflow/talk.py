@@ -4,6 +4,7 @@ Each maker is used twice: awaited by `durable`, blocking by `sync`.
 """
 
 import dataclasses
+import hashlib
 import json
 import random as chance
 import uuid
@@ -102,6 +103,40 @@ def get_event(workflow_id: str, key: str, kind: type[T], timeout: Seconds | None
         return codec.decode(value)
 
     return make
+
+
+def write_stream(key: str, value: object) -> None:
+    """Append to a stream of this workflow, with what this code records."""
+    text = codec_for(type(value)).encode(value)
+    check_text(key, "key")
+    run = scope_of("write_stream()")[0]
+    if run is None:
+        raise UsageError("write_stream() belongs into a workflow or a step of one: a stream is a workflow's")
+    digest = hashlib.sha256(f"{key}\0{text}".encode()).hexdigest()[:16]
+
+    def make(place: str) -> list[Rider]:
+        if key in run.history.closed():
+            raise UsageError(
+                f"the stream {key!r} of {run.workflow_id!r} is closed: nothing can be written to it any more"
+            )
+        return [Rider("insert_stream_items", (run.workflow_id, key, text, f"{place.rpartition('#')[2]} {digest}"))]
+
+    emit("write_stream", "write_stream", make)
+
+
+def close_stream(key: str) -> None:
+    """End a stream of this workflow, recorded; a second time says nothing new."""
+    check_text(key, "key")
+
+    def record(branch: Branch, position: str) -> None:
+        run = branch.run
+        if run.history.find(position, "close_stream") is None:
+            closed = Rider("insert_stream_items", (run.workflow_id, key, None, None))
+            already = key in run.history.closed()
+            run.history.note(position, "close_stream", json.dumps(key), *(() if already else (closed,)))
+            run.history.closed().add(key)
+
+    note("close_stream()", record)
 
 
 # ---- children ----------------------------------------------------------------------------------------
@@ -228,7 +263,7 @@ def continue_as_new(spec: Spec, arguments: str) -> Never:
 
 def check_text(text: Any, what: str) -> None:
     """Refuse a topic or key that is no text, or longer than anyone can mean."""
-    if not isinstance(text, str) or len(text) > _TEXT or "\0" in text:
+    if not isinstance(text, str) or len(text) > _TEXT or "\0" in text or text.encode(errors="replace").decode() != text:
         raise UsageError(f"not a {what}: {text!r}; it is a text of at most {_TEXT} characters")
 
 

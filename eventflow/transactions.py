@@ -25,7 +25,7 @@ from eventflow.database import Database, fenced, lost_claims
 from eventflow.errors import FencedError, UnavailableError
 from eventflow.executor import Dropped, Executor, message_of
 from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce, rider_statements
-from eventflow.ports import AsyncPort, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
+from eventflow.ports import AsyncPort, Condition, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
@@ -40,6 +40,7 @@ TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "
 _CONFLICTS = {"40001", "40P01"}
 _CONFLICTS_BORNE = 20  # tries of one message or step, before its conflicts are its own failure
 _BREAKS_BORNE = 5
+_FULL = ("53", "58")  # a full disk and the like: no statement of the user's is at fault
 _OUTAGES = ("57", "08", "53", "58", "25006")  # a full disk or a read-only server is nobody's message's fault (R15)
 _OURS: dict[str, TransactionVerdict] = {
     "EF001": "fenced", "EF002": "lost", "EF003": "fenced", "EF004": "fenced", "EF008": "gone",
@@ -323,7 +324,7 @@ class Transactions:
                     yield ("execute", b"rollback to savepoint eventflow_check")  # checked, and deferred as it was
                     yield ("execute", b"release savepoint eventflow_message")
             except Exception as error:
-                if not savepoints or (yield ("broken",)) or _state(error) in _CONFLICTS:
+                if not savepoints or judge_transaction(error, "user", (yield ("condition",))) != "user":
                     raise
                 yield ("execute", b"rollback to savepoint eventflow_message")
                 failed.append((run, error))
@@ -343,9 +344,9 @@ class Transactions:
 
     def _verdict(self, lane: Lane, error: BaseException, phase: Phase) -> Protocol:
         """What an error of a transaction means, once it is rolled back; an unknown outcome is settled first (R3)."""
-        broken = yield ("broken",)
+        condition = yield ("condition",)
         yield ("rollback",)
-        verdict = judge_transaction(error, phase, broken=broken)
+        verdict = judge_transaction(error, phase, condition)
         if verdict == "fenced":
             raise fenced(_cause(error)) from error
         if verdict == "gone":
@@ -354,7 +355,7 @@ class Transactions:
             return verdict
         closed = yield (lane._close_number,)  # pyright: ignore[reportPrivateUsage]
         if closed:  # it was not committed: a deferred trigger's refusal is the user's, an outage nobody's
-            verdict = judge_transaction(error, "write", broken=broken)
+            verdict = judge_transaction(error, "write", condition)
             return "again" if verdict == "unknown" else verdict
         lane.advance()
         return "committed"
@@ -503,8 +504,11 @@ class Transactions:
         }  # fmt: skip
         text = self._database.text
         mine = {"executor": lane.executor, "workflow_id": run.workflow_id}
+        streams = any(rider.query == "insert_stream_items" for rider in riders)
         return [
-            (text("guard"), lane.guard(nonce(), ())), (text("hold_workflow"), mine),
+            (text("guard"), lane.guard(nonce(), ())),
+            *([(text("hold_streams"), {"workflow_id": run.workflow_id})] if streams else []),
+            (text("hold_workflow"), mine),
             (text("transaction_checkpoint"), params),
             *((text(query), columns) for query, columns in rider_statements(riders)),
         ]  # fmt: skip
@@ -559,7 +563,7 @@ def _stands_already(error: BaseException) -> bool:
 
 def _still_there() -> Protocol:
     """User code that has closed its connection has failed, although it returned."""
-    if (yield ("broken",)):
+    if (yield ("condition",)) == "broken":
         raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
 
 
@@ -594,8 +598,8 @@ def _state(error: BaseException) -> str | None:
     return getattr(_cause(error), "sqlstate", None)
 
 
-def judge_transaction(error: BaseException, phase: Phase, *, broken: bool) -> TransactionVerdict:
-    """What an error means, by what the transaction was doing and whether its connection is broken (R2, R3, R15, R18).
+def judge_transaction(error: BaseException, phase: Phase, condition: Condition) -> TransactionVerdict:
+    """What an error means, by what the transaction was doing and how its connection is (R2, R3, R15, R18).
 
     `user`: the user code's own. `conflict`: with another transaction; again, alone. `broken`: user code lost the connection,
     or the server did. `again`: the ledger's trouble, nobody's fault. `unknown`: it may have been committed.
@@ -609,10 +613,12 @@ def judge_transaction(error: BaseException, phase: Phase, *, broken: bool) -> Tr
     if state in _CONFLICTS:
         return "conflict"
     if phase == "user":
-        return "broken" if broken else "user"
+        if condition == "failed" and state.startswith(_FULL):
+            return "again"  # on our own connection; that of another database is the user's
+        return "broken" if condition == "broken" else "user"
     if phase == "commit":
         return "user" if state.startswith("23") or isinstance(error, RolledBackError) else "unknown"
-    if isinstance(error, UnavailableError) or broken:
+    if isinstance(error, UnavailableError) or condition == "broken":
         return "again"
     if isinstance(cause, psycopg.Error) and state == "23505" and cause.diag.table_name == "flushes":
         return "unknown"

@@ -15,7 +15,16 @@ from sqlalchemy.orm import Session
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
-from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, refuse_sync_workflow, runtime
+from eventflow.context import (
+    Start,
+    StepScope,
+    current,
+    current_branch,
+    refuse_loop,
+    refuse_sync_workflow,
+    runtime,
+    slot,
+)
 from eventflow.errors import UsageError
 from eventflow.operations import note, operate, operate_sync
 from eventflow.registry import (
@@ -26,7 +35,6 @@ from eventflow.registry import (
     check_name,
     colour_async,
     hints,
-    innermost,
     is_async,
     make_spec,
     registry,
@@ -34,8 +42,10 @@ from eventflow.registry import (
 from eventflow.retry import Retry, Seconds, as_retry, seconds
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 Self_ = TypeVar("Self_")
 Conn = TypeVar("Conn", Session, AsyncSession, psycopg.Connection[Any], psycopg.AsyncConnection[Any])
 Ts = TypeVarTuple("Ts")
@@ -47,10 +57,20 @@ class Workflow(Generic[P, R_co]):
     Calling it runs it durably under a generated id; `eventflow.start` gives it one of yours.
     """
 
-    def __init__(self, spec: Spec, arguments: str | None = None) -> None:
+    def __init__(self, spec: Spec, arguments: str | None = None, *, method: bool = False) -> None:
         self.spec = spec
         self._bound = arguments
+        self.of_class = method  # a method, of no instance
         functools.update_wrapper(self, spec.function)
+
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> "Workflow[P, R_co]": ...
+    @overload
+    def __get__(self: "Workflow[Concatenate[Self_, Q], R]", instance: Self_, owner: type, /) -> "Workflow[Q, R]": ...
+    def __get__(self, instance: object, owner: type, /) -> Any:
+        """The workflow of a registered instance; that of another one is refused where it is called or started."""
+        spec = registry.spec_of(self.spec, instance) if self.of_class and instance is not None else None
+        return self if spec is None else Workflow[..., Any](spec)
 
     @property
     def name(self) -> str:
@@ -81,7 +101,18 @@ class Workflow(Generic[P, R_co]):
         return Workflow(self.spec, self.encode(args, kwargs))
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """The arguments as the ledger keeps them."""
+        """The arguments as the ledger keeps them.
+
+        Raises:
+            UsageError: they do not fit, or it is a method and its instance is not registered.
+            CodecError: one cannot be encoded by its annotation.
+
+        """
+        if self.of_class:
+            raise UsageError(
+                f"{self.name!r} is a method, and what `self` is in another process nobody knows: call it on an instance "
+                "that was registered before `running()`, by eventflow.workflows.register(instance, name=...)"
+            )
         if self._bound is not None:
             if args or kwargs:
                 raise UsageError(f"{self.name!r} is bound already and takes no arguments")
@@ -123,31 +154,44 @@ def workflow(
 
     Its default name is `__qualname__`. `timeout` is how many seconds it has until it is over, crashes and waits included:
     then its code is cancelled, may clean up, and it fails with `WorkflowTimeoutError`. `retries` is a policy for failures;
-    `recoveries` is how many deaths of the process that runs it are tolerated before it is parked.
+    `recoveries` is how many deaths of the process that runs it are tolerated before it is parked. A method is a workflow of
+    each instance of its class that is registered (`register`), for `self` must mean the same in every process.
 
     Raises:
-        UsageError: no function, a method, or the name is taken.
+        UsageError: no function, or the name is taken.
 
     """
 
     def decorate(function: Callable[..., Any]) -> Workflow[..., Any]:
         check_function(function, "workflow")
-        _refuse_method(function)
         spec = make_spec(function, name, as_retry(retries), recoveries)
         spec.timeout = None if timeout is None else seconds(timeout, "timeout")
-        registry.add(spec)
-        return Workflow(spec)
+        method = next(iter(inspect.signature(function).parameters), "") == "self"
+        if not method:  # those of methods are registered with their instances
+            registry.add(spec)
+        return Workflow(spec, method=method)
 
     return decorate if function is None else decorate(function)
 
 
-def _refuse_method(function: Callable[..., Any]) -> None:
-    first = next(iter(inspect.signature(function).parameters), "")
-    if first == "self":
-        raise UsageError(
-            f"@workflow: {innermost(function).__qualname__} is a method, and what `self` is in another process nobody "
-            "knows: make it a function that takes plain values (workflows of registered instances are not built yet)"
-        )
+def register(instance: T, /, *, name: str) -> T:
+    """Make an instance known by a name, before `running()`; in every process that is to run its methods' workflows.
+
+    Each `@workflow` method of its class is a workflow of its own then, named "Billing.refund:name" for the instance that is
+    registered under that name. A process without it leaves these workflows to others. Returns the instance.
+
+    Raises:
+        UsageError: the name is another instance's, the instance has another name, it has no workflows, or it is too late.
+
+    """
+    if slot.runtime is not None:
+        raise UsageError(f"register {name!r} before `running()` is entered: what a process serves is fixed there")
+    parts = [part for kind in type(instance).__mro__ for part in vars(kind).values()]
+    specs = [part.spec for part in parts if isinstance(part, Workflow) and part.of_class]
+    if not specs:
+        raise UsageError(f"register: {type(instance).__qualname__} has no method decorated with @workflow")
+    registry.add_instance(instance, check_name(name), specs)
+    return instance
 
 
 class AsyncStartable(Protocol[Unpack[Ts], R_co]):

@@ -17,7 +17,7 @@ create table eventflow.messages (
   sent_at     timestamptz not null default now(),
   consumed    boolean not null default false
 );
-create index messages_inbox on eventflow.messages (workflow_id, topic, id) where not consumed;
+create index messages_inbox on eventflow.messages (workflow_id, topic, consumed, id);  -- the pruner goes by it, too
 create unique index messages_key on eventflow.messages (workflow_id, key) where key is not null;
 
 -- What a workflow tells everyone: the last value by key.
@@ -28,6 +28,18 @@ create table eventflow.events (
   set_at      timestamptz not null default now(),
   primary key (workflow_id, key)
 );
+
+-- What a workflow appends to its streams. Whoever appends holds the workflow's row, so that ids rise in the order of commit.
+create table eventflow.stream_items (
+  id          bigint generated always as identity,
+  workflow_id text collate "C" not null,
+  key         text collate "C" not null,
+  value       text,                       -- JSON; null: closed here
+  source      text collate "C",           -- where it was written, and what: the same one is written once
+  at          timestamptz not null default now(),
+  primary key (workflow_id, key, id)
+);
+create unique index stream_items_source on eventflow.stream_items (workflow_id, source) where source is not null;
 
 -- Something came for a workflow: whoever wakes it takes the row away; to one that does not sleep it says nothing.
 create table eventflow.signals (
@@ -76,8 +88,9 @@ begin
    where w.id = any(family) and w.executor is null
      and (w.status = 'parked' or what = 'terminate'
           or (w.status = 'queued' and not exists (select from eventflow.checkpoints c where c.workflow_id = w.id)));
+  -- To all of them: one that is going to sleep just now is woken by it.
   insert into eventflow.signals (workflow_id)
-    select w.id from eventflow.workflows w where w.id = any(family) and w.status = 'waiting' and w.executor is null
+    select unnest(family)
     union all
     select distinct w.parent from eventflow.workflows w
      where w.id = any(family) and w.status = 'cancelled' and w.parent is not null;

@@ -1,4 +1,4 @@
--- A small batch of succeeded workflows past their time, with their checkpoints; failed ones stay for people.
+-- A small batch of succeeded workflows past their time, with all that is theirs; failed ones stay for people.
 -- Walks the table in physical order, from a row on and up to a page: an index would be paid by every insert (ADR 2).
 -- Locks what it deletes and skips what something else holds; a second run over the same pages takes what is left there.
 with old as materialized (
@@ -8,6 +8,14 @@ with old as materialized (
    limit %(batch)b::int for update skip locked
 ), checkpoints as (
   delete from eventflow.checkpoints where workflow_id = any (array(select id from old)) returning 1
+), messages as (
+  delete from eventflow.messages where workflow_id = any (array(select id from old))
+), events as (
+  delete from eventflow.events where workflow_id = any (array(select id from old))
+), stream_items as (
+  delete from eventflow.stream_items where workflow_id = any (array(select id from old))
+), requests as (
+  delete from eventflow.requests where workflow_id = any (array(select id from old))
 ), workflows as (
   delete from eventflow.workflows where ctid = any (array(select ctid from old)) returning 1
 )

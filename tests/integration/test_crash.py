@@ -125,6 +125,21 @@ def test_killed_in_a_takeover(world: World, point: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("app", ["two_steps_asleep", "two_steps_asleep_sync"])
+def test_killed_when_it_has_woken_what_slept(world: World, app: str, seed: int) -> None:
+    """Workflows that have left memory are awake in the ledger and nowhere else: a peer goes on with them."""
+    point = "recovery.after_claim_woken"
+    count = pick(seed, app, "count", choices=range(1, 4))
+    world.create_topic(4)
+    victim = world.start(app, ready=True, crash=f"{point}:{count}", EVENTFLOW_SUSPEND_AFTER="0.05")
+    world.produce(60, over=1.0)
+    assert world.wait_death(victim) == -signal.SIGKILL, f"{app} {count}"
+    assert died_there(victim, point)
+    world.start(app, EVENTFLOW_SUSPEND_AFTER="0.05")
+    finish(world, app)
+
+
+@pytest.mark.parametrize("seed", seeds())
 def test_killed_again_and_again(world: World, seed: int) -> None:
     """Every worker of a chain is killed at another point, all handlers at once; the last one finishes."""
     world.create_topic(3)

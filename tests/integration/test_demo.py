@@ -33,6 +33,7 @@ def number(text: str, title: str) -> float:
     return float(found[0].replace(",", ""))
 
 
+@pytest.mark.alone
 def test_the_demo_is_exact_and_so_is_a_second_one(private_root: Path) -> None:
     for _ in range(2):
         began = time.monotonic()

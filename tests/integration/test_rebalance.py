@@ -45,6 +45,7 @@ def test_three_workers_join_and_leave_every_second(world: World, how: str) -> No
         assert status == 0 or (status == -signal.SIGTERM and "runs" not in worker.text), "it had begun"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("app", "group"),
     [

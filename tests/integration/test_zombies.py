@@ -124,6 +124,7 @@ def passed(world: World, ends: dict[int, int]) -> bool:
     return {(p, o) for p, end in ends.items() for o in range(end)} <= set(rows)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["sigkill", "sigstop"])
 def test_takeover_within_ten_seconds_by_default(world: World, how: str) -> None:
     """With the defaults of a deployment: lease 5 s, session timeout 6 s."""

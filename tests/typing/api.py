@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, assert_type
 
 import psycopg
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 
 import eventflow
 from eventflow import Handle, Message, Retry, durable, sync
+from eventflow.workflows import register
 
 
 class Order(BaseModel):
@@ -103,6 +105,42 @@ async def refund(order_id: int, *, note: str = "") -> str:
 @eventflow.workflow(name="refund_sync", retries=2)
 def refund_sync(order_id: int) -> int:
     return book(Order(order_id=order_id, amount=1))
+
+
+class Billing:
+    @eventflow.workflow
+    async def refund(self, order_id: int, amount: Decimal = Decimal(0)) -> str:
+        return f"{order_id} {amount}"
+
+    @eventflow.workflow(name="tick")
+    def tick(self) -> int:
+        return 1
+
+
+billing = register(Billing(), name="billing")
+
+
+async def methods() -> None:
+    assert_type(billing, Billing)
+    assert_type(await billing.refund(3, Decimal(2)), str)
+    assert_type(await eventflow.start(billing.refund, 3), Handle[str])
+    assert_type(await eventflow.start(billing.refund.bind(3, amount=Decimal(1))), Handle[str])
+    assert_type(billing.tick(), int)
+    assert_type(await eventflow.start(billing.tick), Handle[int])
+    assert_type(sync.start(billing.refund, 3, workflow_id="r").result(), str)
+
+
+async def streams() -> None:
+    await durable.write_stream("orders", Order(order_id=1, amount=2))
+    await durable.close_stream("orders")
+    async for order in (await eventflow.start(refund, 7)).stream("orders", Order, offset=3):
+        assert_type(order, Order)
+
+
+def sync_streams() -> None:
+    sync.write_stream("orders", 1)
+    sync.close_stream("orders")
+    assert_type(list(sync.start(refund, 7).stream("numbers", int)), list[int])
 
 
 async def program() -> None:

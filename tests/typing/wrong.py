@@ -107,7 +107,7 @@ async def needs_note(order_id: int, *, note: str) -> int:
 def tried_as_text() -> None: ...
 
 
-@eventflow.workflow(timeout=3)  # pyright: ignore[reportCallIssue]
+@eventflow.workflow(timeout="3")  # pyright: ignore[reportArgumentType]
 def in_time() -> None: ...
 
 
@@ -129,6 +129,19 @@ async def program() -> None:
     refund(7)  # pyright: ignore[reportUnusedCoroutine]
     await eventflow.running()  # pyright: ignore[reportGeneralTypeIssues]
     sync.start(refund, "7")  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+class Billing:
+    @eventflow.workflow
+    async def refund(self, order_id: int) -> str:
+        return str(order_id)
+
+
+async def methods() -> None:
+    await Billing().refund("7")  # pyright: ignore[reportArgumentType]
+    await eventflow.start(Billing().refund, "7")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await eventflow.start(Billing.refund, 7)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    Billing.refund(7)  # pyright: ignore[reportCallIssue]
 
 
 # ---- values --------------------------------------------------------------------------------------

@@ -22,14 +22,14 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "specs", {})
 
 
-def test_a_workflow_is_no_method() -> None:
-    with pytest.raises(UsageError, match=r"Billing\.refund is a method"):
+def test_a_method_is_the_workflow_of_no_instance() -> None:
+    class Billing:
+        @eventflow.workflow
+        async def refund(self, order: int) -> int:
+            return order
 
-        class Billing:
-            @eventflow.workflow
-            async def refund(self, order: int) -> int:
-                return order
-
+    with pytest.raises(UsageError, match=r"Billing\.refund' is a method"):
+        Billing().refund(3)
     assert registry.specs == {}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import eventflow
 from eventflow.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,7 @@ GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page in PAGES
+    if page.name != "workflows.md"  # needs Postgres: tests/integration/test_pages.py runs it
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     if not block.startswith("# first.py")  # needs services: tests/integration/test_readme.py runs it
 ]
@@ -45,6 +47,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= sections
 
 
+def test_every_name_of_ours_that_a_page_names_exists() -> None:
+    """As `durable.sleep`, `eventflow.start` or `handle.send`, in words and tables."""
+    places = {name: import_module(f"eventflow.{name}") for name in ("durable", "sync")}
+    places |= {"eventflow": import_module("eventflow"), "handle": eventflow.Handle}
+    for page in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("guide", "workflows"))):
+        check_names(page.read_text(encoding="utf-8"), places)
+    for name in ("from-dbos", "from-temporal"):
+        for line in (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").splitlines():
+            check_names(line.split(" | ", 1)[-1], places)  # on the right of a table
+
+
+def check_names(text: str, places: dict[str, object]) -> None:
+    for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        for place, name in re.findall(r"(?<![\w.])(durable|sync|eventflow|handle)\.(\w+)", code):
+            assert hasattr(places[place], name), code
+
+
 def test_every_setting_is_in_the_guide() -> None:
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
     own_names = {"database_url", "kafka_bootstrap_servers"}
@@ -55,7 +74,9 @@ def test_every_setting_is_in_the_guide() -> None:
 def test_every_crash_point_is_in_the_guarantees_and_armed_by_a_test() -> None:
     code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "eventflow").rglob("*.py"))
     tests = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests" / "integration").glob("test_*.py"))
-    points = set(re.findall(r'crash_point\("([^"]+)"\)', code))
+    points = {
+        point for call in re.findall(r"crash_point\((.*?)\)", code) for point in re.findall(r'"(\w+\.\w+)"', call)
+    }
     assert points
     assert {p for p in points if f"`{p}`" not in GUARANTEES} == set()
     assert {p for p in points if not re.search(rf'"{re.escape(p)}[":]', tests)} == set()

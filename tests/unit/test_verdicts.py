@@ -68,8 +68,17 @@ TABLE: list[tuple[str, BaseException, tuple[str, str, str, str], tuple[str, str,
 
 @pytest.mark.parametrize(("name", "error", "whole", "broken"), TABLE, ids=[row[0] for row in TABLE])
 def test_what_an_error_means(name: str, error: BaseException, whole: tuple[str, ...], broken: tuple[str, ...]) -> None:
-    assert tuple(judge_transaction(error, phase, broken=False) for phase in PHASES) == whole
-    assert tuple(judge_transaction(error, phase, broken=True) for phase in PHASES) == broken
+    assert tuple(judge_transaction(error, phase, "whole") for phase in PHASES) == whole
+    assert tuple(judge_transaction(error, phase, "broken") for phase in PHASES) == broken
+
+
+@pytest.mark.parametrize("state", ["53100", "53200", "58030"])
+def test_a_full_disk_is_nobodys_failure_where_it_is_the_ledgers(state: str) -> None:
+    """On the connection that was lent; on one of the user's to another database it is his (R15)."""
+    assert judge_transaction(server(state), "user", "failed") == "again"
+    assert judge_transaction(wrapped(state), "user", "failed") == "again"
+    assert judge_transaction(server(state), "user", "whole") == "user"
+    assert judge_transaction(server("23505", "orders"), "user", "failed") == "user"
 
 
 def test_what_the_journal_makes_of_a_row_that_is_not_its_own() -> None:

@@ -1,0 +1,65 @@
+"""The guide to workflows: each of its blocks is a program, and prints what the page says that it prints."""
+
+import itertools
+import os
+import re
+import sys
+import types
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from eventflow.migrations import migrate
+from eventflow.registry import registry
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "workflows.md"
+BLOCKS = re.findall(
+    r"^## ([^\n]+)(?:(?!^## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```",
+    PAGE.read_text(encoding="utf-8"),
+    re.MULTILINE | re.DOTALL,
+)
+NUMBERS = itertools.count()
+
+
+def test_no_block_is_left_out() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert len(BLOCKS) == text.count("```python") == text.count("\n## ")
+
+
+@pytest.fixture(scope="module", params=["60", "0.05"], ids=["stays", "leaves"])
+def environment(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """What waits stays in memory, or leaves it; the programs share a ledger."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    url = postgres_url.rsplit("/", 1)[0] + f"/{name}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"create database {name}".encode())
+        migrate(url)
+        yield {"DATABASE_URL": url, "EVENTFLOW_SUSPEND_AFTER": request.param}
+        admin.execute(f"drop database {name} with (force)".encode())
+
+
+@pytest.mark.parametrize(("block", "printed"), [pytest.param(b, p, id=title) for title, b, p in BLOCKS])
+def test_a_block_prints_what_the_page_says(
+    block: str,
+    printed: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for variable in [name for name in os.environ if name.startswith("EVENTFLOW_")]:
+        monkeypatch.delenv(variable)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(registry, "specs", {})
+    monkeypatch.setattr(registry, "consumers", [])
+    monkeypatch.setattr(registry, "lifespans", [])
+    program = types.ModuleType(f"program_{next(NUMBERS)}")
+    monkeypatch.setitem(sys.modules, program.__name__, program)
+    file = tmp_path / "program.py"
+    file.write_text(block, encoding="utf-8")
+    exec(compile(block, str(file), "exec"), program.__dict__)  # noqa: S102
+    assert capsys.readouterr().out == printed
