@@ -207,4 +207,4 @@ def idempotency_key() -> str:
 
     """
     run, position = scope_of("idempotency_key()")
-    return step_idempotency_key(run.workflow_id, position)
+    return step_idempotency_key(run.workflow_id, position and run.history.lasting(position))

@@ -28,9 +28,9 @@ from eventflow.errors import (
     WorkflowTimeoutError,
 )
 from eventflow.idempotency import parse_message_workflow_id
-from eventflow.journal import Entry, Journal
+from eventflow.journal import Entry, Journal, heralds
 from eventflow.records import FINAL, Rider
-from eventflow.replay import Await, Branch, History
+from eventflow.replay import Await, Branch, next_generation
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
@@ -319,6 +319,7 @@ class Executor:
     def _run_sync(self, run: Run) -> None:
         current.set(Branch(run, threading.current_thread()))
         spec = run.spec
+        run.acting = 1  # its threads that are not in a wait: what they do between two operations, nobody else sees
         try:
             if run.claim is not None or run.arguments is None:
                 result = spec.function(message_of(run))
@@ -423,6 +424,10 @@ class Executor:
         logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, error_line(error))
         # Queued, not running: if the process dies meanwhile, it was not this one that killed it (R13).
         entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait, drop_from=dropped)
+        entry.riders = [Rider("return_messages", (message_id,)) for message_id in run.history.unread] or None
+        if run.life is not None:
+            run.life.taken.difference_update(run.history.unread)
+        run.history.unread = []
         self._hand(run, entry)
         self.loop.call_soon_threadsafe(self._later, run, wait)
 
@@ -430,8 +435,8 @@ class Executor:
         """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
         run.arguments, run.attempt, run.begun = arguments, run.attempt + 1, False
         written = run.history.take_riders() or []
-        run.history = History()
-        entry = Entry(run, [], drop_from=0)
+        marker, run.history = next_generation(run.history)
+        entry = Entry(run, [marker], drop_from=0)
         entry.arguments, entry.riders = arguments, [*written, Rider("settle_stream_items", (run.workflow_id,))]
         self._hand(run, entry)
         self._when_settled(run)
@@ -454,8 +459,8 @@ class Executor:
             entry.riders = [*(entry.riders or ()), *(run.history.take_riders() or ())]
         if ended:
             run.ended, run.home = True, None
-            if run.life is not None and run.life.parent is not None and entry.status in FINAL:
-                entry.riders = [*(entry.riders or ()), Rider("insert_signals", (run.life.parent,))]
+            if entry.status in FINAL or entry.status == "parked":
+                entry.riders = [*(entry.riders or ()), *heralds(run)] or None
         else:
             self.runs[run.workflow_id] = run  # its row will carry our id: R10b must find it running
         self.journal.submit(entry)
@@ -657,10 +662,13 @@ class Executor:
 
     # ---- children ----
 
-    def child(self, start: Start, workflow_id: str) -> Rider:
-        """What starts a workflow with its parent's checkpoint: here, once that is durable; many go to whoever has room."""
+    def child(self, start: Start, workflow_id: str, *, again: bool = False) -> Rider:
+        """What starts a workflow with its parent's checkpoint: here, once that is durable; many go to whoever has room.
+
+        `again`: a former attempt of the parent may have started it; if so, that one is the child.
+        """
         deadline = None if start.timeout is None else self.now() + start.timeout
-        ours = len(self._children) + len(self.runs) < _CHILDREN
+        ours = not again and len(self._children) + len(self.runs) < _CHILDREN
         if ours:
             child = Run(start.spec, workflow_id, self.application)
             child.arguments, child.executor, child.in_ledger = start.arguments, self, True
@@ -705,10 +713,13 @@ class Executor:
         self.raise_if_interrupted(run)
         with run.lock:
             self.submit_fresh(run)
+            run.acting -= 1
         came: list[Any] = []
         told = threading.Event()
 
         def resolve(what: Any) -> None:
+            with run.lock:
+                run.acting += 1  # before its thread knows: from here on it does not stand still
             came.append(what)
             told.set()
 
@@ -770,7 +781,7 @@ class Executor:
                 self._call(self.waits.arrived, ("event", *row[:2]))
             elif query == "insert_children":
                 self._born(str(row[0]))
-            elif query in {"insert_signals", "signal_watches"}:
+            elif query == "insert_signals" or (query == "signal_watches" and row[1]):
                 self.on_signal()
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
@@ -869,8 +880,8 @@ class Executor:
         """Rows that this executor has claimed; recovered ones run alone, one by one (R13). On the loop's thread."""
         for run in runs:
             known = self.runs.get(run.workflow_id)
-            if self._stopping or (known is not None and not known.dropped):
-                continue
+            if self._stopping or (known is not None and not known.dropped and not known.ended):
+                continue  # one that has ended let go of it, by a commit that this thread may not have been told of yet
             self.runs[run.workflow_id] = run
             run.executor = self
             if how == "recovered":

@@ -263,4 +263,17 @@ async def first(*handles: Handle[R]) -> Handle[R]:
         UsageError: outside an async workflow, or without handles.
 
     """
-    return handles[await operate("first", talk.first([handle.workflow_id for handle in handles]))]
+    return handles[await operate("first", talk.first([id_of(handle) for handle in handles]))]
+
+
+def id_of(handle: Any) -> str:
+    """The id of the workflow that a handle stands for.
+
+    Raises:
+        UsageError: it is no handle.
+
+    """
+    workflow_id = getattr(handle, "workflow_id", None)
+    if not isinstance(workflow_id, str):
+        raise UsageError(f"not a handle of a workflow: {handle!r}")
+    return workflow_id

@@ -34,6 +34,7 @@ Statement = tuple[str, dict[str, Any]]
 RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query that writes it, and its columns
     "insert_children": ("id", "name", "application", "executor", "parent", "arguments", "deadline", "attributes"),
     "consume_messages": ("id",),
+    "return_messages": ("id",),
     "insert_messages": ("workflow_id", "topic", "payload", "key"),
     "insert_events": ("workflow_id", "key", "value"),
     "insert_stream_items": ("workflow_id", "key", "value", "source"),
@@ -177,9 +178,16 @@ class Lane:
         return ClaimsLostError(lost_claims(error)) if verdict == "claims lost" else RefusedError(error)
 
     def _send(self, guard: dict[str, Any], statements: list[Statement]) -> None:
-        connection, text = self.connection(), self.database.text
-        prepare = self.database.prepared
+        connection = self.connection()
         crash_point("journal.before_flush")
+        try:
+            self._pipeline(connection, guard, statements)
+        except UnicodeEncodeError as error:
+            raise psycopg.DataError(f"not a text for Postgres: {error}") from None
+        crash_point("journal.after_commit")
+
+    def _pipeline(self, connection: Connection, guard: dict[str, Any], statements: list[Statement]) -> None:
+        text, prepare = self.database.text, self.database.prepared
         with connection.pipeline() as pipeline:
             connection.execute(b"begin isolation level read committed", prepare=False)
             for setting in self._settings:
@@ -196,7 +204,6 @@ class Lane:
             last = connection.execute(b"commit", prepare=False)
         if last.statusmessage != "COMMIT":
             raise psycopg.OperationalError(f"COMMIT answered {last.statusmessage}")
-        crash_point("journal.after_commit")
 
     def _verdict(self, error: psycopg.Error) -> str:
         connection = self._connection
@@ -312,6 +319,16 @@ class Entry:
         if self.riders or later.riders:
             merged.riders = [*(self.riders or ()), *(later.riders or ())]
         return merged
+
+
+def heralds(run: Run) -> list[Rider]:
+    """What tells those who sleep until this workflow has ended; who waits for a message's result is not told, and looks."""
+    told: list[Rider] = []
+    if run.life is not None and run.life.parent is not None:
+        told.append(Rider("insert_signals", (run.life.parent,)))
+    if run.claim is None:
+        told.append(Rider("signal_watches", (run.workflow_id, "")))
+    return told
 
 
 Gap = tuple[Claim, int, int]
@@ -513,7 +530,9 @@ class Journal:
         if entry.reason == _REFUSED:
             raise FencedError(f"the failure record of {run.workflow_id} was refused: {error}")
         logger.error("%s: the ledger refused what it recorded: %s", run.workflow_id, error)
-        self._write([Entry(run, [], "failed", error=_safe_record(error), reason=_REFUSED)], gaps)
+        failure = Entry(run, [], "failed", error=_safe_record(error), reason=_REFUSED)
+        failure.riders = heralds(run) or None
+        self._write([failure], gaps)
         run.dropped = True
         self._on_dropped([entry])
 

@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 
 from eventflow.context import StepScope, current, current_branch, would_block
 from eventflow.errors import UsageError
+from eventflow.idempotency import step_idempotency_key
 from eventflow.records import Rider
 from eventflow.replay import BARRIER, Await, Branch, Operation
 
@@ -52,14 +53,16 @@ def emit(what: str, name: str, make: Callable[[str], list[Rider]]) -> None:
     """
     here = current.get()
     if isinstance(here, StepScope):
-        key = f"{here.branch.run.workflow_id}#{here.position}.{len(here.riders) + 1}" if here.branch.run else ""
-        here.riders += make(key)
+        run = here.branch.run
+        place = f"{here.position}.{len(here.riders) + 1}"
+        here.riders += make(step_idempotency_key(run.workflow_id, run.history.lasting(place)) if run else "")
         return
 
     def record(branch: Branch, position: str) -> None:
         history = branch.run.history
         if history.find(position, name) is None:
-            history.note(position, name, None, *make(f"{branch.run.workflow_id}#{position}"))
+            key = step_idempotency_key(branch.run.workflow_id, history.lasting(position))
+            history.note(position, name, None, *make(key))
 
     note(what, record)
 

@@ -44,7 +44,7 @@ Operation = Generator[Effect, Any, R]
 class History:
     """What one workflow has recorded: read on replay, appended to by live operations."""
 
-    __slots__ = ("_closed", "failures", "fresh", "recorded", "riders", "seq")
+    __slots__ = ("_closed", "failures", "fresh", "recorded", "riders", "seq", "unread")
 
     def __init__(self, recorded: dict[str, Checkpoint] | None = None) -> None:
         self.recorded = recorded
@@ -52,7 +52,18 @@ class History:
         self.fresh: list[Checkpoint] = []
         self.riders: list[tuple[int, Rider]] = []  # what goes with the fresh checkpoints, by their numbers
         self.failures: list[tuple[BaseException, int]] = []
+        self.unread: list[int] = []  # messages whose receipts were dropped: they are to be received again
         self._closed: set[str] | None = None
+
+    @property
+    def generation(self) -> int:
+        """How often the workflow was begun: once, and by each `continue_as_new`, whose marker stands at position 0."""
+        marker = None if self.recorded is None else self.recorded.get("0")
+        return 1 if marker is None else int(marker.output or "1")
+
+    def lasting(self, position: str) -> str:
+        """The position, told apart from the same one before a `continue_as_new`: for ids and keys that others keep."""
+        return position if self.generation == 1 else f"{self.generation}:{position}"
 
     def find(self, position: str, name: str) -> Checkpoint | None:
         """The checkpoint at this position.
@@ -131,12 +142,25 @@ class History:
         self._closed = None
         if first is None:
             return None
+        dropped = [c for c in (*self.fresh, *(self.recorded or {}).values()) if c.seq >= first]
+        self.unread += [int(c.output[1:].partition(",")[0]) for c in dropped if _is_receipt(c) and c.output]
         self.fresh = [c for c in self.fresh if c.seq < first]
         self.riders = [(seq, rider) for seq, rider in self.riders if seq < first]
         if self.recorded:
             self.recorded = {p: c for p, c in self.recorded.items() if c.seq < first}
         self.seq = first - 1
         return first
+
+
+def _is_receipt(checkpoint: Checkpoint) -> bool:
+    """Whether it says what was received: [id, payload]; beside it stands, at `{position}w`, until when was waited."""
+    return checkpoint.name == "recv" and not checkpoint.position.endswith("w")
+
+
+def next_generation(history: History) -> tuple[Checkpoint, History]:
+    """The history with which a workflow is begun again: empty, but for a marker that counts."""
+    marker = Checkpoint("0", 0, "continue_as_new", str(history.generation + 1), None)
+    return marker, History({"0": marker})
 
 
 def _causes(error: BaseException) -> Generator[BaseException, None, None]:
@@ -277,7 +301,7 @@ def recorded_value(history: History, position: str, name: str, make: Callable[[]
 def sleep(history: History, position: str, now: Callable[[], float], until: Callable[[], float]) -> Operation[None]:
     """Wait until a time, which is fixed when this is first reached."""
     moment = _fixed_time(history, position, "sleep", until)
-    if moment > now():
+    while moment > now():
         yield Await(moment)
 
 
@@ -291,8 +315,8 @@ def receive(
         came = yield Await(until, (("inbox", workflow_id, topic),))
         message_id, payload = (None, None) if came is None else came[1]
         taken = () if message_id is None else (Rider("consume_messages", (message_id,)),)
-        found = history.note(position, "recv", payload, *taken)
-    return found.output
+        found = history.note(position, "recv", None if message_id is None else f"[{message_id},{payload}]", *taken)
+    return None if found.output is None else found.output.partition(",")[2][:-1]
 
 
 def outcome(

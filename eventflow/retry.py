@@ -8,6 +8,7 @@ from datetime import timedelta
 from eventflow.errors import CodecError, DeterminismError, FencedError, HistoryTooLongError, UsageError
 
 Seconds = float | timedelta
+_LONGEST = 1000 * 366 * 86400.0  # seconds; what is further off, no calendar of Postgres's or Python's holds
 _NEVER = (UsageError, DeterminismError, HistoryTooLongError, CodecError, FencedError)
 
 
@@ -18,9 +19,16 @@ def seconds(value: Seconds, what: str = "a time") -> float:
         UsageError: it is negative or not finite.
 
     """
-    result = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if not math.isfinite(result) or result < 0:
-        raise UsageError(f"{what} must be a finite number of seconds, not negative: {value!r}")
+    if isinstance(value, timedelta):
+        result = value.total_seconds()
+    elif isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        result = float(value) if abs(value) <= _LONGEST else math.inf
+    else:
+        raise UsageError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+    if not 0 <= result <= _LONGEST:
+        raise UsageError(
+            f"{what} must be a finite number of seconds, not negative, a thousand years at most: {value!r}"
+        )
     return result
 
 

@@ -71,6 +71,8 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
             effect = send(outcome)
             send, outcome = procedure.send, None
             if type(effect) is Await:
+                run.acting -= acting
+                acting = False
                 await executor.wait(run, effect)
                 continue
             if not acting:
@@ -125,9 +127,9 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
             with run.lock:
                 effect = send(outcome)
                 send, outcome = procedure.send, None
-                if type(effect) is not Await and not acting:
-                    acting = True
-                    run.acting += 1
+                if acting is (type(effect) is Await):
+                    acting = not acting
+                    run.acting += 1 if acting else -1
             if type(effect) is Await:
                 executor.wait_sync(run, effect)
             elif effect is CALL:

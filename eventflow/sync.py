@@ -19,7 +19,7 @@ from eventflow.codec import Codec, codec_for
 from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, runtime
 from eventflow.errors import UsageError
 from eventflow.handles import Handle as AsyncHandle
-from eventflow.handles import IfExists, Pages, prepare, step_that_starts
+from eventflow.handles import IfExists, Pages, id_of, prepare, step_that_starts
 from eventflow.operations import note, operate_sync
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.replay import Branch
@@ -164,7 +164,7 @@ def _start_given(asked: Start) -> str:
 
 def first(*handles: Handle[R]) -> Handle[R]:
     """The handle of the workflow that ends first; see `durable.first`."""
-    ids = [handle.workflow_id for handle in handles]
+    ids = [id_of(handle) for handle in handles]
     return handles[operate_sync("sync.first", "await eventflow.durable.first", talk.first(ids))]
 
 
@@ -286,16 +286,25 @@ def gather(*calls: Callable[[], R]) -> list[R]:
     branch = current_branch()
     made = [_Call(call, branch and branch.child(None)) for call in calls]
     waiting = deque(made)
+    _count(branch, -1)
     runtime("sync.gather").in_threads(functools.partial(_make_all, waiting), len(made) - 1)
     _make_all(waiting)  # so that there is progress where no other thread is free, and nested ones cannot wait for ever
     for call in made:
         call.ended.wait()
+    _count(branch, 1)
     failures = [call.error for call in made if call.error is not None]
     if failures:
         if branch is not None:
             branch.run.history.failed_together(failures[0], failures[1:])
         raise failures[0]
     return [cast("R", call.result) for call in made]
+
+
+def _count(branch: Branch | None, change: int) -> None:
+    """So many more threads of the branch's workflow do something."""
+    if branch is not None:
+        with branch.run.lock:
+            branch.run.acting += change
 
 
 def _make_all(waiting: "deque[_Call]") -> None:
@@ -318,11 +327,13 @@ class _Call:
         self.error: BaseException | None = None
 
     def make(self) -> None:
+        _count(self._branch, 1)
         try:
             self.result = self._context.run(self._here)
         except BaseException as error:
             self.error = error
         finally:
+            _count(self._branch, -1)
             self.ended.set()
 
     def _here(self) -> Any:

@@ -28,6 +28,7 @@ from eventflow.retry import Seconds, seconds
 T = TypeVar("T")
 Maker = Callable[[Branch, str], Operation[T]]
 _TEXT = 500  # characters of a topic or key
+_ADDRESS = 2000  # characters of the id of a message's workflow, or of a child's
 
 
 def sleep(duration: Seconds) -> Maker[None]:
@@ -43,7 +44,7 @@ def sleep(duration: Seconds) -> Maker[None]:
 
 def sleep_until(time: datetime) -> Maker[None]:
     """Wait until a moment."""
-    if time.tzinfo is None:
+    if not isinstance(time, datetime) or time.tzinfo is None:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"sleep_until takes a time with a zone, not {time!r}")
 
     def make(branch: Branch, position: str) -> Operation[None]:
@@ -94,6 +95,7 @@ def get_event(workflow_id: str, key: str, kind: type[T], timeout: Seconds | None
     """The value of another workflow's event."""
     codec, limit = codec_for(kind), None if timeout is None else seconds(timeout, "timeout")
     check_address(workflow_id)
+    check_text(key, "key")
 
     def make(branch: Branch, position: str) -> Operation[T]:
         run = branch.run
@@ -147,9 +149,9 @@ def start(asked: Start) -> Callable[[Branch, str], str]:
 
     def record(branch: Branch, position: str) -> str:
         run, name = branch.run, f"start {asked.spec.name}"
-        workflow_id = child_workflow_id(run.workflow_id, position)
+        workflow_id = child_workflow_id(run.workflow_id, run.history.lasting(position))
         if run.history.find(position, name) is None:
-            rider = run.executor.child(child_of(branch, asked), workflow_id)
+            rider = run.executor.child(child_of(branch, asked), workflow_id, again=run.retries > 0)
             run.history.note(position, name, json.dumps(workflow_id), rider)
         return workflow_id
 
@@ -273,3 +275,5 @@ def check_address(workflow_id: Any) -> None:
         raise UsageError(f"a workflow id is a text, not {workflow_id!r}")
     if not workflow_id.startswith("kafka:") and ">" not in workflow_id:
         check_workflow_id(workflow_id)
+    elif not workflow_id.isprintable() or len(workflow_id) > _ADDRESS:
+        raise UsageError(f"a workflow id is at most {_ADDRESS} printable characters: {workflow_id!r}")

@@ -20,13 +20,14 @@ logger = logging.getLogger(__name__)
 Ask = Callable[[Source, Callable[[Rows], None]], None]  # `Reader.ask`
 
 _LOOK_EVERY = 0.25  # seconds; what another process did is seen after so long at the latest
+_SOON = 0.005  # seconds until an inbox is read again whose receipts are on their way to the ledger
 _STILL = 0.05  # seconds for which a run has to stand still before it may leave memory
 
 
 class Wait:
     """One branch's wait: `resolve` is told what came, None at its time, or `Suspended`; once, from the loop."""
 
-    __slots__ = ("asked", "awaited", "over", "resolve", "run", "timer")
+    __slots__ = ("asked", "awaited", "expired", "over", "resolve", "run", "timer")
 
     def __init__(self, run: Run, awaited: Await, resolve: Callable[[Any], None]) -> None:
         self.run = run
@@ -35,6 +36,7 @@ class Wait:
         self.timer: asyncio.TimerHandle | None = None
         self.asked: dict[Source, bool] = {}  # questions under way, and whether they are to be asked again
         self.over = False
+        self.expired = False  # its time has come, and the ledger is asked once more
 
 
 class Waits:
@@ -67,7 +69,7 @@ class Waits:
         self._runs.add(wait.run)
         until = wait.awaited.until
         if until is not None:
-            wait.timer = self._loop.call_later(max(0.0, until - self._now()), self._end, wait, None)
+            wait.timer = self._loop.call_later(max(0.0, until - self._now()), self._expired, wait)
         for source in wait.awaited.sources:
             self._sources.setdefault(source, set()).add(wait)
             self._look(wait, source)
@@ -114,6 +116,23 @@ class Waits:
         if found is not None:
             self._end(wait, (source, found))
         elif again:
+            self._look(wait, source)
+        elif wait.expired and not wait.asked:
+            self._end(wait, None)
+        elif len(rows) > 1:  # the first of its inbox are received, and the ledger is about to know
+            self._loop.call_later(_SOON, self._look_again, wait, source)
+
+    def _look_again(self, wait: Wait, source: Source) -> None:
+        if not wait.over:
+            self._look(wait, source)
+
+    def _expired(self, wait: Wait) -> None:
+        """Its time has come; what has come before that counts, so the ledger is asked once more."""
+        if not wait.awaited.sources:
+            self._end(wait, None)
+            return
+        wait.expired = True
+        for source in wait.awaited.sources:
             self._look(wait, source)
 
     def _end(self, wait: Wait, what: Any) -> None:
