@@ -362,7 +362,9 @@ class Executor:
             self.fail(run, why)
             return
         run.outcome = WorkflowCancelledError(f"{run.workflow_id!r} was {why}")
-        self._hand(run, Entry(run, run.history.take_last(), "cancelled", reason=str(why)), ended=True)
+        entry = Entry(run, run.history.take_last(), "cancelled", reason=str(why))
+        entry.failed_seq = _cut(run)
+        self._hand(run, entry, ended=True)
 
     def fail(self, run: Run, error: BaseException) -> None:
         """Keep it whole in the ledger as failed; what waits behind it goes on."""
@@ -370,6 +372,7 @@ class Executor:
         logger.log(level, "%s failed: %s: %s", run.workflow_id, type(error).__name__, error_line(error))
         run.outcome = error
         entry = Entry(run, run.history.take_last(), "failed", error=encode_error(error))
+        entry.failed_seq = min((at for at in (run.history.failed_at(error), _cut(run)) if at is not None), default=None)
         self._hand(run, entry, ended=True)
 
     def _park(self, run: Run, reason: str) -> None:
@@ -586,16 +589,16 @@ class Executor:
             self._end_interrupted(run, why)
         elif not run.spec.is_async:
             if life.waits:
-                life.told = True
+                life.tell(run.history)
                 self.waits.end(run, Cancelled(str(why)))
         elif run.begun and run.home is not None:
-            life.told = True
+            life.tell(run.history)
             run.home.cancel()
 
     def _tell_late(self, run: Run) -> None:
         """It waits for the first time, and was to end before it began."""
         if run.life is not None and run.life.interrupted is not None and not run.life.told:
-            run.life.told = True
+            run.life.tell(run.history)
             run.home.cancel()
 
     def terminate(self, run: Run, why: str) -> None:
@@ -627,7 +630,7 @@ class Executor:
         """
         life = run.life
         if life is not None and life.interrupted is not None and not life.told:
-            life.told = True
+            life.tell(run.history)
             raise Cancelled(str(life.interrupted))
 
     # ---- children ----
@@ -996,6 +999,11 @@ class Executor:
 def _is_transactional(run: Run) -> bool:
     consumer = run.spec.consumer
     return consumer is not None and consumer.transaction is not None
+
+
+def _cut(run: Run) -> int | None:
+    """From which checkpoint on it recorded what it did because it was told to end."""
+    return None if run.life is None else run.life.cut
 
 
 def message_of(run: Run) -> Any:

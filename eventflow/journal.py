@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Statement = tuple[str, dict[str, Any]]
 RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query that writes it, and its columns
     "insert_children": ("id", "name", "application", "executor", "parent", "arguments", "deadline", "attributes"),
-    "consume_messages": ("id",),
+    "consume_messages": ("id", "position"),
     "insert_messages": ("workflow_id", "topic", "payload", "key"),
     "insert_events": ("workflow_id", "key", "value"),
     "insert_signals": ("workflow_id",),
@@ -270,8 +270,8 @@ class Entry:
     """What one run wants recorded next: its new checkpoints, and the state that its row shall have."""
 
     __slots__ = (
-        "arguments", "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries",
-        "retries", "riders", "run", "status", "wake_in",
+        "arguments", "attempt", "changed", "checkpoints", "drop_from", "error", "failed_seq", "held", "output", "reason",
+        "recoveries", "retries", "riders", "run", "status", "wake_in",
     )  # fmt: skip
 
     def __init__(
@@ -289,6 +289,7 @@ class Entry:
         self.drop_from = drop_from
         self.held = held
         self.riders: list[Rider] | None = None
+        self.failed_seq: int | None = None  # from which checkpoint on a retry drops what is recorded
         self.arguments: str | None = None  # those of the next run, where they change
         self.changed = changed or status != "running" or wake_in is not None or drop_from is not None
         self.attempt = run.attempt
@@ -307,6 +308,7 @@ class Entry:
         )  # fmt: skip
         merged.attempt, merged.retries, merged.recoveries = later.attempt, later.retries, later.recoveries
         merged.arguments = later.arguments or self.arguments
+        merged.failed_seq = later.failed_seq
         if self.riders or later.riders:
             merged.riders = [*(self.riders or ()), *(later.riders or ())]
         return merged
@@ -658,7 +660,7 @@ def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
         "retries": [e.retries for e in entries], "recoveries": [e.recoveries for e in entries],
         "wake_in": [e.wake_in for e in entries], "output": [e.output for e in entries],
         "error": [e.error for e in entries], "reason": [e.reason for e in entries],
-        "arguments": [e.arguments for e in entries],
+        "arguments": [e.arguments for e in entries], "failed_seq": [e.failed_seq for e in entries],
     }  # fmt: skip
 
 

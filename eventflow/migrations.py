@@ -35,7 +35,7 @@ RIGHTS = {
     "messages": ("select", "insert", "update", "delete"),
     "events": ("select", "insert", "update", "delete"),
     "signals": ("select", "insert", "delete"),
-    "requests": ("select", "insert", "delete"),
+    "requests": ("select", "insert", "update", "delete"),
     "watches": ("select", "insert", "delete"),
 }
 

@@ -112,13 +112,17 @@ class History:
         theirs = {id(e) for other in others for e in _causes(other)}
         self.failures += [(raised, seq) for failure, seq in self.failures if id(failure) in theirs]
 
+    def failed_at(self, error: BaseException) -> int | None:
+        """The number of the checkpoint whose exception this is, or came from; None where it is no step's."""
+        chain = {id(e) for e in _causes(error)}
+        return min((seq for failure, seq in self.failures if id(failure) in chain), default=None)
+
     def drop_failed(self, error: BaseException) -> int | None:
         """Drop the checkpoint whose exception ended the workflow and everything after it (API.md 2.3.7).
 
         Returns the first sequence number dropped, or None where no step's exception ended it.
         """
-        chain = {id(e) for e in _causes(error)}
-        first = min((seq for failure, seq in self.failures if id(failure) in chain), default=None)
+        first = self.failed_at(error)
         self.failures.clear()
         if first is None:
             return None
@@ -281,7 +285,7 @@ def receive(
         until = None if timeout is None else _fixed_time(history, f"{position}w", "recv", lambda: now() + timeout)
         came = yield Await(until, (("inbox", workflow_id, topic),))
         message_id, payload = (None, None) if came is None else came[1]
-        taken = () if message_id is None else (Rider("consume_messages", (message_id,)),)
+        taken = () if message_id is None else (Rider("consume_messages", (message_id, position)),)
         found = history.note(position, "recv", payload, *taken)
     return found.output
 

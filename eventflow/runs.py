@@ -122,6 +122,7 @@ class Life:
         attributes: to search by, as JSON. parent: the workflow that started it.
         deadline: when it is over, in seconds since 1970 by the ledger's clock.
         interrupted: why it is to end before its function does; told: whether its code has been told so.
+        cut: from which checkpoint on it recorded what it did because it was told.
         waits: what its branches wait for, while they do.
         seen: where it stood when it was last looked at; one that stands still may leave memory.
         suspending: it leaves memory; whatever it does on its way out is not recorded.
@@ -131,6 +132,7 @@ class Life:
 
     __slots__ = (
         "attributes",
+        "cut",
         "deadline",
         "interrupted",
         "parent",
@@ -147,10 +149,15 @@ class Life:
         self.deadline = deadline
         self.interrupted: BaseException | None = None
         self.told = False
+        self.cut: int | None = None
         self.waits: dict[Any, Await] = {}
         self.seen: Any = None
         self.suspending = False
         self.taken: set[int] = set()
+
+    def tell(self, history: History) -> None:
+        """Its code is told that it is to end."""
+        self.told, self.cut = True, history.seq + 1
 
 
 class Run:
