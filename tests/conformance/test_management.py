@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import eventflow
-from eventflow import Handle, Message, durable, sync
+from eventflow import Handle, Message, Retry, durable, sync
 from eventflow.client import Client
 from eventflow.errors import (
     NotRunningError,
@@ -22,6 +22,7 @@ from eventflow.errors import (
     WorkflowNotFoundError,
     WorkflowParkedError,
     WorkflowStateError,
+    WorkflowTimeoutError,
 )
 from eventflow.migrations import migrate
 from eventflow.settings import Settings
@@ -108,6 +109,30 @@ async def listener() -> list[str]:
     if "listener" in broken:
         raise RuntimeError
     return got
+
+
+@eventflow.workflow(name="management.beside")
+async def beside() -> str:
+    async def receive() -> str:
+        answer = await durable.recv(str)
+        await act("late")
+        received.set()
+        return answer
+
+    received = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await act("slow")
+        finally:
+            await received.wait()
+
+    return (await asyncio.gather(receive(), slow()))[0]
+
+
+@eventflow.workflow(name="management.patient")
+async def patient() -> str:
+    return await durable.run_step(act, "patient", retries=Retry(1, delay=0.1, factor=100, jitter=0))
 
 
 @eventflow.workflow(name="management.parent")
@@ -337,6 +362,75 @@ async def test_a_failure_that_was_caught_stays(app: str, do: Do) -> None:
     await do(handle, "retry")
     assert await handle.result(timeout=10) == "last"
     assert done == ["caught", "after", "last", "last"]
+
+
+async def test_a_message_received_beside_the_failed_step_is_received_again(app: str, do: Do) -> None:
+    """On another branch, after it: its receipt is dropped, so it must not be lost."""
+    broken.add("slow")
+    handle = await eventflow.start(beside)
+    await handle.send("hello")
+    await fails(handle)
+    assert [s.name for s in await handle.steps()] == ["act", "recv", "act"]
+    broken.clear()
+    await do(handle, "retry")
+    assert await handle.result(timeout=10) == "hello"
+    assert done == ["slow", "late", "slow", "late"]
+
+
+async def test_the_failed_step_has_all_its_retries_again(app: str, do: Do, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts that were recorded, because waits between them may be long, are dropped with it."""
+    monkeypatch.setattr("eventflow.replay.LONG", 0.01)
+    broken.add("patient")
+    handle = await eventflow.start(patient)
+    await fails(handle)
+    assert done == ["patient"] * 2
+    assert len(await handle.steps()) == 2
+    await do(handle, "retry")
+    await asyncio.sleep(0.2)
+    await fails(handle)
+    assert done == ["patient"] * 4
+    broken.clear()
+    await do(handle, "retry")
+    assert await handle.result(timeout=10) == "patient"
+
+
+async def test_a_deadline_that_is_over_no_longer_holds(app: str, do: Do) -> None:
+    handle = await eventflow.start(sleeper, timeout=0.5)
+    with pytest.raises(WorkflowTimeoutError):
+        await handle.result(timeout=10)
+    await until(handle, "failed")
+    assert done == ["before", "clean up"]
+    await do(handle, "retry")
+    await asleep(handle, app)
+    await handle.send("answer")
+    assert await handle.result(timeout=10) == "answer"
+    assert done == ["before", "clean up", "answer"]
+
+
+async def test_operations_that_meet(app: str, client: Client) -> None:
+    """Of many at once on one workflow that nobody holds, one is done; the others find it in another state."""
+    broken.add("plain")
+    handles = [await eventflow.start(plain, n) for n in range(10)]
+    for handle in handles:
+        await fails(handle)
+    broken.clear()
+
+    async def tried(work: Awaitable[Any]) -> bool:
+        try:
+            await work
+        except (WorkflowStateError, WorkflowNotFoundError):
+            return False
+        return True
+
+    for handle in handles:
+        meeting = [handle.retry(), handle.retry(), client.retry([handle.workflow_id]), handle.retry()]
+        assert sum(await asyncio.gather(*map(tried, meeting))) == 1
+    for n, handle in enumerate(handles):
+        assert await handle.result(timeout=10) == n
+    assert done == ["before"] * 10
+    ids = [handle.workflow_id for handle in handles]
+    both = await asyncio.gather(tried(client.delete(ids)), tried(client.delete(ids[::-1])))
+    assert sorted(both) == [False, True]
 
 
 async def test_where_no_step_failed_all_checkpoints_stay(app: str, do: Do) -> None:
