@@ -27,10 +27,10 @@ class _Repeated(logging.Filter):
         self._seldom = Seldom()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Which client and which of its threads complains does not count; nor does what `debug` asked to see."""
+        """Which client complains, and after how long, does not count; what `debug` asked to see is let through."""
         if record.levelno < logging.WARNING:
             return True
-        return self._seldom.may_say(re.sub(r"\[[^]]*\]", "", record.getMessage()))
+        return self._seldom.may_say(re.sub(r"\[[^]]*\]|\(after .*", "", record.getMessage()))
 
 
 logger.addFilter(_Repeated())
@@ -142,6 +142,18 @@ class Brokers:
     def no_answer(self) -> str:
         """What is said of brokers that are away: by all consumers alike, so that it is said once."""
         return f"Kafka at {self.servers} does not answer"
+
+    def partitions(self, topic: str) -> list[int]:
+        """The partitions that the topic has now.
+
+        Asked of the admin client, never in a callback of the consumer that it is for: the binding's `list_topics` (2.16)
+        forgets whose callback it was called in, and the next line that librdkafka logs in that poll aborts the process.
+
+        Raises:
+            KafkaException: the brokers do not answer.
+
+        """
+        return list(self.admin.list_topics(topic, timeout=10).topics[topic].partitions)
 
     def unavailable(self, error: KafkaException, where: str = "") -> UnavailableError:
         """An error of asking the brokers, in one line that names them."""

@@ -190,7 +190,7 @@ class Claims:
         known = {p for s, p in rows if s == source.id}
         if known.issuperset(partitions):
             return
-        everything = consumer.list_topics(topic, timeout=_ASK).topics[topic].partitions
+        everything = self._sources.partitions(topic)
         unseen = sorted((set(everything) | set(partitions)) - known)
         chosen = self._choose(consumer, topic, unseen, first=not rows)
         self._ledger.run(

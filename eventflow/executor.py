@@ -27,7 +27,7 @@ from eventflow.replay import Await, Branch, History
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
-from eventflow.waits import Wait, Waits, life_of
+from eventflow.waits import Ask, Wait, Waits, life_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,18 +81,19 @@ class Executor:
     """All runs of one incarnation of this process."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, draw: Callable[[], float]
-    ) -> None:
+        self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, draw: Callable[[], float],
+        now: Callable[[], float], ask: Ask, suspend_after: float = 5.0, application: str = "default",
+    ) -> None:  # fmt: skip
         self.loop = loop
         self._loop_thread = threading.get_ident()
         self.journal: Journal
         self.transactions: TransactionLanes
-        self.waits: Waits
-        self.now: Callable[[], float]
-        self.application = ""
-        self.on_signal: Callable[[], None]
-        self.on_rows: Callable[[], None]
-        self.on_sleep: Callable[[float | None], None]
+        self.waits = Waits(loop, ask, now=now, suspend_after=suspend_after, crowded=self.crowded)
+        self.now = now
+        self.application = application
+        self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
+        self.on_rows: Callable[[], None]  # there are rows that nobody holds
+        self.on_sleep: Callable[[float | None], None]  # one of ours sleeps, until then at most
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
         self._draw = draw
@@ -232,7 +233,7 @@ class Executor:
         """Make sure that a runner is on its way while there is something to run."""
         if self._queue and not self._idle and not self._gate and not self._stopping:
             self._idle += 1
-            task = self.loop.create_task(self._runner())
+            task = self.loop.create_task(self._runner(), context=Context())  # not that of a workflow that just ended
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -441,7 +442,7 @@ class Executor:
         if run.history.riders:
             entry.riders = [*(entry.riders or ()), *(run.history.take_riders() or ())]
         if ended:
-            run.ended = True
+            run.ended, run.home = True, None
             if run.life is not None and run.life.parent is not None and entry.status in FINAL:
                 entry.riders = [*(entry.riders or ()), Rider("insert_signals", (run.life.parent,))]
         else:
@@ -603,13 +604,14 @@ class Executor:
 
     def terminate(self, run: Run, why: str) -> None:
         """It is cancelled here and now: whatever its code still does is not recorded. On the loop."""
+        home = run.home
         with run.lock:
             if run.ended or run.dropped:
                 return
             self._hand(run, Entry(run, [], "cancelled", reason=why), ended=True)
         self.waits.end(run, Dropped())
-        if run.spec.is_async and run.begun and run.home is not None:
-            run.home.cancel()
+        if home is not None and run.begun:
+            home.cancel()
 
     def request(self, workflow_id: str, kind: str, who: str) -> None:
         """A person wants a workflow of this executor to end. On the loop."""

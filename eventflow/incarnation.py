@@ -27,7 +27,6 @@ from eventflow.registry import ConsumerSpec, Spec
 from eventflow.runs import Claim, Life, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
-from eventflow.waits import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,11 @@ class Incarnation:
         self.ended: asyncio.Future[BaseException] = loop.create_future()
         application = settings.application
         self.id = identity.executor
-        self.executor = Executor(loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random)
+        clock, self._reader = LedgerClock(identity.ahead), Reader(database, self._stopped)
+        self.executor = Executor(
+            loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random, now=clock.now,
+            ask=self._reader.ask, suspend_after=settings.suspend_after, application=application,
+        )  # fmt: skip
         self.journal = Journal(
             Lane(database, identity, 0, self._stopped), application,
             on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self._lost,
@@ -73,18 +76,11 @@ class Incarnation:
         )
         self.executor.journal = self.journal
         self.executor.transactions = self.transactions
-        self._clock = LedgerClock(identity.ahead)
-        self._reader = Reader(database, self._stopped)
-        self.executor.now, self.executor.application = self._clock.now, application
-        self.executor.waits = Waits(
-            loop, self._reader, now=self._clock.now, suspend_after=settings.suspend_after,
-            crowded=self.executor.crowded,
-        )  # fmt: skip
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease,
             adopt=self._adopt, running=self.executor.holds, room=self.executor.room, request=self._request,
             stuck_for=self.journal.waiting_for,
-            clock=self._clock, on_fenced=self._end,
+            clock=clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
         self.executor.on_rows = self._lease.take

@@ -354,8 +354,12 @@ class Lease:
 
         rows = in_transaction(connection, work)
         if rows:
-            crash_point("recovery.after_claim_rows" if query == "claim_rows" else "recovery.after_claim_woken")
-            self._adopt_rows(connection, rows, woken=query == "claim_woken")
+            woken = query == "claim_woken"
+            if woken:
+                crash_point("recovery.after_claim_woken")
+            else:
+                crash_point("recovery.after_claim_rows")
+            self._adopt_rows(connection, rows, woken=woken)
         return len(rows) >= limit
 
     def _read_requests(self, connection: Connection) -> None:

@@ -78,6 +78,15 @@ class Sources:
             return True
         return False
 
+    def partitions(self, topic: str) -> list[int]:
+        """The partitions that the topic has now.
+
+        Raises:
+            KafkaException: the brokers do not answer.
+
+        """
+        return self._brokers.partitions(topic)
+
     def _register(self, topic: str) -> Source:
         cluster_id, topic_id = self._brokers.identity(topic)
         [(source, incarnation, foreign)] = self._ledger.run(

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from eventflow.context import Suspended
-from eventflow.reader import Reader, Rows, Source
+from eventflow.reader import Rows, Source
 from eventflow.replay import Await
 from eventflow.runs import Life, Run
 
 logger = logging.getLogger(__name__)
+
+Ask = Callable[[Source, Callable[[Rows], None]], None]  # `Reader.ask`
 
 _LOOK_EVERY = 0.25  # seconds; what another process did is seen after so long at the latest
 _STILL = 0.05  # seconds for which a run has to stand still before it may leave memory
@@ -41,13 +43,13 @@ class Waits:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        reader: Reader,
+        ask: Ask,
         *,
         now: Callable[[], float],
         suspend_after: float,
         crowded: Callable[[], bool],
     ) -> None:
-        self._loop, self._reader, self._now = loop, reader, now
+        self._loop, self._ask, self._now = loop, ask, now
         self._suspend_after, self._crowded = suspend_after, crowded
         self._sources: dict[Source, set[Wait]] = {}
         self._runs: set[Run] = set()
@@ -102,7 +104,7 @@ class Waits:
         def answer(rows: Rows) -> None:
             self._loop.call_soon_threadsafe(self._answered, wait, source, rows)
 
-        self._reader.ask(source, answer)
+        self._ask(source, answer)
 
     def _answered(self, wait: Wait, source: Source, rows: Rows) -> None:
         again = wait.asked.pop(source)

@@ -23,7 +23,7 @@ from eventflow.incarnation import Incarnation
 from eventflow.journal import Entry, Identity, Lane
 from eventflow.migrations import migrate
 from eventflow.ports import AsyncPort, Port, adrive, drive
-from eventflow.recovery import Lease, birth
+from eventflow.recovery import Lease, LedgerClock, birth
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.runs import Claim, Run
 from eventflow.settings import Settings
@@ -470,7 +470,14 @@ class Bench:
             [(claim,)] = ask("select id from eventflow.claims")
             [(_, _, epoch)] = say("take_claims", {"executor": identity.executor, "in_flight": 9, "claims": [claim]})
         self.claim = Claim(claim, epoch, "g", "t", 0, source, 1, "kafka:g:t:1:0:", 0)
-        self.executor = Executor(asyncio.get_running_loop(), accept_after=10, threads=1, draw=random.random)
+        self.executor = Executor(
+            asyncio.get_running_loop(),
+            accept_after=10,
+            threads=1,
+            draw=random.random,
+            now=time.time,
+            ask=lambda *_: None,
+        )
         self.executor.journal = self.journal = Recorder()  # type: ignore[assignment]
         self.lane = Lane(self.database, identity, 0, threading.Event())
         self.transactions = Transactions(
@@ -761,7 +768,8 @@ def idle_lease(ask: Ask, room: Callable[[], int]) -> tuple[Lease, list[Any]]:
 
     lease = Lease(
         database, identity, "a", {"n": make_spec(function, "n", Retry(0), 5)}, beat=60, lease=60,
-        adopt=told.append, running=lambda _: False, room=room, stuck_for=lambda: 0.0, on_fenced=told.append,
+        adopt=lambda runs, how: told.append(runs), running=lambda _: False, room=room, request=lambda *_: None,
+        stuck_for=lambda: 0.0, clock=LedgerClock(0.0), on_fenced=told.append,
     )  # fmt: skip
     return lease, told
 
@@ -772,10 +780,10 @@ def test_no_more_rows_are_taken_than_there_is_room_for(ask: Ask) -> None:
     ask("insert into eventflow.workflows (id, name, application, status, attempt, arguments) "
         "select n::text, 'n', 'a', 'running', 1, 'null' from generate_series(1, 5) n")  # fmt: skip
     with Database(ask.url).connect("test") as connection:
-        assert lease._claim_rows(connection), "there may be more"
+        assert lease._claim(connection, "claim_rows"), "there may be more"
         assert [len(claimed) for claimed in adopted] == [2]
         room = 0
-        assert not lease._claim_rows(connection)
+        assert not lease._claim(connection, "claim_rows")
         room = 100
-        assert not lease._claim_rows(connection)
+        assert not lease._claim(connection, "claim_rows")
         assert [len(claimed) for claimed in adopted] == [2, 3]

@@ -276,13 +276,23 @@ def test_rows_of_another_executor_are_not_written(ledger: Ledger) -> None:
     """Taken over in the meantime: the update writes none of them, not even those that are still its own."""
     session = ledger.session()
     for workflow_id in ("one", "two"):
-        session.run("start_workflow", id=workflow_id, name="n", application="x", executor=ledger.a, arguments="{}")
+        session.run(
+            "start_workflow",
+            id=workflow_id,
+            name="n",
+            application="x",
+            executor=ledger.a,
+            arguments="{}",
+            deadline=None,
+            attributes=None,
+            parent=None,
+        )
     session.connection.execute("update eventflow.workflows set executor = %s where id = 'two'", [ledger.b])
     with refused("EF004"):
         session.run(
             "update_workflows", executor=ledger.a, id=["one", "two"], status=["succeeded"] * 2, held=[True] * 2,
             attempt=[1, 1], retries=[0, 0], recoveries=[0, 0], wake_in=[None, None], output=["1", "1"],
-            error=[None, None], reason=[None, None],
+            error=[None, None], reason=[None, None], arguments=[None, None],
         )  # fmt: skip
     found = session.connection.execute("select distinct status::text from eventflow.workflows").fetchall()
     assert found == [("running",)]

@@ -216,6 +216,9 @@ class Settled:
     def __init__(self) -> None:
         self.done, self.wrong = list[Run](), list[BaseException]()
 
+    def tell(self, riders: Any) -> None:
+        assert not list(riders)
+
     def settled(self, runs: list[Run]) -> None:
         self.done += runs
 
@@ -377,7 +380,17 @@ def test_a_transactional_step_whose_answer_was_lost_is_done_once(ledger: Ledger,
     """What it returned is read from the ledger, where it was committed; else it runs again."""
     desk = Desk(ledger, colour)
     run = desk.message(0)
-    ledger.run("start_workflow", id=run.workflow_id, name="n", application="x", executor=ledger.a, arguments="{}")
+    ledger.run(
+        "start_workflow",
+        id=run.workflow_id,
+        name="n",
+        application="x",
+        executor=ledger.a,
+        arguments="{}",
+        deadline=None,
+        attributes=None,
+        parent=None,
+    )
     branch = Branch(run, None)
     desk.lose(how)
     assert desk.step(branch) == (2 if how == "never" else 1)

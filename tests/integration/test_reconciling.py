@@ -8,7 +8,7 @@ import pytest
 from eventflow.database import Connection, Database
 from eventflow.journal import Identity
 from eventflow.migrations import migrate
-from eventflow.recovery import Lease
+from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Run
@@ -39,7 +39,8 @@ class Holder:
         spec = make_spec(lambda: None, "known", Retry(0), 0)
         self.lease: Any = Lease(
             self.database, Identity(self.executor, timeline, [0]), "x", {"known": spec}, beat=1, lease=5,
-            adopt=lambda rows: self.started.extend(run for run, _ in rows), running=self.running.__contains__, room=lambda: 100,
+            adopt=lambda runs, how: self.started.extend(runs), running=self.running.__contains__, room=lambda: 100, request=lambda *_: None,
+            clock=LedgerClock(0.0),
             stuck_for=lambda: 0.0, on_fenced=lambda _: None,
         )  # fmt: skip
         self.start("w")
@@ -48,7 +49,17 @@ class Holder:
         return self.database.run(self.connection, name, params)
 
     def start(self, workflow_id: str, name: str = "known") -> None:
-        self.run("start_workflow", id=workflow_id, name=name, application="x", executor=self.executor, arguments="{}")
+        self.run(
+            "start_workflow",
+            id=workflow_id,
+            name=name,
+            application="x",
+            executor=self.executor,
+            arguments="{}",
+            deadline=None,
+            attributes=None,
+            parent=None,
+        )
 
     def end(self) -> None:
         self.connection.execute(

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -69,7 +70,14 @@ def test_a_transaction_waits_until_the_failure_before_it_in_its_scope_is_durable
     """Committed earlier, its effect would stand before its predecessor's, which a crash lets run again (R12)."""
 
     async def main() -> None:
-        executor = Executor(asyncio.get_running_loop(), accept_after=10, threads=1, draw=random.random)
+        executor = Executor(
+            asyncio.get_running_loop(),
+            accept_after=10,
+            threads=1,
+            draw=random.random,
+            now=time.time,
+            ask=lambda *_: None,
+        )
         journal, lanes = Recorder(), Lanes()
         executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
         claim, launched = ordered_claim(), lanes.launched
@@ -87,7 +95,14 @@ def test_a_transaction_waits_until_the_failure_before_it_in_its_scope_is_durable
 
 def test_a_dropped_end_takes_no_more_room() -> None:
     async def main() -> None:
-        executor = Executor(asyncio.get_running_loop(), accept_after=10, threads=1, draw=random.random)
+        executor = Executor(
+            asyncio.get_running_loop(),
+            accept_after=10,
+            threads=1,
+            draw=random.random,
+            now=time.time,
+            ask=lambda *_: None,
+        )
         journal = Recorder()
         executor.journal, executor.transactions = journal, Lanes()  # type: ignore[assignment]
         claim = ordered_claim()
@@ -106,7 +121,14 @@ def test_a_parked_message_holds_its_scope_until_it_is_decided_on() -> None:
     """Parked is not final: what follows waits, in this process as after a restart (R11)."""
 
     async def main() -> None:
-        executor = Executor(asyncio.get_running_loop(), accept_after=10, threads=1, draw=random.random)
+        executor = Executor(
+            asyncio.get_running_loop(),
+            accept_after=10,
+            threads=1,
+            draw=random.random,
+            now=time.time,
+            ask=lambda *_: None,
+        )
         journal, lanes = Recorder(), Lanes()
         executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
         claim = ordered_claim()
@@ -129,13 +151,20 @@ def test_while_a_suspect_runs_no_other_transaction_may_begin() -> None:
     """A message whose process died runs again with nothing beside it, so that the count finds the killer (R13)."""
 
     async def main() -> None:
-        executor = Executor(asyncio.get_running_loop(), accept_after=10, threads=1, draw=random.random)
+        executor = Executor(
+            asyncio.get_running_loop(),
+            accept_after=10,
+            threads=1,
+            draw=random.random,
+            now=time.time,
+            ask=lambda *_: None,
+        )
         journal, lanes = Recorder(), Lanes()
         executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
         suspect = transactional(ordered_claim(), 0)
         suspect.claim = suspect.scope = None
         suspect.spec.recoveries, suspect.in_ledger = 5, True
-        executor.adopt([suspect], recovered=True)
+        executor.adopt([suspect], "recovered")
         while not journal.entries:
             await asyncio.sleep(0)
         assert (lanes.opened, lanes.alone) == (False, [])
@@ -159,7 +188,12 @@ class Line:
 
     def __init__(self, function: Callable[[Any], Any], count: int = 3, accept_after: float = 10) -> None:
         self.executor: Any = Executor(
-            asyncio.get_running_loop(), accept_after=accept_after, threads=2, draw=random.random
+            asyncio.get_running_loop(),
+            accept_after=accept_after,
+            threads=2,
+            draw=random.random,
+            now=time.time,
+            ask=lambda *_: None,
         )
         self.journal = Recorder()
         self.executor.journal = self.journal

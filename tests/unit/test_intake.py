@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -335,3 +336,16 @@ def test_a_claim_that_waits_for_a_broker_is_not_told_before_it_is_held(
         "claiming for intake handler: Kafka at kafka:9092 does not answer; trying again",
         "intake handler claims orders/3 from offset 120 (epoch 5, its last owner did not let go of it)",
     ]
+
+
+def test_a_rebalance_asks_for_the_partitions_past_its_own_consumer() -> None:
+    """`list_topics` of a consumer within its callback makes the binding abort at the next line of librdkafka's log."""
+    desk, written = Desk(), list[Any]()
+    metadata = SimpleNamespace(topics={"orders": SimpleNamespace(partitions={0: None, 3: None})})
+    vars(desk.intake._brokers)["admin"] = SimpleNamespace(list_topics=lambda *_, **__: metadata)
+    desk.consumer.get_watermark_offsets = lambda *_, **__: (5, 9)  # type: ignore[attr-defined]
+    desk.consumer.committed = lambda places, **__: places  # type: ignore[attr-defined]
+    desk.ledger.run = lambda name, params: written.append((name, params)) or []  # type: ignore[method-assign]
+    desk.intake.claims._first_positions(desk.consumer, "orders", Source(1, "orders", 1, "id"), [3])
+    name, params = written[-1]
+    assert (name, params["partition"], params["position"]) == ("insert_claims", [0, 3], [5, 5])

@@ -127,8 +127,8 @@ class FakePort:
     def rollback(self) -> None:
         self._look("rollback")
 
-    def broken(self) -> bool:
-        return False
+    def condition(self) -> str:
+        return "whole"
 
     def flush(self) -> None: ...
     def batch(self, statements: Any) -> None: ...
@@ -143,6 +143,9 @@ class Ends:
     def __init__(self) -> None:
         self.done: list[Run] = []
         self.failures: list[BaseException] = []
+
+    def tell(self, riders: Any) -> None:
+        assert not list(riders)
 
     def settled(self, runs: list[Run]) -> None:
         self.done += runs

@@ -16,7 +16,7 @@ def protocol(history: History, position: str = "1.1", name: str = "charge", retr
     codec = codec_for(int | None)
     return step(
         history, position, name, Retry(retries, delay=1, jitter=0), codec.encode, codec.decode, encode_error, decode_error,
-        settled, lambda: 0.0, lambda: 0.5,
+        settled, lambda: 0.0, lambda: 0.5, lambda: 0.0, [],
     )  # fmt: skip
 
 

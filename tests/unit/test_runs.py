@@ -82,7 +82,12 @@ class Desk:
 @asynccontextmanager
 async def desk(*, accept_after: float = 10.0, threads: int = 1) -> AsyncIterator[Desk]:
     loop = asyncio.get_running_loop()
-    executor, lane = Executor(loop, accept_after=accept_after, threads=threads, draw=random.random), FakeLane()
+    executor, lane = (
+        Executor(
+            loop, accept_after=accept_after, threads=threads, draw=random.random, now=time.time, ask=lambda *_: None
+        ),
+        FakeLane(),
+    )
     fenced: list[Exception] = []
     journal = Journal(
         lane, "a",  # type: ignore[arg-type]
@@ -149,7 +154,7 @@ async def test_a_row_is_taken_although_a_dropped_run_of_it_has_not_unwound(recov
         at.executor.runs[known.workflow_id] = known
         known.dropped = True
         assert not at.executor.holds(known.workflow_id), "R10b takes it for running"
-        at.executor.adopt([back], recovered=recovered)
+        at.executor.adopt([back], "recovered" if recovered else "queued")
         await until(lambda: back.ended and back.over(), "it runs")
         assert at.lane.sent[-1]["update_workflows"]["status"] == ["succeeded"]
 
@@ -317,7 +322,7 @@ async def test_between_two_suspects_others_get_their_turn() -> None:
 
         at.lane.free.clear()
         slow = handler_spec(suspect)
-        at.executor.adopt([at.row(slow, n) for n in range(3)], recovered=True)
+        at.executor.adopt([at.row(slow, n) for n in range(3)], "recovered")
         await until(lambda: at.executor._gate, "the first suspect is about to run alone")
         assert at.executor.room() == 0, "rows are taken while suspects wait"
         at.executor.dispatch([at.message(handler_spec(fresh))])
