@@ -52,14 +52,14 @@ def emit(what: str, name: str, make: Callable[[str], list[Rider]]) -> None:
     """
     here = current.get()
     if isinstance(here, StepScope):
-        key = f"{here.branch.run.workflow_id}#{here.position}.{len(here.riders) + 1}" if here.branch.run else ""
-        here.riders += make(key)
+        run, place = here.branch.run, f"{here.position}.{len(here.riders) + 1}"
+        here.riders += make("" if run is None else run.key_of(place))
         return
 
     def record(branch: Branch, position: str) -> None:
         history = branch.run.history
         if history.find(position, name) is None:
-            history.note(position, name, None, *make(f"{branch.run.workflow_id}#{position}"))
+            history.note(position, name, None, *make(branch.run.key_of(position)))
 
     note(what, record)
 
