@@ -1,0 +1,97 @@
+"""The application of these tests, in this process, on a ledger of its own; without Kafka."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import eventflow
+from eventflow import sync
+from eventflow.migrations import migrate
+from eventflow.settings import Settings
+from tests.conformance.colours import COLOURS, Colour, Pair, traced, until
+from tests.harness import EFFECTS, World
+
+MODES = {"leaves": 0.02, "stays": 60.0}  # what waits leaves memory at once, or never in these tests
+
+
+class App:
+    """Eventflow, running in this process; it can be stopped and started again, as by a deploy."""
+
+    def __init__(self, url: str, mode: str) -> None:
+        self.leaves = mode == "leaves"
+        self._settings = Settings(
+            database_url=url, suspend_after=MODES[mode], lease=1, beat=0.2, drain=2, accept_after=0.01, threads=8
+        )
+        self._stack = contextlib.ExitStack()
+        self.up()
+
+    def up(self) -> None:
+        self._stack.enter_context(eventflow.running(self._settings, consumers=False))
+
+    def down(self) -> None:
+        self._stack.close()
+
+    def start(self, pair: Pair, colour: Colour, *args: Any, **options: Any) -> sync.Handle[Any]:
+        options.setdefault("workflow_id", f"{colour} {uuid.uuid4()}")
+        return sync.start(pair[colour], *args, **options)
+
+    def run(self, pair: Pair, colour: Colour, *args: Any, **options: Any) -> Any:
+        return self.start(pair, colour, *args, **options).result(timeout=15)
+
+    def asleep(self, handle: sync.Handle[Any]) -> None:
+        """Wait until it waits; where this application lets go of what waits, until it has."""
+        if self.leaves:
+            until(lambda: handle.get().status == "waiting")
+        else:
+            until(lambda: traced(handle.workflow_id))
+
+
+def names(handle: sync.Handle[Any]) -> list[str]:
+    """What the workflow has recorded."""
+    return [step.name for step in handle.steps()]
+
+
+@contextlib.contextmanager
+def new_database(postgres_url: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"create database {name}".encode())
+    url = postgres_url.rsplit("/", 1)[0] + f"/{name}"
+    migrate(url)
+    yield url
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"drop database {name} with (force)".encode())
+
+
+@pytest.fixture(scope="package")
+def ledger(postgres_url: str) -> Iterator[str]:
+    with new_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="package", params=MODES)
+def app(ledger: str, request: pytest.FixtureRequest) -> Iterator[App]:
+    made = App(ledger, request.param)
+    yield made
+    made.down()
+
+
+@pytest.fixture(params=COLOURS)
+def colour(request: pytest.FixtureRequest) -> Colour:
+    return request.param
+
+
+@pytest.fixture
+def world(postgres_url: str, tmp_path: Path) -> Iterator[World]:
+    """For workers that are killed; the ledger is the test's own, and there is no Kafka."""
+    with new_database(postgres_url) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(EFFECTS.encode())
+        made = World(url, "", tmp_path)
+        yield made
+        made.close()

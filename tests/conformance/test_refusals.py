@@ -1,0 +1,184 @@
+"""Bad input: each mistake has an error of its own, at the earliest moment, and none stops the application."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+import eventflow
+from eventflow import durable, sync
+from eventflow.errors import BlockingCallError, CodecError, UsageError
+from tests.conformance.colours import Body, Colour, Do, both
+from tests.conformance.conftest import App
+
+stays = pytest.mark.parametrize("app", ["stays"], indirect=True)
+ODD = "\ud800"  # half a surrogate pair, which is no text for Postgres
+
+
+class Opaque:
+    pass
+
+
+MISTAKES: dict[str, tuple[Callable[[Do], Any], type[Exception], str]] = {
+    "a negative sleep": (lambda do: do.sleep(-1), UsageError, "a sleep must be .* -1"),
+    "a negative timedelta": (lambda do: do.sleep(timedelta(seconds=-1)), UsageError, "a sleep"),
+    "a sleep of nan": (lambda do: do.sleep(float("nan")), UsageError, "a sleep"),
+    "an endless sleep": (lambda do: do.sleep(float("inf")), UsageError, "a sleep"),
+    "an absurd sleep": (lambda do: do.sleep(1e300), UsageError, "a sleep"),
+    "an absurd timedelta": (lambda do: do.sleep(timedelta.max), UsageError, "a sleep"),
+    "a sleep of no number": (lambda do: do.sleep("soon"), UsageError, "a sleep must be .*'soon'"),
+    "a sleep of nothing": (lambda do: do.sleep(None), UsageError, "a sleep must be .*None"),
+    "a naive time": (lambda do: do.sleep_until(datetime(2030, 1, 1)), UsageError, "zone"),
+    "no time": (lambda do: do.sleep_until("tomorrow"), UsageError, "sleep_until takes .*'tomorrow'"),
+    "a negative timeout": (lambda do: do.recv(int, timeout=-1), UsageError, "timeout"),
+    "an absurd timeout": (lambda do: do.recv(int, timeout=1e300), UsageError, "timeout"),
+    "a type that is none": (lambda do: do.recv(Opaque), UsageError, "Opaque"),
+    "a topic that is no text": (lambda do: do.recv(int, topic=7), UsageError, "not a topic: 7"),
+    "a topic with a zero byte": (lambda do: do.recv(int, topic="a\0"), UsageError, "not a topic"),
+    "a topic of half a character": (lambda do: do.recv(int, topic=ODD), UsageError, "not a topic"),
+    "a topic that is too long": (lambda do: do.send("x", 1, topic="t" * 501), UsageError, "not a topic"),
+    "a sent topic of half a character": (lambda do: do.send("x", 1, topic=ODD), UsageError, "not a topic"),
+    "an empty id": (lambda do: do.send("", 1), UsageError, "id cannot be empty"),
+    "an id that is no text": (lambda do: do.send(5, 1), UsageError, "id is a text"),
+    "an id that is too long": (lambda do: do.send("i" * 513, 1), UsageError, "at most"),
+    "an id with a zero byte": (lambda do: do.send("a\0", 1), UsageError, "printable"),
+    "a child's id with a zero byte": (lambda do: do.send("a>1.1\0", 1), UsageError, "printable"),
+    "a child's id of half a character": (lambda do: do.send(f"a>{ODD}", 1), UsageError, "printable"),
+    "a message's id of half a character": (lambda do: do.send(f"kafka:{ODD}", 1), UsageError, "printable"),
+    "a message that is no value": (lambda do: do.send("x", Opaque()), UsageError, "Opaque"),
+    "a message of half a character": (lambda do: do.send("x", ODD), CodecError, ""),
+    "a key that is no text": (lambda do: do.set_event(3, 1), UsageError, "not a key: 3"),
+    "a key of half a character": (lambda do: do.set_event(ODD, 1), UsageError, "not a key"),
+    "an event's value that is none": (lambda do: do.set_event("k", Opaque()), UsageError, "Opaque"),
+    "an asked key with a zero byte": (lambda do: do.event("x", "\0", int), UsageError, "not a key"),
+    "an event of an empty id": (lambda do: do.event("", "k", int), UsageError, "id cannot be empty"),
+    "first without handles": (lambda do: do.first(), UsageError, "at least one handle"),
+    "first of what is no handle": (lambda do: do.first("x"), UsageError, "handle"),
+    "a start of no workflow": (lambda do: do.start({do.colour: len}), UsageError, "@workflow"),
+    "a child of an odd id": (lambda do: do.start(does, "a negative sleep", workflow_id="a>b"), UsageError, "'>'"),
+    "a child's negative timeout": (lambda do: do.start(does, "x", timeout=-1), UsageError, "timeout"),
+    "a child's absurd timeout": (lambda do: do.start(does, "x", timeout=1e300), UsageError, "timeout"),
+    "a child's missing argument": (lambda do: do.start(does), UsageError, "missing"),
+    "a child's argument of another type": (lambda do: do.start(does, 5), CodecError, "'mistake'"),
+    "a step's negative timeout": (lambda do: do.run_step(len, "", timeout=-1), UsageError, "timeout"),
+    "a step's negative retries": (lambda do: do.run_step(len, "", retries=-1), UsageError, "retries"),
+}  # fmt: skip
+
+
+@both
+def does(do: Do, mistake: str) -> Body[list[str]]:
+    """Make the mistake, and say what came of it."""
+    operation, *_ = MISTAKES[mistake]
+    try:
+        yield operation(do)
+    except Exception as error:
+        kind = "UsageError" if isinstance(error, UsageError) else type(error).__name__
+        return [kind, str(error)]
+    return ["nothing", ""]
+
+
+@stays
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_workflow(app: App, colour: Colour, mistake: str) -> None:
+    _, kind, words = MISTAKES[mistake]
+    found, text = app.run(does, colour, mistake)
+    assert found == kind.__name__, text
+    assert re.search(words, text), text
+
+
+# ---- where a call is made --------------------------------------------------------------------------
+
+IN_A_STEP: dict[str, Callable[[Any], Any]] = {
+    "sleep": lambda verbs: verbs.sleep(0),
+    "sleep_until": lambda verbs: verbs.sleep_until(datetime.now(UTC)),
+    "recv": lambda verbs: verbs.recv(int, timeout=0),
+    "event": lambda verbs: verbs.event("x", "k", int, timeout=0),
+    "first": lambda verbs: verbs.first(sync.Handle(eventflow.Handle("x", None))),  # type: ignore[arg-type]
+    "now": lambda _: durable.now(),
+    "uuid4": lambda _: durable.uuid4(),
+    "random": lambda _: durable.random(),
+    "patch": lambda _: durable.patch("p"),
+    "continue_as_new": lambda _: durable.continue_as_new(does["sync"].bind("x")),
+}
+
+
+@both
+def does_in_a_step(do: Do, what: str) -> Body[str]:
+    async def act_async() -> None:
+        made = IN_A_STEP[what](durable)
+        if made is not None:
+            await made
+
+    def act() -> None:
+        IN_A_STEP[what](sync)
+
+    try:
+        yield do.run_step(act_async if do.colour == "async" else act, name="acts")
+    except UsageError as error:
+        return str(error)
+    return "nothing"
+
+
+@stays
+@pytest.mark.parametrize("what", IN_A_STEP)
+def test_what_waits_or_is_recorded_does_not_belong_into_a_step(app: App, colour: Colour, what: str) -> None:
+    assert "step" in app.run(does_in_a_step, colour, what)
+
+
+@stays
+@pytest.mark.parametrize("what", IN_A_STEP)
+def test_what_waits_or_is_recorded_does_not_belong_outside_a_workflow(app: App, what: str) -> None:
+    with pytest.raises(UsageError, match="belongs into a workflow"):
+        IN_A_STEP[what](sync)
+
+
+@stays
+def test_a_sync_verb_in_an_async_workflow_says_what_to_await(app: App) -> None:
+    for what in ("sleep", "recv", "event"):
+        found, text = app.run(crosses, "async", what)
+        assert (found, "await eventflow.durable." in text) == ("BlockingCallError", True), text
+
+
+@stays
+def test_an_async_verb_in_a_sync_workflow_is_refused(app: App) -> None:
+    found, text = app.run(crosses, "sync", "sleep")
+    assert (found, "eventflow.sync" in text) == ("UsageError", True), text
+
+
+@both
+def crosses(do: Do, what: str) -> Body[list[str]]:
+    verbs: Any = sync if do.colour == "async" else durable
+    made = None
+    try:
+        made = IN_A_STEP[what](verbs)
+        if made is not None:
+            made.send(None)
+    except (UsageError, BlockingCallError) as error:
+        return [type(error).__name__, str(error)]
+    finally:
+        if made is not None:
+            made.close()
+    yield do.sleep(0)
+    return ["nothing", ""]
+
+
+@stays
+def test_start_from_outside_refuses_absurd_times(app: App, colour: Colour) -> None:
+    for timeout in (-1, 1e300, timedelta.max, "soon"):
+        with pytest.raises(UsageError, match="timeout"):
+            sync.start(does[colour], "a negative sleep", timeout=timeout)  # type: ignore[arg-type]
+
+
+@stays
+def test_handles_refuse_what_cannot_be(app: App, colour: Colour) -> None:
+    handle = app.start(does, colour, "a negative sleep")
+    for topic in (ODD, "a\0", 7):
+        with pytest.raises(UsageError, match="not a topic"):
+            handle.send(1, topic=topic)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not a key"):
+        handle.event(ODD, int, timeout=0)
+    with pytest.raises(UsageError, match="idempotency key"):
+        handle.send(1, idempotency_key=ODD)
+    assert handle.result(timeout=10)[0] == "UsageError"

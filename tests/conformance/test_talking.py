@@ -1,0 +1,315 @@
+"""Messages and events: API.md 2.2, PROTOCOL.md R19."""
+
+import time
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import eventflow
+from eventflow import durable
+from eventflow.errors import CodecError, WorkflowTimeoutError
+from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
+from tests.conformance.conftest import App, names
+
+leaves = pytest.mark.parametrize("app", ["leaves"], indirect=True)
+
+
+class Order(BaseModel):
+    n: int
+    what: str = ""
+
+
+@both
+def collects(do: Do, count: int, topic: str = "") -> Body[list[int]]:
+    trace("begins")
+    found: list[int] = []
+    for _ in range(count):
+        found.append((yield do.recv(int, topic=topic, timeout=10)))
+    return found
+
+
+@both
+def posts(do: Do, to: str, values: list[int], topic: str = "", pause: float = 0) -> Body[int]:
+    for value in values:
+        yield do.send(to, value, topic=topic)
+        if pause:
+            yield do.sleep(pause)
+    return len(values)
+
+
+def test_messages_are_received_in_order_each_once(app: App, colour: Colour) -> None:
+    handle = app.start(collects, colour, 30)
+    app.run(posts, colour, handle.workflow_id, list(range(30)))
+    assert handle.result(timeout=10) == list(range(30))
+
+
+@leaves
+def test_each_is_received_once_however_often_sender_and_receiver_leave_memory(app: App, colour: Colour) -> None:
+    handle = app.start(collects, colour, 5)
+    sender = app.start(posts, colour, handle.workflow_id, list(range(5)), "", 0.2)
+    assert handle.result(timeout=15) == [0, 1, 2, 3, 4]
+    assert names(sender).count("send") == 5
+    assert traced(handle.workflow_id).count("begins") > 2
+    assert names(handle) == ["recv"] * 10  # the time until which it waits, and what came
+
+
+def test_a_message_waits_for_its_receiver(app: App, colour: Colour) -> None:
+    """It is sent before the receiver exists."""
+    later = f"{colour} later {time.time()}"
+    app.run(posts, colour, later, [7, 8])
+    assert app.run(collects, colour, 2, workflow_id=later) == [7, 8]
+
+
+def test_a_long_inbox_is_read_in_good_time(app: App, colour: Colour) -> None:
+    later = f"{colour} many {time.time()}"
+    app.run(posts, colour, later, list(range(500)))
+    began = time.monotonic()
+    assert app.run(collects, colour, 500, workflow_id=later) == list(range(500))
+    assert time.monotonic() - began < 5
+
+
+@both
+def reads_two_topics(do: Do) -> Body[list[int]]:
+    second = yield do.recv(int, topic="b", timeout=10)
+    first = yield do.recv(int, topic="a", timeout=10)
+    plain = yield do.recv(int, timeout=10)
+    return [first, second, plain]
+
+
+def test_each_topic_is_an_inbox_of_its_own(app: App, colour: Colour) -> None:
+    handle = app.start(reads_two_topics, colour)
+    for topic, value in (("a", 1), ("", 3), ("b", 2)):
+        handle.send(value, topic=topic)
+    assert handle.result(timeout=10) == [1, 2, 3]
+
+
+@both
+def waits_in_vain(do: Do, timeout: float) -> Body[list[Any]]:
+    found: list[Any] = []
+    for _ in range(2):
+        before = durable.now()
+        try:
+            found.append((yield do.recv(int, timeout=timeout)))
+        except WorkflowTimeoutError:
+            found.append((durable.now() - before).total_seconds())
+    yield do.run_step(trace, "after")
+    yield do.sleep(0.3)
+    return found
+
+
+def test_a_timeout_is_recorded(app: App, colour: Colour) -> None:
+    """A message that comes later changes nothing on the replay that the sleep makes."""
+    handle = app.start(waits_in_vain, colour, 0.3)
+    until(lambda: "after" in traced(handle.workflow_id))
+    handle.send(1)
+    first, second = handle.result(timeout=10)
+    assert 0.25 <= first < 1.3
+    assert 0.25 <= second < 1.3
+
+
+@both
+def glances(do: Do) -> Body[int | None]:
+    yield do.run_step(trace, "begins")
+    try:
+        return (yield do.recv(int, timeout=0))
+    except WorkflowTimeoutError:
+        return None
+
+
+def test_a_message_that_is_there_is_received_whatever_the_timeout(app: App, colour: Colour) -> None:
+    later = f"{colour} glance {time.time()}"
+    app.run(posts, colour, later, [7])
+    assert app.run(glances, colour, workflow_id=later) == 7
+    assert app.run(glances, colour) is None
+
+
+@both
+def waits_a_second(do: Do) -> Body[int]:
+    trace("begins")
+    return (yield do.recv(int, timeout=1))
+
+
+@leaves
+def test_a_message_that_came_in_time_is_received_although_nobody_ran_then(app: App, colour: Colour) -> None:
+    handle = app.start(waits_a_second, colour)
+    app.asleep(handle)
+    handle.send(5)
+    app.down()
+    time.sleep(1.1)
+    app.up()
+    assert handle.result(timeout=10) == 5
+
+
+# ---- branches --------------------------------------------------------------------------------------
+
+
+def _takes(do: Do, count: int) -> Body[list[int]]:
+    found: list[int] = []
+    for _ in range(count):
+        found.append((yield do.recv(int, timeout=10)))
+    return found
+
+
+@both
+def two_receivers(do: Do) -> Body[list[list[int]]]:
+    trace("begins")
+    return (yield do.gather(_takes(do, 3), _takes(do, 3)))
+
+
+def test_two_receiving_branches_share_the_messages_each_once_in_order(app: App, colour: Colour) -> None:
+    handle = app.start(two_receivers, colour)
+    app.asleep(handle)
+    app.start(posts, colour, handle.workflow_id, list(range(6)), "", 0.05)
+    one, other = handle.result(timeout=15)
+    assert sorted(one + other) == list(range(6))
+    assert one == sorted(one)
+    assert other == sorted(other)
+
+
+# ---- sending ---------------------------------------------------------------------------------------
+
+
+@both
+def sends_and_replays(do: Do, to: str) -> Body[int]:
+    yield do.send(to, durable.attempt())
+    yield do.sleep(0.3)
+    yield do.send(to, -1)
+    return durable.attempt()
+
+
+@leaves
+def test_a_replay_sends_nothing_again(app: App, colour: Colour) -> None:
+    inbox = f"{colour} once {time.time()}"
+    assert app.run(sends_and_replays, colour, inbox) > 1
+    assert app.run(collects, colour, 2, workflow_id=inbox) == [1, -1]
+
+
+def test_sent_again_under_the_same_key_it_is_the_same_message(app: App, colour: Colour) -> None:
+    handle = app.start(collects, colour, 2)
+    for value, key in ((1, "a"), (1, "a"), (2, "b")):
+        handle.send(value, idempotency_key=key)
+    assert handle.result(timeout=10) == [1, 2]
+
+
+@both
+def takes_an_order(do: Do) -> Body[Order]:
+    return (yield do.recv(Order, timeout=10))
+
+
+def test_a_message_has_the_type_that_is_asked_for(app: App, colour: Colour) -> None:
+    handle = app.start(takes_an_order, colour)
+    handle.send(Order(n=3, what="ü\0"))
+    assert handle.result(timeout=10) == Order(n=3, what="ü\0")
+
+
+@both
+def expects_a_number(do: Do) -> Body[str]:
+    try:
+        yield do.recv(int, timeout=10)
+    except CodecError:
+        return (yield do.recv(str, timeout=10))
+    return ""
+
+
+def test_a_message_of_another_type_is_a_codec_error_and_received(app: App, colour: Colour) -> None:
+    handle = app.start(expects_a_number, colour)
+    handle.send({"no": "number"})
+    handle.send("next")
+    assert handle.result(timeout=10) == "next"
+
+
+# ---- attempts --------------------------------------------------------------------------------------
+
+
+@eventflow.step
+def fails_first() -> None:
+    trace("step")
+    if traced(durable.workflow_id()).count("step") == 1:
+        raise ValueError("the first attempt fails")
+
+
+@both(retries=eventflow.Retry(2, delay=0.05))
+def receives_after_a_failure(do: Do) -> Body[int]:
+    try:
+        yield do.run_step(fails_first)
+    except ValueError:
+        trace((yield do.recv(int, timeout=10)))
+        raise
+    return (yield do.recv(int, timeout=3))
+
+
+def test_a_receipt_that_a_retry_drops_leaves_the_message_unread(app: App, colour: Colour) -> None:
+    """What was recorded after the failure is dropped with it: API.md 2.3.7."""
+    handle = app.start(receives_after_a_failure, colour)
+    handle.send(1)
+    assert handle.result(timeout=10) == 1
+    assert traced(handle.workflow_id) == ["step", 1, "step"]
+
+
+# ---- events ----------------------------------------------------------------------------------------
+
+
+@both
+def tells(do: Do, values: list[int]) -> Body[None]:
+    for value in values:
+        yield do.set_event("state", value)
+
+
+@both
+def listens(do: Do, to: str) -> Body[int]:
+    trace("begins")
+    return (yield do.event(to, "state", int, timeout=10))
+
+
+def test_the_last_value_of_an_event_counts(app: App, colour: Colour) -> None:
+    """Also where it is set several times in one flush."""
+    handle = app.start(tells, colour, [1, 2, 3])
+    handle.result(timeout=10)
+    assert app.run(listens, colour, handle.workflow_id) == 3
+    assert handle.event("state", int, timeout=5) == 3
+
+
+def test_an_event_wakes_who_waits_for_it(app: App, colour: Colour) -> None:
+    teller = f"{colour} teller {time.time()}"
+    listeners = [app.start(listens, colour, teller) for _ in range(3)]
+    for listener in listeners:
+        app.asleep(listener)
+    app.run(tells, colour, [5], workflow_id=teller)
+    assert [listener.result(timeout=10) for listener in listeners] == [5, 5, 5]
+
+
+@both
+def listens_in_vain(do: Do) -> Body[str]:
+    try:
+        yield do.event("nobody", "state", int, timeout=0.3)
+    except WorkflowTimeoutError as error:
+        return str(error)
+    return ""
+
+
+def test_an_event_that_is_not_set_in_time(app: App, colour: Colour) -> None:
+    assert "'state' of 'nobody'" in app.run(listens_in_vain, colour)
+
+
+@both
+def reads_an_event_twice(do: Do, to: str) -> Body[list[int]]:
+    first = yield do.event(to, "state", int)
+    yield do.run_step(trace, "read")
+    yield do.recv(int, timeout=10)
+    return [first, (yield do.event(to, "state", int))]
+
+
+def test_what_an_event_was_when_it_was_read_is_recorded(app: App, colour: Colour) -> None:
+    first = app.start(tells, colour, [1])
+    reader = app.start(reads_an_event_twice, colour, first.workflow_id)
+    until(lambda: "read" in traced(reader.workflow_id))
+    changer = app.start(tells_and_tells, colour, reader.workflow_id)
+    assert changer.result(timeout=10) is None
+    assert reader.result(timeout=10) == [1, 1]
+
+
+@both
+def tells_and_tells(do: Do, wake: str) -> Body[None]:
+    yield do.set_event("state", 9)
+    yield do.send(wake, 0)

@@ -1,0 +1,275 @@
+"""Sleep, and what it means to leave memory while waiting: API.md 2.5."""
+
+import contextvars
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+import eventflow
+from eventflow import durable
+from tests.conformance.colours import Body, Colour, Do, both, trace, traced
+from tests.conformance.conftest import App, names
+
+leaves = pytest.mark.parametrize("app", ["leaves"], indirect=True)
+
+
+@both
+def naps(do: Do, seconds: float) -> Body[list[str]]:
+    trace("begins")
+    recorded = [durable.now().isoformat(), str(durable.uuid4()), repr(durable.random())]
+    yield do.run_step(trace, "step")
+    yield do.sleep(seconds)
+    trace(recorded)
+    return recorded
+
+
+def test_a_replay_returns_what_was_recorded(app: App, colour: Colour) -> None:
+    handle = app.start(naps, colour, 0.4)
+    recorded = handle.result(timeout=10)
+    seen = traced(handle.workflow_id)
+    assert seen.count("begins") == (2 if app.leaves else 1)
+    assert seen.count("step") == 1
+    assert seen[-1] == recorded
+    assert names(handle) == ["now", "uuid4", "random", "trace", "sleep"]
+
+
+@both
+def measures(do: Do, seconds: float) -> Body[float]:
+    before = durable.now()
+    yield do.sleep(timedelta(seconds=seconds))
+    return (durable.now() - before).total_seconds()
+
+
+def test_a_sleep_lasts_as_long_as_it_says(app: App, colour: Colour) -> None:
+    assert 0.3 <= app.run(measures, colour, 0.3) < 1.3
+
+
+@leaves
+def test_the_time_counts_from_the_first_reach(app: App, colour: Colour) -> None:
+    """Over a restart: the application is away for a part of the sleep, which does not begin anew."""
+    handle = app.start(measures, colour, 0.8)
+    app.asleep(handle)
+    app.down()
+    time.sleep(0.4)
+    app.up()
+    assert 0.8 <= handle.result(timeout=10) < 1.6
+
+
+@both
+def until_a_time(do: Do, time: datetime) -> Body[datetime]:
+    yield do.sleep_until(time)
+    return durable.now()
+
+
+def test_sleep_until_a_moment(app: App, colour: Colour) -> None:
+    moment = datetime.now(UTC) + timedelta(seconds=0.4)
+    assert timedelta(0) <= app.run(until_a_time, colour, moment) - moment < timedelta(seconds=1)
+
+
+def test_a_moment_that_has_passed_is_no_wait(app: App, colour: Colour) -> None:
+    past = datetime(2001, 1, 1, tzinfo=UTC)
+    assert datetime.now(UTC) - app.run(until_a_time, colour, past) < timedelta(seconds=2)
+
+
+# ---- unwinding -------------------------------------------------------------------------------------
+
+
+@both
+def cleans_up(do: Do) -> Body[str]:
+    try:
+        trace("begins")
+        yield do.sleep(0.4)
+    finally:
+        trace("finally")
+        yield do.run_step(trace, "compensated")
+        yield do.set_event("cleaned", True)
+        trace("after")
+    return "done"
+
+
+def test_finally_runs_at_each_suspension_and_its_operations_at_the_end_only(app: App, colour: Colour) -> None:
+    handle = app.start(cleans_up, colour)
+    assert handle.result(timeout=10) == "done"
+    runs = 2 if app.leaves else 1
+    seen = traced(handle.workflow_id)
+    assert seen.count("finally") == seen.count("begins") == runs
+    assert seen[-2:] == ["compensated", "after"]
+    assert seen.count("compensated") == seen.count("after") == 1
+    assert names(handle) == ["sleep", "trace", "set_event"]
+
+
+@both
+def reaches_everything(do: Do) -> Body[str]:
+    """Every kind of operation, reached while it unwinds."""
+    operations = [
+        durable.now, durable.uuid4, durable.random, lambda: durable.patch("p"), do.sleep(0), do.recv(int, timeout=0),
+        do.send("nobody", 1), do.set_event("k", 1), do.run_step(trace, "acted"), do.start(naps, 0),
+        do.start(naps, 0, workflow_id=f"{do.colour} never started"), do.event("nobody", "k", int, timeout=0),
+    ]  # fmt: skip
+    try:
+        yield do.sleep(0.4)
+    except durable.Suspended:
+        for n, operation in enumerate(operations):
+            try:
+                if n < 4:
+                    operation()
+                else:
+                    yield operation
+                trace(f"operation {n} went through")
+            except durable.Suspended:
+                trace("suspended")
+        raise
+    return "done"
+
+
+@leaves
+def test_every_durable_operation_reached_while_unwinding_raises_suspended_and_does_nothing(
+    app: App, colour: Colour
+) -> None:
+    handle = app.start(reaches_everything, colour)
+    assert handle.result(timeout=10) == "done"
+    assert set(traced(handle.workflow_id)) == {"suspended"}
+    assert names(handle) == ["sleep"]
+
+
+@both
+def swallows(do: Do) -> Body[str]:
+    try:
+        trace("begins")
+        yield do.sleep(0.4)
+    except BaseException:
+        return "swallowed"
+    return "slept"
+
+
+@leaves
+def test_who_swallows_suspended_is_suspended_all_the_same_and_warned_of(
+    app: App, colour: Colour, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "eventflow"):
+        handle = app.start(swallows, colour)
+        assert handle.result(timeout=10) == "slept"
+    warned = [r for r in caplog.records if handle.workflow_id in r.getMessage()]
+    assert len(warned) == 1
+    assert "Suspended" in warned[0].getMessage()
+
+
+@both
+def guards_against_exceptions(do: Do) -> Body[str]:
+    try:
+        yield do.sleep(0.3)
+    except Exception:
+        return "seen"
+    return "slept"
+
+
+def test_except_exception_does_not_see_a_suspension(app: App, colour: Colour) -> None:
+    assert app.run(guards_against_exceptions, colour) == "slept"
+
+
+# ---- context ---------------------------------------------------------------------------------------
+
+caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
+
+
+@both
+def looks_around(do: Do) -> Body[list[str]]:
+    found = [caller.get()]
+    caller.set("workflow")
+    yield do.sleep(0.2)
+    found.append(caller.get())
+    return found
+
+
+def test_the_callers_context_is_not_seen_and_the_workflows_own_lives_as_locals_do(app: App, colour: Colour) -> None:
+    token = caller.set("test")
+    try:
+        assert app.run(looks_around, colour) == ["nobody", "workflow"]
+    finally:
+        caller.reset(token)
+
+
+# ---- branches --------------------------------------------------------------------------------------
+
+
+def _nap(do: Do, seconds: float) -> Body[float]:
+    yield do.sleep(seconds)
+    yield do.run_step(trace, seconds)
+    return seconds
+
+
+@both
+def branches(do: Do) -> Body[list[float]]:
+    return (yield do.gather(*(_nap(do, seconds) for seconds in (0.6, 0.2, 0.4))))
+
+
+def test_branches_sleep_at_once_and_each_acts_once(app: App, colour: Colour) -> None:
+    handle = app.start(branches, colour)
+    assert handle.result(timeout=10) == [0.6, 0.2, 0.4]
+    assert traced(handle.workflow_id) == [0.2, 0.4, 0.6]
+
+
+def _waits_long(do: Do) -> Body[str]:
+    try:
+        return (yield do.recv(str, timeout=2))
+    except eventflow.errors.WorkflowTimeoutError:
+        return "nothing came"
+
+
+def _thinks(do: Do) -> Body[str]:
+    time.sleep(0.4)  # plain code, between two durable operations
+    yield do.run_step(trace, "thought")
+    return "thought"
+
+
+@both
+def one_thinks(do: Do) -> Body[list[str]]:
+    trace("begins")
+    return (yield do.gather(_waits_long(do), _thinks(do)))
+
+
+def test_a_branch_that_is_busy_between_operations_is_not_suspended(app: App, colour: Colour) -> None:
+    handle = app.start(one_thinks, colour)
+    time.sleep(1.2)
+    assert "thought" in traced(handle.workflow_id), "it got its turn long before the other branch's wait was over"
+    assert handle.result(timeout=10) == ["nothing came", "thought"]
+
+
+# ---- many ------------------------------------------------------------------------------------------
+
+
+@both
+def parent_of_a_sleeper(do: Do) -> Body[float]:
+    return (yield do.call(measures, 0.2))
+
+
+def test_waiting_parents_do_not_exhaust_the_threads(app: App, colour: Colour) -> None:
+    """40 parents and their children on 8 threads."""
+    handles = [app.start(parent_of_a_sleeper, colour) for _ in range(40)]
+    assert all(handle.result(timeout=20) >= 0.2 for handle in handles)
+
+
+@leaves
+def test_wakes_are_no_recoveries(app: App, colour: Colour) -> None:
+    """Thirty of them, and it is still not parked."""
+
+    handle = app.start(naps_often, colour, 8)
+    assert handle.result(timeout=20) == 8
+    assert handle.get().attempt > 5
+
+
+@both(recoveries=1)
+def naps_often(do: Do, count: int) -> Body[int]:
+    for _ in range(count):
+        yield do.sleep(0.15)
+    return count
+
+
+@leaves
+def test_two_hundred_sleepers_that_wake_at_once(app: App, colour: Colour) -> None:
+    handles = [app.start(measures, colour, 0.5) for _ in range(200)]
+    slept = [handle.result(timeout=20) for handle in handles]
+    assert min(slept) >= 0.5
+    assert max(slept) < 3
