@@ -74,7 +74,7 @@ def ledger(postgres_url: str) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="package", params=MODES)
+@pytest.fixture(scope="module", params=MODES)
 def app(ledger: str, request: pytest.FixtureRequest) -> Iterator[App]:
     made = App(ledger, request.param)
     yield made
