@@ -11,12 +11,9 @@ import contextvars
 import faulthandler
 import functools
 import gc
-import getpass
 import inspect
 import logging
-import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -39,19 +36,18 @@ from eventflow.errors import (
     SettingsError,
     UnavailableError,
     UsageError,
-    WorkflowNotFoundError,
     WorkflowTimeoutError,
 )
 from eventflow.idempotency import check_workflow_id
 from eventflow.incarnation import Incarnation, done_with, lane_count
 from eventflow.journal import Entry
+from eventflow.ledger import Ledger, Operation
 from eventflow.migrations import check_schema
 from eventflow.pruner import Pruner
 from eventflow.records import Rider
 from eventflow.recovery import birth
 from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
 from eventflow.settings import Settings, load_settings
-from eventflow.talk import result_of
 from eventflow.telemetry import seldom
 from eventflow.threads import Threads
 
@@ -86,7 +82,7 @@ class App:
         )
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
-        self._who = f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}"
+        self._ledger = Ledger(self._database, check=self._raise_failure)
         self._calls = Threads[Callable[[], None]](settings.threads, lambda call: call())
         self._supervisor: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
@@ -252,19 +248,8 @@ class App:
             except asyncio.CancelledError:
                 if not run.future.cancelled():
                     raise
-        return await self._poll_result(workflow_id, codec, until, timeout)
-
-    async def _poll_result(self, workflow_id: str, codec: Codec, until: float | None, timeout: float | None) -> Any:
-        pause = 0.02
-        while True:
-            row = await asyncio.to_thread(self.row, workflow_id)
-            if row[2] in {"succeeded", "failed", "cancelled", "parked"}:
-                return result_of(workflow_id, row[2], row[8], row[9], row[5], codec)
-            self._raise_failure()
-            if until is not None and time.monotonic() > until:
-                raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {timeout} s")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, 1.0)
+        left = None if until is None else max(0.0, until - time.monotonic())
+        return await self._ledger.result(workflow_id, codec, left)
 
     async def write(self, riders: list[Rider]) -> None:
         """Commit rows that no workflow writes. From any loop."""
@@ -272,17 +257,7 @@ class App:
 
     async def event(self, workflow_id: str, key: str, timeout: float | None) -> str | None:
         """The value of a workflow's event, once it is set; None where it was not in time."""
-        until, pause = None if timeout is None else time.monotonic() + timeout, 0.01
-        asked = {"workflow_id": [workflow_id], "key": [key]}
-        while True:
-            rows = await asyncio.to_thread(self.query, "read_events", asked)
-            if rows:
-                return rows[0][1]
-            self._raise_failure()
-            if until is not None and time.monotonic() > until:
-                return None
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, 0.5)
+        return await self._ledger.event(workflow_id, key, timeout)
 
     async def stream(self, workflow_id: str, key: str, after: int, skip: int) -> list[tuple[Any, ...]]:
         """The next rows of `read_streams.sql` for one stream. From any loop."""
@@ -298,31 +273,33 @@ class App:
 
     async def request(self, ids: list[str], kind: str, *, children: bool) -> int:
         """Ask for workflows to end; of how many that is true."""
-        asked = {"ids": ids, "kind": kind, "who": self._who, "children": children}
-        rows = await asyncio.to_thread(self.query, "request", asked)
+        count = await self._ledger.request(ids, kind, children=children)
         if self._incarnation is not None:
             self._incarnation.requested()
-        return rows[0][0]
+        return count
 
-    def query(self, query: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """The named query's rows, on a connection of its own. Blocks."""
-        with self._database.connect("read") as connection:
-            return self._database.run(connection, query, params)
+    async def manage(self, operation: Operation, ids: Sequence[str]) -> int:
+        """Do this to workflows that nobody holds; how many these are."""
+        count = await self._ledger.manage(operation, ids)
+        self._take_rows()
+        return count
+
+    async def fork(self, workflow_id: str, position: str | None, fork_id: str) -> None:
+        """A new workflow of this id, from what the other one recorded before the position."""
+        await self._ledger.fork(workflow_id, position, fork_id)
+        self._take_rows()
+
+    def _take_rows(self) -> None:
+        """There are rows that nobody holds; they need not wait for the next beat."""
+        if self._incarnation is not None:
+            self._incarnation.executor.on_rows()
 
     def row(self, workflow_id: str) -> tuple[Any, ...]:
-        """The workflow's row. Blocks.
-
-        Raises:
-            WorkflowNotFoundError: there is none.
-
-        """
-        return self.read("read_workflow", workflow_id, f"no workflow has the id {workflow_id!r}")[0]
+        """The workflow's row. Blocks."""
+        return self._ledger.row(workflow_id)
 
     def read(self, query: str, workflow_id: str, missing: str | None = None) -> list[tuple[Any, ...]]:
-        rows = self.query(query, {"id": workflow_id})
-        if not rows and missing:
-            raise WorkflowNotFoundError(missing)
-        return rows
+        return self._ledger.read(query, workflow_id, missing)
 
     async def transact(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
         return await (await self._current()).transactions.step(spec, branch, args, kwargs)

@@ -6,7 +6,7 @@ What needs the running application (starting, transactions) goes through the one
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
@@ -15,7 +15,6 @@ from typing_extensions import TypeVar
 
 from eventflow.codec import Codec
 from eventflow.errors import BlockingCallError, NotRunningError, UsageError
-from eventflow.idempotency import step_idempotency_key
 from eventflow.records import Rider
 from eventflow.registry import Spec, TransactionSpec
 from eventflow.replay import Branch
@@ -74,22 +73,29 @@ class Start:
     parent: str | None = None
 
 
-class Runtime(Protocol):
-    """What the running application does for the verbs; `app` provides it."""
+class Backend(Protocol):
+    """What stands behind a handle: the running application, or a client's `ledger`."""
 
-    async def start_soon(self, start: Start) -> str: ...
     async def write(self, riders: list[Rider]) -> None: ...
     async def event(self, workflow_id: str, key: str, timeout: float | None) -> str | None: ...
     async def stream(self, workflow_id: str, key: str, after: int, skip: int) -> list[tuple[Any, ...]]: ...
     async def request(self, ids: list[str], kind: str, *, children: bool) -> int: ...
+    async def manage(self, operation: Literal["resume", "retry", "restart", "forget"], ids: Sequence[str]) -> int: ...
+    async def fork(self, workflow_id: str, position: str | None, fork_id: str) -> None: ...
     def row(self, workflow_id: str) -> tuple[Any, ...]: ...
     def read(self, query: str, workflow_id: str, missing: str | None = None) -> list[tuple[Any, ...]]: ...
     async def result(self, workflow_id: str, codec: Codec, timeout: float | None) -> Any: ...
+    def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R: ...
+
+
+class Runtime(Backend, Protocol):
+    """What the running application does for the verbs; `app` provides it."""
+
+    async def start_soon(self, start: Start) -> str: ...
     async def transact(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any: ...
     def transact_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any: ...
     async def in_thread(self, function: Callable[[], R]) -> R: ...
     def in_threads(self, function: Callable[[], None], count: int) -> None: ...
-    def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R: ...
 
 
 @dataclass
@@ -193,6 +199,8 @@ def scope_of(what: str) -> tuple[Any, str]:
     if here is None:
         raise UsageError(f"{what} belongs into a workflow or a step")
     if isinstance(here, StepScope):
+        if here.branch.run is None:
+            raise UsageError(f"{what} belongs into a workflow: this transaction is called outside one")
         return here.branch.run, here.position
     return here.run, ""
 
@@ -207,4 +215,4 @@ def idempotency_key() -> str:
 
     """
     run, position = scope_of("idempotency_key()")
-    return step_idempotency_key(run.workflow_id, position and run.history.lasting(position))
+    return run.key_of(position)

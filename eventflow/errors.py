@@ -16,6 +16,7 @@
         ├── LifespanError              a lifespan raised while it was entered
         ├── WorkflowNotFoundError
         ├── WorkflowExistsError
+        ├── WorkflowStateError         an operation that the workflow's state does not allow
         ├── WorkflowError              a recorded failure that cannot be rebuilt here
         ├── WorkflowParkedError        the result of a parked workflow was asked for
         ├── WorkflowCancelledError     the result of a cancelled workflow was asked for
@@ -76,6 +77,10 @@ class WorkflowNotFoundError(EventflowError):
 
 class WorkflowExistsError(EventflowError):
     """The workflow id is taken by another workflow, or by the same one with other arguments."""
+
+
+class WorkflowStateError(EventflowError):
+    """The workflow's state does not allow what was asked for; the message names it."""
 
 
 class WorkflowError(EventflowError):

@@ -30,7 +30,7 @@ from eventflow.errors import (
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal, heralds
 from eventflow.records import FINAL, Rider
-from eventflow.replay import Await, Branch, next_generation
+from eventflow.replay import Await, Branch, History
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
@@ -174,6 +174,8 @@ class Executor:
 
         def launch() -> None:
             if once.acquire(blocking=False):
+                if run.life is not None:
+                    run.life.taken.clear()  # what it keeps of its messages is durable, what it gave back may come again
                 self._launch([run])
 
         self._tell_when_settled(run, launch)
@@ -377,7 +379,9 @@ class Executor:
             self.fail(run, why)
             return
         run.outcome = WorkflowCancelledError(f"{run.workflow_id!r} was {why}")
-        self._hand(run, Entry(run, run.history.take_last(), "cancelled", reason=str(why)), ended=True)
+        entry = Entry(run, run.history.take_last(), "cancelled", reason=str(why))
+        entry.failed_seq = _cut(run)
+        self._hand(run, entry, ended=True)
 
     def fail(self, run: Run, error: BaseException) -> None:
         """Keep it whole in the ledger as failed; what waits behind it goes on."""
@@ -385,6 +389,7 @@ class Executor:
         logger.log(level, "%s failed: %s: %s", run.workflow_id, type(error).__name__, error_line(error))
         run.outcome = error
         entry = Entry(run, run.history.take_last(), "failed", error=encode_error(error))
+        entry.failed_seq = min((at for at in (run.history.failed_at(error), _cut(run)) if at is not None), default=None)
         self._hand(run, entry, ended=True)
 
     def _park(self, run: Run, reason: str) -> None:
@@ -423,11 +428,9 @@ class Executor:
         dropped = run.history.drop_failed(error)
         logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, error_line(error))
         # Queued, not running: if the process dies meanwhile, it was not this one that killed it (R13).
-        entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait, drop_from=dropped)
-        entry.riders = [Rider("return_messages", (message_id,)) for message_id in run.history.unread] or None
-        if run.life is not None:
-            run.life.taken.difference_update(run.history.unread)
-        run.history.unread = []
+        entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait)
+        if dropped is not None:
+            entry.drop(*dropped)
         self._hand(run, entry)
         self.loop.call_soon_threadsafe(self._later, run, wait)
 
@@ -435,9 +438,12 @@ class Executor:
         """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
         run.arguments, run.attempt, run.begun = arguments, run.attempt + 1, False
         written = run.history.take_riders() or []
-        marker, run.history = next_generation(run.history)
-        entry = Entry(run, [marker], drop_from=0)
+        run.history = History()
+        entry = Entry(run, [], drop_from=0)
         entry.arguments, entry.riders = arguments, [*written, Rider("settle_stream_items", (run.workflow_id,))]
+        life = life_of(run)
+        life.generation += 1
+        entry.generation = life.generation
         self._hand(run, entry)
         self._when_settled(run)
 
@@ -615,16 +621,16 @@ class Executor:
             self._end_interrupted(run, why)
         elif not run.spec.is_async:
             if life.waits:
-                life.told = True
+                life.tell(run.history)
                 self.waits.end(run, Cancelled(str(why)))
         elif run.begun and run.home is not None:
-            life.told = True
+            life.tell(run.history)
             run.home.cancel()
 
     def _tell_late(self, run: Run) -> None:
         """It waits for the first time, and was to end before it began."""
         if run.life is not None and run.life.interrupted is not None and not run.life.told:
-            run.life.told = True
+            run.life.tell(run.history)
             run.home.cancel()
 
     def terminate(self, run: Run, why: str) -> None:
@@ -657,7 +663,7 @@ class Executor:
         """
         life = run.life
         if life is not None and life.interrupted is not None and not life.told:
-            life.told = True
+            life.tell(run.history)
             raise Cancelled(str(life.interrupted))
 
     # ---- children ----
@@ -774,7 +780,7 @@ class Executor:
 
     def tell(self, riders: Iterable[Rider]) -> None:
         """What has been written for others: who waits for it here looks at once, who sleeps is woken."""
-        for query, row in riders:
+        for query, row, _ in riders:
             if query == "insert_messages":
                 self._call(self.waits.arrived, ("inbox", *row[:2]))
             elif query == "insert_events":
@@ -1032,6 +1038,11 @@ class Executor:
 def _is_transactional(run: Run) -> bool:
     consumer = run.spec.consumer
     return consumer is not None and consumer.transaction is not None
+
+
+def _cut(run: Run) -> int | None:
+    """From which checkpoint on it recorded what it did because it was told to end."""
+    return None if run.life is None else run.life.cut
 
 
 def message_of(run: Run) -> Any:

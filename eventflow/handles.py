@@ -5,6 +5,7 @@ replayed.
 """
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Generic, Literal, cast, overload
 
@@ -12,8 +13,9 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
 from eventflow.codec import Codec, codec_for, recorded_line
-from eventflow.context import Start, StepScope, current, current_branch, runtime
+from eventflow.context import Backend, Start, StepScope, current, current_branch, runtime
 from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowTimeoutError
+from eventflow.idempotency import check_workflow_id
 from eventflow.operations import note, operate
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.retry import Retry, Seconds, seconds
@@ -31,9 +33,25 @@ _SHORTEST, _LONGEST = 0.02, 0.5  # seconds between two looks at a stream where n
 class Handle(Generic[R_co]):
     """A started workflow: its id, its state, its result."""
 
-    def __init__(self, workflow_id: str, codec: Codec) -> None:
+    def __init__(self, workflow_id: str, codec: Codec, backend: Backend | None = None) -> None:
         self._workflow_id = workflow_id
         self.codec = codec
+        self._backend = backend
+
+    @property
+    def backend(self) -> Backend:
+        """What answers for it: the running application, or the client that it came from.
+
+        Raises:
+            NotRunningError: outside `running()`.
+
+        """
+        return runtime("a handle") if self._backend is None else self._backend
+
+    @property
+    def recorded(self) -> bool:
+        """Whether what a workflow does with it is recorded: not where it came from a client, which acts at once."""
+        return self._backend is None
 
     @property
     def workflow_id(self) -> str:
@@ -55,12 +73,12 @@ class Handle(Generic[R_co]):
             Exception: the workflow's own, as recorded.
 
         """
-        if isinstance(current.get(), StepScope):
+        if self.recorded and isinstance(current.get(), StepScope):
             raise UsageError("a handle cannot be awaited in a step or transaction")
         limit = None if timeout is None else seconds(timeout, "timeout")
-        if current_branch() is not None:
+        if self.recorded and current_branch() is not None:
             return await operate("a handle's result", talk.result(self._workflow_id, self.codec, limit))
-        return await runtime("a handle").result(self._workflow_id, self.codec, limit)
+        return await self.backend.result(self._workflow_id, self.codec, limit)
 
     async def get(self) -> WorkflowRecord:
         """The workflow as the ledger has it.
@@ -70,8 +88,8 @@ class Handle(Generic[R_co]):
             WorkflowNotFoundError: it has none of this id.
 
         """
-        row = await asyncio.to_thread(runtime("a handle").row, self._workflow_id)
-        return WorkflowRecord(*row[:6])
+        row = await asyncio.to_thread(self.backend.row, self._workflow_id)
+        return WorkflowRecord(*row[:6], *row[10:])
 
     async def steps(self) -> list[StepRecord]:
         """The workflow's durable steps, in order, failures as "Type: message"; none where the ledger has no such workflow.
@@ -80,7 +98,7 @@ class Handle(Generic[R_co]):
             NotRunningError: outside `running()`.
 
         """
-        rows = await asyncio.to_thread(runtime("a handle").read, "read_steps", self._workflow_id)
+        rows = await asyncio.to_thread(self.backend.read, "read_steps", self._workflow_id)
         return [StepRecord(*row[:5], error=None if row[5] is None else recorded_line(row[5])) for row in rows]
 
     async def send(self, message: object, *, topic: str = "", idempotency_key: str | None = None) -> None:
@@ -95,12 +113,12 @@ class Handle(Generic[R_co]):
             NotRunningError: outside `running()`.
 
         """
-        if current.get() is not None:
+        if self.recorded and current.get() is not None:
             talk.send(self._workflow_id, message, topic)
             return
         if idempotency_key is not None:
             talk.check_text(idempotency_key, "idempotency key")
-        await runtime("a handle").write(talk.message(self._workflow_id, message, topic, idempotency_key))
+        await self.backend.write(talk.message(self._workflow_id, message, topic, idempotency_key))
 
     async def event(self, key: str, type: type[T], /, *, timeout: Seconds | None = None) -> T:  # noqa: A002
         """The value that the workflow has set under this key, once it has. In a workflow it is recorded.
@@ -111,11 +129,11 @@ class Handle(Generic[R_co]):
             NotRunningError: outside `running()`.
 
         """
-        if current_branch() is not None:
+        if self.recorded and current_branch() is not None:
             return await operate("event", talk.get_event(self._workflow_id, key, type, timeout))
         limit = None if timeout is None else seconds(timeout, "timeout")
         talk.check_text(key, "key")
-        value = await runtime("a handle").event(self._workflow_id, key, limit)
+        value = await self.backend.event(self._workflow_id, key, limit)
         if value is None:
             raise WorkflowTimeoutError(f"the event {key!r} of {self._workflow_id!r} was not set within {limit} s")
         return codec_for(type).decode(value)
@@ -132,9 +150,9 @@ class Handle(Generic[R_co]):
             NotRunningError: while it is read, outside `running()`.
 
         """
-        return self._values(Pages(self._workflow_id, key, offset), codec_for(type))
+        return self._values(StreamPages(self.backend, self._workflow_id, key, offset), codec_for(type))
 
-    async def _values(self, pages: "Pages", codec: Codec) -> AsyncIterator[Any]:
+    async def _values(self, pages: "StreamPages", codec: Codec) -> AsyncIterator[Any]:
         while (page := await pages.read()) is not None:
             for text in page:
                 yield codec.decode(text)
@@ -149,23 +167,78 @@ class Handle(Generic[R_co]):
             NotRunningError: outside `running()`.
 
         """
-        await runtime("a handle").request([self._workflow_id], "cancel", children=children)
+        await self.backend.request([self._workflow_id], "cancel", children=children)
 
     async def terminate(self, *, children: bool = True) -> None:
         """End the workflow here and now, as `cancelled`: what its code still does is not recorded. Raises as `cancel`."""
-        await runtime("a handle").request([self._workflow_id], "terminate", children=children)
+        await self.backend.request([self._workflow_id], "terminate", children=children)
+
+    # ---- what people do to a workflow that nobody holds; who did it, and when, is recorded ----
+
+    async def resume(self) -> None:
+        """Let a parked or cancelled workflow go on from what it has recorded, on any process that serves it.
+
+        What a cancelled one recorded after it was told so, its clean-up, is dropped. Its recoveries count from 0, and a
+        deadline that is over no longer holds; so, too, with `retry` and `restart`.
+
+        Raises:
+            WorkflowStateError: it is in another state.
+            WorkflowNotFoundError: the ledger has none of this id.
+            NotRunningError: outside `running()`.
+
+        """
+        await self.backend.manage("resume", [self._workflow_id])
+
+    async def retry(self) -> None:
+        """Run a failed workflow again: the step whose exception ended it and everything recorded after it is dropped.
+
+        Where no step's exception ended it, all that is recorded stays, and the code after it runs again. Raises as `resume`.
+        """
+        await self.backend.manage("retry", [self._workflow_id])
+
+    async def restart(self) -> None:
+        """Run a workflow that has ended again from the beginning, under its id, with all messages that it was ever sent.
+
+        Children that it starts again have the ids that they had: it finds those that there are. Raises as `resume`.
+        """
+        await self.backend.manage("restart", [self._workflow_id])
+
+    async def fork(self, step: str | None = None, *, workflow_id: str | None = None) -> "Handle[R_co]":
+        """Start a new workflow with the same arguments, and with what this one recorded before a step, by its position.
+
+        Positions are those of `steps()`; without one, it begins from the beginning. It has no messages, and no parent.
+
+        Raises:
+            WorkflowStateError: an executor holds this one; or it is a message's, whose place in Kafka is in its id.
+            WorkflowExistsError: the id is taken.
+            UsageError: nothing was recorded at this position; an id that cannot be.
+            WorkflowNotFoundError, NotRunningError: as of `resume`.
+
+        """
+        fork_id = str(uuid.uuid4()) if workflow_id is None else check_workflow_id(workflow_id)
+        if step is not None:
+            talk.check_text(step, "position")
+        await self.backend.fork(self._workflow_id, step, fork_id)
+        return Handle(fork_id, self.codec, self._backend)
+
+    async def delete(self) -> None:
+        """Delete a workflow that has ended or is parked, with what it recorded, its messages and its events.
+
+        Raises as `resume`.
+        """
+        await self.backend.manage("forget", [self._workflow_id])
 
 
-class Pages:
+class StreamPages:
     """A stream as it is read: page by page, with pauses where nothing has come."""
 
-    def __init__(self, workflow_id: str, key: str, offset: int) -> None:
+    def __init__(self, backend: Backend, workflow_id: str, key: str, offset: int) -> None:
         if current_branch() is not None:
             raise UsageError("a stream is not read in a workflow, where it is not recorded; read it in a step")
         if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < 2**63:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"not an offset: {offset!r}; it is the number of an item, from 0")
         talk.check_text(key, "key")
-        self._workflow_id, self._key, self._skip = workflow_id, key, offset
+        self._backend, self._workflow_id, self._key, self._skip = backend, workflow_id, key, offset
         self._after, self._pause, self._over = 0, 0.0, False
 
     async def read(self) -> list[str] | None:
@@ -173,7 +246,7 @@ class Pages:
         while not self._over:
             if self._pause:
                 await asyncio.sleep(self._pause)
-            rows = await runtime("a stream").stream(self._workflow_id, self._key, self._after, self._skip)
+            rows = await self._backend.stream(self._workflow_id, self._key, self._after, self._skip)
             if not rows:
                 raise WorkflowNotFoundError(f"no workflow has the id {self._workflow_id!r}")
             items = [(row[1], row[2]) for row in rows if row[1] is not None]

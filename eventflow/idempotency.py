@@ -94,20 +94,21 @@ def check_workflow_id(workflow_id: str) -> str:
     return workflow_id
 
 
-def child_workflow_id(parent: str, position: str) -> str:
+def operation_key(workflow_id: str, position: str, generation: int = 0) -> str:
+    """What tells an operation of a workflow from all others: by its position, and by the run that counts positions anew."""
+    return f"{workflow_id}#{position}" if not generation else f"{workflow_id}#{generation}:{position}"
+
+
+def child_workflow_id(parent: str, position: str, generation: int = 0) -> str:
     """The id of the workflow that another one started at a position; injective, as ids that people give have no `>`.
 
     A family's ids grow with each generation; one that would be too long begins with a digest of its parent's.
     """
-    child = f"{parent}>{position}"
+    place = position if not generation else f"{generation}:{position}"
+    child = f"{parent}>{place}"
     if len(child) > MAX_ID:
-        child = f"{hashlib.sha256(parent.encode()).hexdigest()}>{position}"
+        child = f"{hashlib.sha256(parent.encode()).hexdigest()}>{place}"
     return child
-
-
-def step_idempotency_key(workflow_id: str, position: str) -> str:
-    """The same for all attempts of a step, different between steps."""
-    return f"{workflow_id}#{position}"
 
 
 def fingerprint(name: str, arguments: str) -> str:

@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 Statement = tuple[str, dict[str, Any]]
 RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query that writes it, and its columns
     "insert_children": ("id", "name", "application", "executor", "parent", "arguments", "deadline", "attributes"),
-    "consume_messages": ("id",),
-    "return_messages": ("id",),
+    "consume_messages": ("id", "position"),
     "insert_messages": ("workflow_id", "topic", "payload", "key"),
     "insert_events": ("workflow_id", "key", "value"),
     "insert_stream_items": ("workflow_id", "key", "value", "source"),
@@ -279,8 +278,8 @@ class Entry:
     """What one run wants recorded next: its new checkpoints, and the state that its row shall have."""
 
     __slots__ = (
-        "arguments", "attempt", "changed", "checkpoints", "drop_from", "error", "held", "output", "reason", "recoveries",
-        "retries", "riders", "run", "status", "wake_in",
+        "arguments", "attempt", "changed", "checkpoints", "drop_from", "drop_position", "error", "failed_seq",
+        "generation", "held", "output", "reason", "recoveries", "retries", "riders", "run", "status", "wake_in",
     )  # fmt: skip
 
     def __init__(
@@ -298,16 +297,28 @@ class Entry:
         self.drop_from = drop_from
         self.held = held
         self.riders: list[Rider] | None = None
+        self.failed_seq: int | None = None  # from which checkpoint on a retry drops what is recorded
         self.arguments: str | None = None  # those of the next run, where they change
+        self.generation: int | None = None  # and which one it is
+        self.drop_position: str | None = None  # whose recorded attempts go with what is dropped
         self.changed = changed or status != "running" or wake_in is not None or drop_from is not None
         self.attempt = run.attempt
         self.retries = run.retries
         self.recoveries = run.recoveries
 
+    def drop(self, seq: int, position: str) -> None:
+        """What is recorded from this number on goes, and the attempts of the step that failed there."""
+        self.drop_from, self.drop_position, self.changed = seq, position, True
+
     def absorb(self, later: "Entry") -> "Entry":
         """This entry and a later one of the same run, as one."""
         if later.drop_from is not None:
-            self.checkpoints = [c for c in self.checkpoints if c.seq < later.drop_from]
+            attempts = f"{later.drop_position}~"
+            self.checkpoints = [
+                c for c in self.checkpoints if c.seq < later.drop_from and not c.position.startswith(attempts)
+            ]
+            if later.drop_from:  # a run that is continued as new keeps what it has sent
+                self.riders = [rider for rider in self.riders or () if rider.seq < later.drop_from]
             self.drop_from = min(later.drop_from, self.drop_from or later.drop_from)
         merged = Entry(
             self.run, self.checkpoints + later.checkpoints, later.status, output=later.output, error=later.error,
@@ -316,6 +327,9 @@ class Entry:
         )  # fmt: skip
         merged.attempt, merged.retries, merged.recoveries = later.attempt, later.retries, later.recoveries
         merged.arguments = later.arguments or self.arguments
+        merged.generation = self.generation if later.generation is None else later.generation
+        merged.drop_position = later.drop_position or self.drop_position
+        merged.failed_seq = later.failed_seq
         if self.riders or later.riders:
             merged.riders = [*(self.riders or ()), *(later.riders or ())]
         return merged
@@ -600,7 +614,8 @@ def flush_statements(
     drops = [e for e in entries if e.drop_from is not None]
     if drops:
         ids, seqs = [e.run.workflow_id for e in drops], [e.drop_from for e in drops]
-        statements.append(("delete_checkpoints", {"workflow_id": ids, "seq": seqs}))
+        positions = [e.drop_position for e in drops]
+        statements.append(("delete_checkpoints", {"workflow_id": ids, "seq": seqs, "position": positions}))
     rows = [(e.run.workflow_id, c) for part in (new, kept) for e in part for c in e.checkpoints]
     if rows:
         statements.append(("insert_checkpoints", _checkpoint_params(rows)))
@@ -681,7 +696,8 @@ def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
         "retries": [e.retries for e in entries], "recoveries": [e.recoveries for e in entries],
         "wake_in": [e.wake_in for e in entries], "output": [e.output for e in entries],
         "error": [e.error for e in entries], "reason": [e.reason for e in entries],
-        "arguments": [e.arguments for e in entries],
+        "arguments": [e.arguments for e in entries], "generation": [e.generation for e in entries],
+        "failed_seq": [e.failed_seq for e in entries],
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ RIGHTS = {
     "events": ("select", "insert", "update", "delete"),
     "stream_items": ("select", "insert", "update", "delete"),
     "signals": ("select", "insert", "delete"),
-    "requests": ("select", "insert", "delete"),
+    "requests": ("select", "insert", "update", "delete"),
     "watches": ("select", "insert", "delete"),
 }
 

@@ -11,7 +11,6 @@ from typing_extensions import TypeVar
 
 from eventflow.context import StepScope, current, current_branch, would_block
 from eventflow.errors import UsageError
-from eventflow.idempotency import step_idempotency_key
 from eventflow.records import Rider
 from eventflow.replay import BARRIER, Await, Branch, Operation
 
@@ -53,16 +52,14 @@ def emit(what: str, name: str, make: Callable[[str], list[Rider]]) -> None:
     """
     here = current.get()
     if isinstance(here, StepScope):
-        run = here.branch.run
-        place = f"{here.position}.{len(here.riders) + 1}"
-        here.riders += make(step_idempotency_key(run.workflow_id, run.history.lasting(place)) if run else "")
+        run, place = here.branch.run, f"{here.position}.{len(here.riders) + 1}"
+        here.riders += make("" if run is None else run.key_of(place))
         return
 
     def record(branch: Branch, position: str) -> None:
         history = branch.run.history
         if history.find(position, name) is None:
-            key = step_idempotency_key(branch.run.workflow_id, history.lasting(position))
-            history.note(position, name, None, *make(key))
+            history.note(position, name, None, *make(branch.run.key_of(position)))
 
     note(what, record)
 

@@ -3,9 +3,9 @@
 The state machine is this table and nothing else; the ledger's CHECKs hold the same one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Status = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "parked"]
 
@@ -19,13 +19,19 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     "parked": frozenset({"queued", "cancelled"}),
     "failed": frozenset({"queued"}),
     "cancelled": frozenset({"queued"}),
-    "succeeded": frozenset(),
+    "succeeded": frozenset({"queued"}),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class WorkflowRecord:
-    """A workflow as the ledger has it."""
+    """A workflow as the ledger has it.
+
+    Attributes:
+        reason: why it is parked, or was cancelled, in words.
+        parent: the workflow that started it. attributes: what it was given to be found by.
+
+    """
 
     workflow_id: str
     name: str
@@ -33,6 +39,9 @@ class WorkflowRecord:
     attempt: int
     created_at: datetime
     reason: str | None
+    finished_at: datetime | None = None
+    parent: str | None = None
+    attributes: dict[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +62,13 @@ class Rider(NamedTuple):
     Attributes:
         query: the named query that writes rows of this kind, one multi-row statement for all.
         row: the values of its columns, in the order of `journal.RIDERS`.
+        seq: the number of the checkpoint that it goes with; 0: none.
 
     """
 
     query: str
     row: tuple[object, ...]
+    seq: int = 0
 
 
 class Checkpoint(NamedTuple):

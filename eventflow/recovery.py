@@ -403,6 +403,7 @@ class Lease:
         run.key, run.value, run.headers = row[10], row[11], headers_from_json(row[12])
         run.in_ledger = True
         run.history = History(recorded)
-        if row[13] is not None or row[14] is not None:
+        if row[13] is not None or row[14] is not None or row[15]:
             run.life = Life(parent=row[13], deadline=row[14])
+            run.life.generation = row[15]
         return run

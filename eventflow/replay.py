@@ -44,26 +44,15 @@ Operation = Generator[Effect, Any, R]
 class History:
     """What one workflow has recorded: read on replay, appended to by live operations."""
 
-    __slots__ = ("_closed", "failures", "fresh", "recorded", "riders", "seq", "unread")
+    __slots__ = ("_closed", "failures", "fresh", "recorded", "riders", "seq")
 
     def __init__(self, recorded: dict[str, Checkpoint] | None = None) -> None:
         self.recorded = recorded
         self.seq = max((c.seq for c in recorded.values()), default=0) if recorded else 0
         self.fresh: list[Checkpoint] = []
-        self.riders: list[tuple[int, Rider]] = []  # what goes with the fresh checkpoints, by their numbers
+        self.riders: list[Rider] = []  # what goes with the fresh checkpoints
         self.failures: list[tuple[BaseException, int]] = []
-        self.unread: list[int] = []  # messages whose receipts were dropped: they are to be received again
         self._closed: set[str] | None = None
-
-    @property
-    def generation(self) -> int:
-        """How often the workflow was begun: once, and by each `continue_as_new`, whose marker stands at position 0."""
-        marker = None if self.recorded is None else self.recorded.get("0")
-        return 1 if marker is None else int(marker.output or "1")
-
-    def lasting(self, position: str) -> str:
-        """The position, told apart from the same one before a `continue_as_new`: for ids and keys that others keep."""
-        return position if self.generation == 1 else f"{self.generation}:{position}"
 
     def find(self, position: str, name: str) -> Checkpoint | None:
         """The checkpoint at this position.
@@ -95,7 +84,7 @@ class History:
     def note(self, position: str, name: str, output: str | None, *riders: Rider) -> Checkpoint:
         """Record what took no time, with what shall be written in the same transaction."""
         checkpoint = self.add(position, name, output, None, 1, 0.0)
-        self.riders += [(checkpoint.seq, rider) for rider in riders]
+        self.riders += [rider._replace(seq=checkpoint.seq) for rider in riders]
         return checkpoint
 
     def closed(self) -> set[str]:
@@ -119,7 +108,7 @@ class History:
         if not self.riders:
             return None
         riders, self.riders = self.riders, []
-        return [rider for _, rider in riders]
+        return riders
 
     def take_last(self) -> list[Checkpoint]:
         """The same where the attempt is over and nothing will be looked up again."""
@@ -131,36 +120,38 @@ class History:
         theirs = {id(e) for other in others for e in _causes(other)}
         self.failures += [(raised, seq) for failure, seq in self.failures if id(failure) in theirs]
 
-    def drop_failed(self, error: BaseException) -> int | None:
+    def failed_at(self, error: BaseException) -> int | None:
+        """The number of the checkpoint whose exception this is, or came from; None where it is no step's."""
+        chain = {id(e) for e in _causes(error)}
+        return min((seq for failure, seq in self.failures if id(failure) in chain), default=None)
+
+    def note_failure(self, error: BaseException, position: str) -> None:
+        """What is recorded there is this failure: a retry of the workflow drops it."""
+        seq = next((c.seq for c in self.fresh if c.position == position), None)
+        recorded = self.at(position)
+        if seq is not None or recorded is not None:
+            self.failures.append((error, seq if seq is not None else recorded.seq if recorded is not None else 0))
+
+    def drop_failed(self, error: BaseException) -> tuple[int, str] | None:
         """Drop the checkpoint whose exception ended the workflow and everything after it (API.md 2.3.7).
 
-        Returns the first sequence number dropped, or None where no step's exception ended it.
+        Returns the first number dropped, and the position of that checkpoint, whose recorded attempts go, too; None where
+        no step's exception ended it.
         """
-        chain = {id(e) for e in _causes(error)}
-        first = min((seq for failure, seq in self.failures if id(failure) in chain), default=None)
+        first = self.failed_at(error)
         self.failures.clear()
         self._closed = None
         if first is None:
             return None
-        dropped = [c for c in (*self.fresh, *(self.recorded or {}).values()) if c.seq >= first]
-        self.unread += [int(c.output[1:].partition(",")[0]) for c in dropped if _is_receipt(c) and c.output]
-        self.fresh = [c for c in self.fresh if c.seq < first]
-        self.riders = [(seq, rider) for seq, rider in self.riders if seq < first]
+        known = [*self.fresh, *(self.recorded or {}).values()]
+        position = next((c.position for c in known if c.seq == first), "")
+        kept = [c for c in known if c.seq < first and not c.position.startswith(f"{position}~")]
+        self.fresh = [c for c in self.fresh if c in kept]
+        self.riders = [rider for rider in self.riders if rider.seq < first]
         if self.recorded:
-            self.recorded = {p: c for p, c in self.recorded.items() if c.seq < first}
+            self.recorded = {c.position: c for c in self.recorded.values() if c in kept}
         self.seq = first - 1
-        return first
-
-
-def _is_receipt(checkpoint: Checkpoint) -> bool:
-    """Whether it says what was received: [id, payload]; beside it stands, at `{position}w`, until when was waited."""
-    return checkpoint.name == "recv" and not checkpoint.position.endswith("w")
-
-
-def next_generation(history: History) -> tuple[Checkpoint, History]:
-    """The history with which a workflow is begun again: empty, but for a marker that counts."""
-    marker = Checkpoint("0", 0, "continue_as_new", str(history.generation + 1), None)
-    return marker, History({"0": marker})
+        return first, position
 
 
 def _causes(error: BaseException) -> Generator[BaseException, None, None]:
@@ -275,7 +266,7 @@ def step(
             raise
         checkpoint = history.add(position, name, encode(result), None, attempts, clock() - began)
         if riders:
-            history.riders += [(checkpoint.seq, rider) for rider in riders]
+            history.riders += [rider._replace(seq=checkpoint.seq) for rider in riders]
         return result
 
 
@@ -314,9 +305,9 @@ def receive(
         until = None if timeout is None else _fixed_time(history, f"{position}w", "recv", lambda: now() + timeout)
         came = yield Await(until, (("inbox", workflow_id, topic),))
         message_id, payload = (None, None) if came is None else came[1]
-        taken = () if message_id is None else (Rider("consume_messages", (message_id,)),)
-        found = history.note(position, "recv", None if message_id is None else f"[{message_id},{payload}]", *taken)
-    return None if found.output is None else found.output.partition(",")[2][:-1]
+        taken = () if message_id is None else (Rider("consume_messages", (message_id, position)),)
+        found = history.note(position, "recv", payload, *taken)
+    return found.output
 
 
 def outcome(

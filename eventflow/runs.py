@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from hashlib import sha256
 from typing import Any
 
+from eventflow.idempotency import operation_key
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
 
@@ -119,9 +120,11 @@ class Life:
     """What a run has that waits, talks or has relatives; most messages' runs have none.
 
     Attributes:
+        generation: how often it has been continued as new: its positions begin anew, and mean other operations.
         attributes: to search by, as JSON. parent: the workflow that started it.
         deadline: when it is over, in seconds since 1970 by the ledger's clock.
         interrupted: why it is to end before its function does; told: whether its code has been told so.
+        cut: from which checkpoint on it recorded what it did because it was told.
         waits: what its branches wait for, while they do.
         seen: where it stood when it was last looked at; one that stands still may leave memory.
         suspending: it leaves memory; whatever it does on its way out is not recorded.
@@ -131,7 +134,9 @@ class Life:
 
     __slots__ = (
         "attributes",
+        "cut",
         "deadline",
+        "generation",
         "interrupted",
         "parent",
         "seen",
@@ -142,15 +147,21 @@ class Life:
     )
 
     def __init__(self, parent: str | None = None, deadline: float | None = None) -> None:
+        self.generation = 0
         self.attributes: str | None = None
         self.parent = parent
         self.deadline = deadline
         self.interrupted: BaseException | None = None
         self.told = False
+        self.cut: int | None = None
         self.waits: dict[Any, Await] = {}
         self.seen: Any = None
         self.suspending = False
         self.taken: set[int] = set()
+
+    def tell(self, history: History) -> None:
+        """Its code is told that it is to end."""
+        self.told, self.cut = True, history.seq + 1
 
 
 class Run:
@@ -218,6 +229,10 @@ class Run:
         self.future: Any = None
         self.outcome: Any = None
         self.lock: Any = _ONE_THREAD if spec.is_async else threading.Lock()
+
+    def key_of(self, position: str) -> str:
+        """What tells an operation of this workflow from all others, in any process."""
+        return operation_key(self.workflow_id, position, 0 if self.life is None else self.life.generation)
 
     def may_begin(self) -> bool:
         """Whether its function may be called: not where the attempt is over, nor, unaccepted, once its claim is revoked."""

@@ -10,18 +10,21 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from datetime import datetime
-from typing import Any, Generic, cast, overload
+from types import TracebackType
+from typing import Any, Generic, Self, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
+from eventflow.client import Client as AsyncClient
+from eventflow.client import Filter, Pages, each
 from eventflow.codec import Codec, codec_for
 from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, runtime
 from eventflow.errors import UsageError
 from eventflow.handles import Handle as AsyncHandle
-from eventflow.handles import IfExists, Pages, id_of, prepare, step_that_starts
+from eventflow.handles import IfExists, StreamPages, id_of, prepare, step_that_starts
 from eventflow.operations import note, operate_sync
-from eventflow.records import StepRecord, WorkflowRecord
+from eventflow.records import Status, StepRecord, WorkflowRecord
 from eventflow.replay import Branch
 from eventflow.retry import Retry, Seconds, seconds
 from eventflow.steps import drive_sync, step_of
@@ -54,10 +57,10 @@ class Handle(Generic[R_co]):
 
         """
         refuse_loop("sync.Handle.result", "await eventflow.Handle.result")
-        if isinstance(current.get(), StepScope):
+        if self._handle.recorded and isinstance(current.get(), StepScope):
             raise UsageError("a handle cannot be awaited in a step or transaction")
-        if current_branch() is None:
-            return runtime("a handle").on_loop(self._handle.result(timeout=timeout))
+        if not self._handle.recorded or current_branch() is None:
+            return self._handle.backend.on_loop(self._handle.result(timeout=timeout))
         limit = None if timeout is None else seconds(timeout, "timeout")
         wait = talk.result(self.workflow_id, self._handle.codec, limit)
         return operate_sync("a handle's result", "await eventflow.Handle.result", wait)
@@ -72,43 +75,43 @@ class Handle(Generic[R_co]):
 
         """
         refuse_loop("sync.Handle.get", "await eventflow.Handle.get")
-        return runtime("a handle").on_loop(self._handle.get())
+        return self._handle.backend.on_loop(self._handle.get())
 
     def send(self, message: object, *, topic: str = "", idempotency_key: str | None = None) -> None:
         """Put a message into the workflow's inbox, exactly once; see `eventflow.Handle.send`."""
         refuse_loop("sync.Handle.send", "await eventflow.Handle.send")
-        if current.get() is not None:
+        if self._handle.recorded and current.get() is not None:
             talk.send(self.workflow_id, message, topic)
         else:
             sent = self._handle.send(message, topic=topic, idempotency_key=idempotency_key)
-            runtime("a handle").on_loop(sent)
+            self._handle.backend.on_loop(sent)
 
     def event(self, key: str, type: type[T], /, *, timeout: Seconds | None = None) -> T:  # noqa: A002
         """The value that the workflow has set under this key, once it has; see `eventflow.Handle.event`."""
         refuse_loop("sync.Handle.event", "await eventflow.Handle.event")
-        if current_branch() is not None:
+        if self._handle.recorded and current_branch() is not None:
             return event(self.workflow_id, key, type, timeout=timeout)
-        return runtime("a handle").on_loop(self._handle.event(key, type, timeout=timeout))
+        return self._handle.backend.on_loop(self._handle.event(key, type, timeout=timeout))
 
     def stream(self, key: str, type: type[T], /, *, offset: int = 0) -> Iterator[T]:  # noqa: A002
         """What the workflow writes to a stream, as it is written, until it ends; see `eventflow.Handle.stream`."""
         refuse_loop("sync.Handle.stream", "async for ... in eventflow.Handle.stream")
-        return self._values(Pages(self.workflow_id, key, offset), codec_for(type))
+        return self._values(StreamPages(self._handle.backend, self.workflow_id, key, offset), codec_for(type))
 
-    def _values(self, pages: Pages, codec: Codec) -> Iterator[Any]:
-        while (page := runtime("a stream").on_loop(pages.read())) is not None:
+    def _values(self, pages: StreamPages, codec: Codec) -> Iterator[Any]:
+        while (page := self._handle.backend.on_loop(pages.read())) is not None:
             for text in page:
                 yield codec.decode(text)
 
     def cancel(self, *, children: bool = True) -> None:
         """Ask for the workflow to end; see `eventflow.Handle.cancel`."""
         refuse_loop("sync.Handle.cancel", "await eventflow.Handle.cancel")
-        runtime("a handle").on_loop(self._handle.cancel(children=children))
+        self._handle.backend.on_loop(self._handle.cancel(children=children))
 
     def terminate(self, *, children: bool = True) -> None:
         """End the workflow here and now; see `eventflow.Handle.terminate`."""
         refuse_loop("sync.Handle.terminate", "await eventflow.Handle.terminate")
-        runtime("a handle").on_loop(self._handle.terminate(children=children))
+        self._handle.backend.on_loop(self._handle.terminate(children=children))
 
     def steps(self) -> list[StepRecord]:
         """The workflow's durable steps, in order, failures as "Type: message"; none where the ledger has no such workflow.
@@ -119,7 +122,32 @@ class Handle(Generic[R_co]):
 
         """
         refuse_loop("sync.Handle.steps", "await eventflow.Handle.steps")
-        return runtime("a handle").on_loop(self._handle.steps())
+        return self._handle.backend.on_loop(self._handle.steps())
+
+    def resume(self) -> None:
+        """Let a parked or cancelled workflow go on; see `eventflow.Handle.resume`."""
+        refuse_loop("sync.Handle.resume", "await eventflow.Handle.resume")
+        self._handle.backend.on_loop(self._handle.resume())
+
+    def retry(self) -> None:
+        """Run a failed workflow again from the step that ended it; see `eventflow.Handle.retry`."""
+        refuse_loop("sync.Handle.retry", "await eventflow.Handle.retry")
+        self._handle.backend.on_loop(self._handle.retry())
+
+    def restart(self) -> None:
+        """Run a workflow that has ended again from the beginning; see `eventflow.Handle.restart`."""
+        refuse_loop("sync.Handle.restart", "await eventflow.Handle.restart")
+        self._handle.backend.on_loop(self._handle.restart())
+
+    def delete(self) -> None:
+        """Delete a workflow that has ended or is parked; see `eventflow.Handle.delete`."""
+        refuse_loop("sync.Handle.delete", "await eventflow.Handle.delete")
+        self._handle.backend.on_loop(self._handle.delete())
+
+    def fork(self, step: str | None = None, *, workflow_id: str | None = None) -> "Handle[R_co]":
+        """Start a new workflow from what this one recorded before a step; see `eventflow.Handle.fork`."""
+        refuse_loop("sync.Handle.fork", "await eventflow.Handle.fork")
+        return Handle(self._handle.backend.on_loop(self._handle.fork(step, workflow_id=workflow_id)))
 
 
 @overload
@@ -341,3 +369,65 @@ class _Call:
             self._branch.home = threading.current_thread()
             current.set(self._branch)
         return self._call()
+
+
+# ---- for a process that runs no workflows ----------------------------------------------------------
+
+
+class Client:
+    """The ledger from a process without the workflows' code, for blocking code; see `eventflow.client.Client`."""
+
+    def __init__(self, database_url: str | None = None, *, schema: str = "eventflow") -> None:
+        self._client = AsyncClient(database_url, schema=schema)
+
+    def __enter__(self) -> Self:
+        refuse_loop("sync.Client", "async with eventflow.client.Client()")
+        self._client.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._client.close()
+
+    def handle(self, workflow_id: str, result: type[R], /) -> Handle[R]:
+        """The handle of a workflow whose result is of this type; see `eventflow.client.Client.handle`."""
+        return Handle(self._client.handle(workflow_id, result))
+
+    def workflows(
+        self, *, status: Status | None = None, name: str | None = None, prefix: str | None = None,
+        attributes: Mapping[str, object] | None = None, parent: str | None = None,
+        created_after: datetime | None = None, created_before: datetime | None = None,
+    ) -> Iterator[WorkflowRecord]:  # fmt: skip
+        """Workflows, oldest first; see `eventflow.client.Client.workflows`."""
+        refuse_loop("sync.Client.workflows", "async for ... in eventflow.client.Client.workflows")
+        wanted = Filter(status, name, prefix, attributes, parent, created_after, created_before)
+        return each(Pages(self._client.ledger, wanted))
+
+    def cancel(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:
+        """Ask for workflows to end; returns of how many that is true. See `eventflow.Handle.cancel`."""
+        return self._run("cancel", functools.partial(self._client.cancel, children=children), workflow_ids)
+
+    def terminate(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:
+        """End workflows here and now; returns of how many that is true. See `eventflow.Handle.terminate`."""
+        return self._run("terminate", functools.partial(self._client.terminate, children=children), workflow_ids)
+
+    def resume(self, workflow_ids: Sequence[str], /) -> int:
+        """Let parked and cancelled workflows go on; see `eventflow.Handle.resume`."""
+        return self._run("resume", self._client.resume, workflow_ids)
+
+    def retry(self, workflow_ids: Sequence[str], /) -> int:
+        """Run failed workflows again from the step that ended them; see `eventflow.Handle.retry`."""
+        return self._run("retry", self._client.retry, workflow_ids)
+
+    def restart(self, workflow_ids: Sequence[str], /) -> int:
+        """Run workflows that have ended again from the beginning; see `eventflow.Handle.restart`."""
+        return self._run("restart", self._client.restart, workflow_ids)
+
+    def delete(self, workflow_ids: Sequence[str], /) -> int:
+        """Delete workflows that have ended or are parked; see `eventflow.Handle.delete`."""
+        return self._run("delete", self._client.delete, workflow_ids)
+
+    def _run(self, name: str, ask: Callable[[Sequence[str]], Coroutine[Any, Any, int]], ids: Sequence[str]) -> int:
+        refuse_loop(f"sync.Client.{name}", f"await eventflow.client.Client.{name}")
+        return self._client.ledger.on_loop(ask(ids))

@@ -73,7 +73,10 @@ def message(workflow_id: str, message: object, topic: str, key: str | None) -> l
     check_address(workflow_id)
     check_text(topic, "topic")
     payload = codec_for(type(message)).encode(message)
-    return [Rider("insert_messages", (workflow_id, topic, payload, key)), Rider("insert_signals", (workflow_id,))]
+    return [
+        Rider("insert_messages", (workflow_id, topic, payload, key or None)),
+        Rider("insert_signals", (workflow_id,)),
+    ]
 
 
 def send(workflow_id: str, content: object, topic: str) -> None:
@@ -149,7 +152,7 @@ def start(asked: Start) -> Callable[[Branch, str], str]:
 
     def record(branch: Branch, position: str) -> str:
         run, name = branch.run, f"start {asked.spec.name}"
-        workflow_id = child_workflow_id(run.workflow_id, run.history.lasting(position))
+        workflow_id = child_workflow_id(run.workflow_id, position, 0 if run.life is None else run.life.generation)
         if run.history.find(position, name) is None:
             rider = run.executor.child(child_of(branch, asked), workflow_id, again=run.retries > 0)
             run.history.note(position, name, json.dumps(workflow_id), rider)
@@ -175,7 +178,11 @@ def result(workflow_id: str, codec: Codec, limit: float | None) -> Maker[Any]:
         if ended is None:
             raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {limit} s")
         status, output, error, reason = ended
-        return result_of(workflow_id, status, output, error, reason, codec)
+        try:
+            return result_of(workflow_id, status, output, error, reason, codec)
+        except Exception as failure:
+            run.history.note_failure(failure, position)
+            raise
 
     return make
 

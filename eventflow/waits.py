@@ -119,7 +119,7 @@ class Waits:
             self._look(wait, source)
         elif wait.expired and not wait.asked:
             self._end(wait, None)
-        elif len(rows) > 1:  # the first of its inbox are received, and the ledger is about to know
+        elif rows:  # what its inbox shows is received, and the ledger is about to know
             self._loop.call_later(_SOON, self._look_again, wait, source)
 
     def _look_again(self, wait: Wait, source: Source) -> None:

@@ -12,7 +12,7 @@ select (select count(*) from renewed),
        exists (select from eventflow.workflows where executor is null and status in ('queued', 'running')
                   and application = %(application)b::text),
        exists (select from eventflow.requests r join eventflow.workflows w on w.id = r.workflow_id
-                where w.executor = %(executor)b::bigint and w.status in ('queued', 'running', 'waiting')),
+                where w.executor = %(executor)b::bigint and w.status in ('queued', 'running', 'waiting') and not r.settled),
        exists (select from eventflow.workflows where status = 'waiting' and executor is null
                   and application = %(application)b::text),
        (select extract(epoch from min(wake_at))::float8 from eventflow.workflows where status = 'waiting' and executor is null),

@@ -11,4 +11,4 @@ with taken as (
 )
 update eventflow.workflows w set executor = %(executor)b::bigint from taken where w.id = taken.id
 returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp,
-          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8
+          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8, w.generation

@@ -21,4 +21,4 @@ with due as materialized (
 update eventflow.workflows w set executor = %(executor)b::bigint, status = 'running', attempt = attempt + 1, wake_at = null
   from woken where w.id = woken.id
 returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp,
-          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8
+          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8, w.generation

@@ -5,8 +5,9 @@
 with sent as materialized (
   select * from unnest(
     %(id)b::text[], %(status)b::text[], %(held)b::bool[], %(attempt)b::int[], %(retries)b::int[],
-    %(recoveries)b::int[], %(wake_in)b::float8[], %(output)b::text[], %(error)b::text[], %(reason)b::text[], %(arguments)b::text[]
-  ) as t (id, status, held, attempt, retries, recoveries, wake_in, output, error, reason, arguments)
+    %(recoveries)b::int[], %(wake_in)b::float8[], %(output)b::text[], %(error)b::text[], %(reason)b::text[], %(arguments)b::text[],
+    %(failed_seq)b::int[], %(generation)b::int[]
+  ) as t (id, status, held, attempt, retries, recoveries, wake_in, output, error, reason, arguments, failed_seq, generation)
 ), held as materialized (
   select w.id, w.executor, w.finished_at from eventflow.workflows w join sent on sent.id = w.id order by w.id for update of w
 ), ours as (
@@ -17,6 +18,7 @@ with sent as materialized (
          executor = case when sent.held then w.executor end,
          recoveries = sent.recoveries, wake_at = now() + make_interval(secs => sent.wake_in),
          arguments = coalesce(sent.arguments, w.arguments), output = sent.output, error = sent.error, reason = sent.reason,
+         failed_seq = sent.failed_seq, generation = coalesce(sent.generation, w.generation),
          finished_at = case when sent.status in ('succeeded', 'failed', 'cancelled') then now() end
     from sent, ours where w.id = sent.id and ours.n = (select count(*) from sent)
   returning 1

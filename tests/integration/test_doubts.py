@@ -134,7 +134,7 @@ async def fails_once() -> None:
 
 def held_row(ledger: Ledger, executor: int, workflow_id: str = "w") -> None:
     ledger.observer.run(
-        "start_workflow", id=workflow_id, name="n", application="x", executor=executor, arguments="null"
+        "start_workflow", id=workflow_id, name="n", application="x", executor=executor, arguments="null", deadline=None, attributes=None, parent=None
     )  # fmt: skip
 
 
@@ -160,6 +160,7 @@ def test_a_workflow_is_not_let_go_of_before_its_open_step_ends(ledger: Ledger) -
     release = {
         "executor": ledger.a, "id": ["w"], "status": ["queued"], "held": [False], "attempt": [1], "retries": [0],
         "recoveries": [0], "wake_in": [None], "output": [None], "error": [None], "reason": [None],
+        "arguments": [None], "failed_seq": [None], "generation": [None],
     }  # fmt: skip
     step.begin()
     step.run("hold_workflow", executor=ledger.a, workflow_id="w")

@@ -292,7 +292,7 @@ def test_rows_of_another_executor_are_not_written(ledger: Ledger) -> None:
         session.run(
             "update_workflows", executor=ledger.a, id=["one", "two"], status=["succeeded"] * 2, held=[True] * 2,
             attempt=[1, 1], retries=[0, 0], recoveries=[0, 0], wake_in=[None, None], output=["1", "1"],
-            error=[None, None], reason=[None, None], arguments=[None, None],
+            error=[None, None], reason=[None, None], arguments=[None, None], failed_seq=[None, None], generation=[None, None],
         )  # fmt: skip
     found = session.connection.execute("select distinct status::text from eventflow.workflows").fetchall()
     assert found == [("running",)]

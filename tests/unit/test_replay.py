@@ -87,7 +87,7 @@ def test_a_retry_drops_the_failure_and_what_came_after_it() -> None:
         running.throw(ValueError("x"))
     wrapped = RuntimeError("outer")
     wrapped.__cause__ = failure.value
-    assert history.drop_failed(wrapped) == 3
+    assert (history.drop_failed(wrapped) or (0, ""))[0] == 3
     assert [c.position for c in history.fresh] == ["1.1", "1.2"]
     assert history.drop_failed(RuntimeError("other")) is None
 
