@@ -235,7 +235,7 @@ def receives_after_a_failure(do: Do) -> Body[int]:
     try:
         yield do.run_step(fails_first)
     except ValueError:
-        trace((yield do.recv(int, timeout=10)))
+        yield do.run_step(trace, (yield do.recv(int, timeout=10)))
         yield do.sleep(0.2)  # the receipt is durable
         raise
     return (yield do.recv(int, timeout=3))

@@ -1,0 +1,123 @@
+"""Workflows that use every durable feature, in workers that are killed. Each effect is a row, in its checkpoint's commit."""
+
+import os
+from typing import Any
+
+import psycopg
+
+import eventflow
+from eventflow import Retry, durable
+from tests.conformance.colours import Body, Do, Pair, both
+
+
+@eventflow.transaction
+def effect(connection: "psycopg.Connection[Any]", note: str) -> None:
+    connection.execute(
+        'insert into public.effects ("group", note, pid) values (%s, %s, %s)',
+        [durable.workflow_id(), note, os.getpid()],
+    )
+
+
+def _again(pair: Pair, do: Do, *args: Any) -> None:
+    durable.continue_as_new(pair[do.colour].bind(*args))
+
+
+@both
+def sleeps(do: Do) -> Body[int]:
+    for n in range(3):
+        yield do.sleep(0.15)
+        yield do.run_step(effect, f"slept {n}")
+    return 3
+
+
+@both
+def echoes(do: Do, count: int, to: str) -> Body[int]:
+    """Sends back what it receives, and tells how much that was."""
+    for n in range(1, count + 1):
+        value = yield do.recv(int, timeout=60)
+        yield do.run_step(effect, f"echo {value}")
+        yield do.send(to, value, topic="echo")
+        yield do.set_event("count", n)
+    return count
+
+
+@both
+def talks(do: Do) -> Body[list[int]]:
+    """Sends to its child and hears from it, alternately asleep."""
+    found: list[int] = []
+    child = yield do.start(echoes, 3, durable.workflow_id())
+    for n in range(3):
+        yield do.send(child.workflow_id, n)
+        found.append((yield do.recv(int, topic="echo", timeout=60)))
+        yield do.run_step(effect, f"heard {n}")
+    count = yield do.event(child.workflow_id, "count", int, timeout=60)
+    return [*found, (yield child.result), min(count, 3)]
+
+
+@both
+def naps(do: Do, n: int, seconds: float) -> Body[int]:
+    yield do.sleep(seconds)
+    yield do.run_step(effect, f"napped {n}")
+    if n == 2:
+        raise ValueError("2")
+    return n
+
+
+def _child(do: Do, n: int) -> Body[int]:
+    try:
+        return (yield do.call(naps, n, 0.1 * n))
+    except ValueError as error:
+        return -int(str(error))
+
+
+@both
+def parents(do: Do) -> Body[list[int]]:
+    """Children in branches, one of which fails; then the first of two."""
+    results = yield do.gather(*(_child(do, n) for n in range(4)))
+    handles = [(yield do.start(naps, 7, 30)), (yield do.start(naps, 8, 0.1))]
+    winner = yield do.first(*handles)
+    yield do.run_step(effect, "first")
+    return [*results, (yield winner.result)]
+
+
+def _flaky() -> int:
+    raise ConnectionError("always")
+
+
+@both
+def retries(do: Do) -> Body[str]:
+    """Attempts far enough apart to be recorded."""
+    try:
+        yield do.run_step(_flaky, retries=Retry(2, delay=0.2, factor=30, max_delay=6, jitter=0))
+    except ConnectionError as error:
+        yield do.run_step(effect, "gave up")
+        return str(error.__notes__[0])
+    return ""
+
+
+@both
+def goes_on(do: Do, n: int) -> Body[int]:
+    value = yield do.recv(int, timeout=60)
+    yield do.run_step(effect, f"run {n}: {value}")
+    yield do.sleep(0.1)
+    if n == 3:
+        return n
+    return _again(goes_on, do, n + 1)
+
+
+@both
+def feeds(do: Do, to: str) -> Body[int]:
+    for n in (1, 2, 3):
+        yield do.send(to, n)
+        yield do.sleep(0.1)
+    return 3
+
+
+@both
+def tells(do: Do) -> Body[None]:
+    yield do.set_event("said", 5)
+
+
+@both
+def listens(do: Do, to: str) -> Body[int]:
+    return (yield do.event(to, "said", int))
