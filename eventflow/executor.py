@@ -102,6 +102,9 @@ class Executor:
         self._longest = longest
         self.application = application
         self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
+        self.on_told: Callable[
+            [Literal["target", "sleeper"], str], None
+        ]  # what one may watch, or a watch, is committed
         self.on_rows: Callable[[], None]  # there are rows that nobody holds
         self.on_sleep: Callable[[float | None], None]  # one of ours sleeps, until then at most
         self.runs: dict[str, Run] = {}
@@ -787,7 +790,13 @@ class Executor:
                 self._call(self.waits.arrived, ("event", *row[:2]))
             elif query == "insert_children":
                 self._born(str(row[0]))
-            elif query == "insert_signals" or (query == "signal_watches" and row[1]):
+            elif query == "insert_watches":
+                self.on_told("sleeper", str(row[2]))
+            elif query == "signal_watches":
+                self.on_told("target", str(row[0]))
+                if row[1]:
+                    self.on_signal()
+            elif query == "insert_signals":
                 self.on_signal()
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:

@@ -85,7 +85,7 @@ class Incarnation:
             clock=clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
-        self.executor.on_rows = self._lease.take
+        self.executor.on_rows, self.executor.on_told = self._lease.take, self._lease.told
         self.intakes = [
             Intake(
                 consumer, database, self.journal, executor=self.id, application=application,

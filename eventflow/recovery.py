@@ -12,7 +12,9 @@ import random
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Literal
 
 import psycopg
@@ -130,6 +132,10 @@ class Lease:
         self._stuck_for, self._clock, self._on_fenced = stuck_for, clock, on_fenced
         self._requested = False  # whether people ask something of what this executor holds
         self._asleep = False  # whether a workflow sleeps, of all that this application has
+        self._told: deque[tuple[str, str]] = (
+            deque()
+        )  # committed since the last look: ("target" | "sleeper", workflow id)
+        self._look_at_all = True  # for what somebody who died has not told
         self._wake_at = 0.0  # when the next one's time comes, by the ledger's clock; 0: none that is known
         self._stop = threading.Event()
         self._leaving = threading.Event()
@@ -188,6 +194,10 @@ class Lease:
         if self._asleep or self._wake_at:
             self._work.set()
 
+    def told(self, side: Literal["target", "sleeper"], workflow_id: str) -> None:
+        """What a sleeper may watch, or a sleeper's watch, is committed: with the next look, see whether the two have met."""
+        self._told.append((side, workflow_id))
+
     # ---- beats ----
 
     def _loop(self) -> None:
@@ -241,7 +251,7 @@ class Lease:
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
-        if free or asleep or asked_for or self._suspects or self._to_reconcile:
+        if free or asleep or asked_for or self._told or self._suspects or self._to_reconcile:
             self._work.set()
 
     def _missed(self, error: UnavailableError) -> None:
@@ -284,6 +294,7 @@ class Lease:
                     self.take_over(connection, dead)
                 while not self._leaving.is_set() and self._claim(connection, "claim_rows"):
                     pass
+                self._signal_met(connection)
                 while not self._leaving.is_set() and self._asleep and self._claim(connection, "claim_woken"):
                     pass
                 if self._requested:
@@ -330,11 +341,26 @@ class Lease:
                 logger.warning("executor %d is dead; executor %d takes its work over", dead, self._executor)
                 crash_point("recovery.after_takeover")
                 self._seen.pop(dead, None)
+                self._look_at_all = True
                 return True
             if query == "lock_dead":
                 return False
             self._stop.wait(0.05)
         return False
+
+    def _signal_met(self, connection: Connection) -> None:
+        """Two transactions that do not see each other lose a wake: what came, and the watch for it, are looked at again."""
+        count, everyone = len(self._told), self._look_at_all or self._to_reconcile
+        if not count and not everyone:
+            return
+        told = list(islice(self._told, count))
+        sides = {side: list({w for s, w in told if s == side}) for side in ("target", "sleeper")}
+        self._database.run(
+            connection, "signal_met", {"targets": sides["target"], "sleepers": sides["sleeper"], "everyone": everyone}
+        )
+        self._look_at_all = False
+        for _ in range(count):
+            self._told.popleft()
 
     def _claim(self, connection: Connection, query: Literal["claim_rows", "claim_woken"]) -> bool:
         """Take a batch of what nobody holds, as there is room (R10a); whether there may be more."""

@@ -224,7 +224,12 @@ def test_a_partition_that_went_while_it_was_paused_is_read_when_it_comes_back(wo
 def wait_new(world: World, count: int) -> None:
     """Every message of the new topic has been handled once: also those that were read as the old one's, before it was noticed."""
     new = "select count(*) from effects where topic = %s"
-    world.wait(lambda: world.one(new, world.topic) >= count, "the new topic's messages are done")
+    try:
+        world.wait(lambda: world.one(new, world.topic) >= count, "the new topic's messages are done")
+    except AssertionError as error:
+        places = world.sql("""select partition, "offset" from effects where topic = %s""", world.topic)
+        missing = {(p, o) for p, end in world.ends().items() for o in range(end)} - set(places)
+        raise AssertionError(f"{error}; ends {world.ends()}, without effect {sorted(missing)}") from None
     ends = sum(world.ends().values())
     covered = """select sum(upper(c.accepted) + coalesce((select sum(upper(r) - lower(r)) from eventflow.deltas d, unnest(d.ranges) r
                  where d.claim = c.id), 0)) from eventflow.claims c join eventflow.sources s on s.id = c.source

@@ -84,10 +84,11 @@ def half_sent_flush(world: World, app: str) -> None:
     assert old is not None
     world.produce(300, over=3)
     world.wait(lambda: victim.frozen, "the worker stops with a flush half sent")
-    assert world.one(
+    half_sent = (
         "select count(*) from pg_stat_activity where application_name like 'eventflow journal%%' "
         "and state in ('active', 'idle in transaction') and xact_start is not null"
-    ), "no transaction is open: the flush was not half sent"
+    )
+    world.wait(lambda: world.one(half_sent), "the server has the half of it: a transaction is open", 10)
     peer = world.start(app)
     wait_taken(world, old)
     world.wait_owner(peer, 4)
