@@ -7,6 +7,7 @@ there once. The seed chooses how often the point is passed before the kill.
 import json
 import signal
 
+import psycopg
 import pytest
 
 from tests.conformance.colours import COLOURS
@@ -152,7 +153,8 @@ def test_attempts_far_apart_survive_the_process(world: World) -> None:
     assert world.one("select count(*) from effects") == 2
 
 
-LONG_LEASE = SOON | {"EVENTFLOW_LEASE": "30"}  # who is frozen for a while is not taken over
+# Who is frozen for a while is not taken over; a short one's first flush holds all that it does.
+LONG_LEASE = SOON | {"EVENTFLOW_LEASE": "30", "EVENTFLOW_ACCEPT_AFTER": "5"}
 
 
 @pytest.mark.parametrize("frozen", ["listener", "teller"])
@@ -161,7 +163,7 @@ def test_an_event_that_is_set_while_its_listener_falls_asleep(world: World, colo
     """Neither commit sees the other's rows; the listener is told all the same."""
     insert(world, f"listens {colour}", "listener", ["teller"])
     if frozen == "listener":
-        one = world.start(APP, stop="journal.before_commit:2", **LONG_LEASE)
+        one = world.start(APP, stop="journal.before_commit:1", **LONG_LEASE)
         world.wait(lambda: one.frozen, "it is about to commit that it sleeps")
         insert(world, f"tells {colour}", "teller", [])
         world.start(APP, **LONG_LEASE)
@@ -180,3 +182,19 @@ def test_an_event_that_is_set_while_its_listener_falls_asleep(world: World, colo
         one.thaw()
     heard = "select count(*) from eventflow.workflows where id = 'listener' and status = 'succeeded'"
     world.wait(lambda: world.one(heard), "the listener has heard", 5)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_an_event_whose_teller_dies_before_it_looks_again(world: World, colour: str) -> None:
+    """It has found no watch, and its commit comes after the listener's: a look at all finds what has met (ADR 7)."""
+    insert(world, f"tells {colour}", "teller", [])
+    world.sql("update eventflow.workflows set executor = 0 where id = 'teller'")  # it is this test
+    world.start(APP, **SOON)
+    with psycopg.connect(world.database_url) as told, told.transaction():
+        told.execute("insert into eventflow.events (workflow_id, key, value) values ('teller', 'said', '5')")
+        assert told.execute("select count(*) from eventflow.watches").fetchone() == (0,)
+        insert(world, f"listens {colour}", "listener", ["teller"])
+        asleep = "select count(*) from eventflow.watches w join eventflow.workflows s on s.id = w.workflow_id where s.status = 'waiting'"
+        world.wait(lambda: world.one(asleep), "the listener sleeps")
+    heard = "select count(*) from eventflow.workflows where id = 'listener' and status = 'succeeded'"
+    world.wait(lambda: world.one(heard), "the listener has heard", 10)
