@@ -86,12 +86,20 @@ def colour(request: pytest.FixtureRequest) -> Colour:
     return request.param
 
 
-@pytest.fixture
-def world(postgres_url: str, tmp_path: Path) -> Iterator[World]:
-    """For workers that are killed; the ledger is the test's own, and there is no Kafka."""
+@contextlib.contextmanager
+def new_world(postgres_url: str, folder: Path) -> Iterator[World]:
+    """For workers that are killed; the ledger is the world's own, and there is no Kafka."""
     with new_database(postgres_url) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(EFFECTS.encode())
-        made = World(url, "", tmp_path)
+        made = World(url, "", folder)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def world(postgres_url: str, tmp_path: Path) -> Iterator[World]:
+    with new_world(postgres_url, tmp_path) as made:
         yield made
-        made.close()

@@ -94,6 +94,7 @@ def attaches(do: Do, workflow_id: str) -> Body[int]:
     return (yield handle.result)
 
 
+@leaves
 def test_a_child_of_a_given_id_is_attached_to(app: App, colour: Colour) -> None:
     given = f"{colour} given {time.time()}"
     parents = [app.start(attaches, colour, given) for _ in range(3)]
@@ -101,6 +102,7 @@ def test_a_child_of_a_given_id_is_attached_to(app: App, colour: Colour) -> None:
     assert traced(given).count("acts") == 1
 
 
+@leaves
 def test_who_waits_for_a_workflow_that_is_not_its_child_is_woken_too(app: App, colour: Colour) -> None:
     given = f"{colour} other's {time.time()}"
     app.start(child, colour, 4, 0.6, workflow_id=given)
@@ -112,7 +114,7 @@ def test_who_waits_for_a_workflow_that_is_not_its_child_is_woken_too(app: App, c
 
 @both
 def gives_up_on_a_child(do: Do) -> Body[str]:
-    handle = yield do.start(child, 1, 1.2)
+    handle = yield do.start(child, 1, 0.8)
     try:
         yield lambda: handle.result(timeout=0.3)
     except WorkflowTimeoutError:
@@ -121,6 +123,7 @@ def gives_up_on_a_child(do: Do) -> Body[str]:
     return f"gave up, and then {(yield handle.result)}"
 
 
+@leaves
 def test_a_timeout_of_a_result_is_recorded(app: App, colour: Colour) -> None:
     parent = app.start(gives_up_on_a_child, colour)
     assert parent.result(timeout=10) == "gave up, and then 1"
@@ -134,15 +137,16 @@ def test_a_timeout_of_a_result_is_recorded(app: App, colour: Colour) -> None:
 def races(do: Do) -> Body[list[int]]:
     trace("begins")
     handles = []
-    for n, seconds in ((1, 0.9), (2, 0.2), (3, 0.6)):
+    for n, seconds in ((1, 0.6), (2, 0.1), (3, 0.4)):
         handles.append((yield do.start(child, n, seconds)))
     winner = yield do.first(*handles)
-    yield do.sleep(1.0)  # by now the others have ended, too
+    yield do.sleep(0.6)  # by now the others have ended, too
     again = [(yield winner.result), handles.index(winner)]
     trace(again)
     return again
 
 
+@leaves
 def test_the_first_of_several_is_recorded(app: App, colour: Colour) -> None:
     assert app.run(races, colour) == [2, 1]
 
@@ -158,6 +162,7 @@ def first_fails(do: Do) -> Body[str]:
     return "whole"
 
 
+@leaves
 def test_who_fails_first_is_first(app: App, colour: Colour) -> None:
     assert app.run(first_fails, colour) == "broken"
 
@@ -221,6 +226,7 @@ def fails_always(do: Do) -> Body[None]:
     raise ValueError("again")
 
 
+@leaves
 def test_a_deadline_ends_retries(app: App, colour: Colour) -> None:
     handle = app.start(fails_always, colour, timeout=0.7)
     with pytest.raises(WorkflowTimeoutError):

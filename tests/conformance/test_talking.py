@@ -99,6 +99,7 @@ def waits_in_vain(do: Do, timeout: float) -> Body[list[Any]]:
     return found
 
 
+@leaves
 def test_a_timeout_is_recorded(app: App, colour: Colour) -> None:
     """A message that comes later changes nothing on the replay that the sleep makes."""
     handle = app.start(waits_in_vain, colour, 0.3)

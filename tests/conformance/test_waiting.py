@@ -205,6 +205,7 @@ def branches(do: Do) -> Body[list[float]]:
     return (yield do.gather(*(_nap(do, seconds) for seconds in (0.6, 0.2, 0.4))))
 
 
+@leaves
 def test_branches_sleep_at_once_and_each_acts_once(app: App, colour: Colour) -> None:
     handle = app.start(branches, colour)
     assert handle.result(timeout=10) == [0.6, 0.2, 0.4]
@@ -213,7 +214,7 @@ def test_branches_sleep_at_once_and_each_acts_once(app: App, colour: Colour) -> 
 
 def _waits_long(do: Do) -> Body[str]:
     try:
-        return (yield do.recv(str, timeout=2))
+        return (yield do.recv(str, timeout=1.2))
     except eventflow.errors.WorkflowTimeoutError:
         return "nothing came"
 
@@ -232,7 +233,7 @@ def one_thinks(do: Do) -> Body[list[str]]:
 
 def test_a_branch_that_is_busy_between_operations_is_not_suspended(app: App, colour: Colour) -> None:
     handle = app.start(one_thinks, colour)
-    time.sleep(1.2)
+    time.sleep(0.8)
     assert "thought" in traced(handle.workflow_id), "it got its turn long before the other branch's wait was over"
     assert handle.result(timeout=10) == ["nothing came", "thought"]
 
@@ -246,18 +247,18 @@ def parent_of_a_sleeper(do: Do) -> Body[float]:
 
 
 def test_waiting_parents_do_not_exhaust_the_threads(app: App, colour: Colour) -> None:
-    """40 parents and their children on 8 threads."""
-    handles = [app.start(parent_of_a_sleeper, colour) for _ in range(40)]
+    """24 parents and their children on 8 threads."""
+    handles = [app.start(parent_of_a_sleeper, colour) for _ in range(24)]
     assert all(handle.result(timeout=20) > 0.19 for handle in handles)
 
 
 @leaves
 def test_wakes_are_no_recoveries(app: App, colour: Colour) -> None:
-    """Thirty of them, and it is still not parked."""
+    """It may die once; it wakes more often, and is not parked."""
 
-    handle = app.start(naps_often, colour, 8)
-    assert handle.result(timeout=20) == 8
-    assert handle.get().attempt > 5
+    handle = app.start(naps_often, colour, 5)
+    assert handle.result(timeout=20) == 5
+    assert handle.get().attempt > 3
 
 
 @both(recoveries=1)
