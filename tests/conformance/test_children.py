@@ -9,9 +9,7 @@ import eventflow
 from eventflow import durable
 from eventflow.errors import UsageError, WorkflowTimeoutError
 from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
-from tests.conformance.conftest import App, names
-
-leaves = pytest.mark.parametrize("app", ["leaves"], indirect=True)
+from tests.conformance.conftest import App, anyhow, names
 
 
 class Broken(Exception):
@@ -43,6 +41,7 @@ def starts_and_waits(do: Do) -> Body[list[Any]]:
     return [[handle.workflow_id for handle in started], results]
 
 
+@anyhow
 def test_children_are_started_once_and_awaited_in_any_order(app: App, colour: Colour) -> None:
     parent = app.start(starts_and_waits, colour)
     ids, results = parent.result(timeout=15)
@@ -63,6 +62,7 @@ def fans_out(do: Do) -> Body[list[int]]:
     return (yield do.gather(*(_gives(do, n, delay) for n, delay in enumerate(delays))))
 
 
+@anyhow
 def test_the_parents_result_does_not_depend_on_who_ends_first(app: App, colour: Colour) -> None:
     assert app.run(fans_out, colour) == [0, 1, 2, 3, 4]
 
@@ -94,7 +94,6 @@ def attaches(do: Do, workflow_id: str) -> Body[int]:
     return (yield handle.result)
 
 
-@leaves
 def test_a_child_of_a_given_id_is_attached_to(app: App, colour: Colour) -> None:
     given = f"{colour} given {time.time()}"
     parents = [app.start(attaches, colour, given) for _ in range(3)]
@@ -102,7 +101,6 @@ def test_a_child_of_a_given_id_is_attached_to(app: App, colour: Colour) -> None:
     assert traced(given).count("acts") == 1
 
 
-@leaves
 def test_who_waits_for_a_workflow_that_is_not_its_child_is_woken_too(app: App, colour: Colour) -> None:
     given = f"{colour} other's {time.time()}"
     app.start(child, colour, 4, 0.6, workflow_id=given)
@@ -123,7 +121,6 @@ def gives_up_on_a_child(do: Do) -> Body[str]:
     return f"gave up, and then {(yield handle.result)}"
 
 
-@leaves
 def test_a_timeout_of_a_result_is_recorded(app: App, colour: Colour) -> None:
     parent = app.start(gives_up_on_a_child, colour)
     assert parent.result(timeout=10) == "gave up, and then 1"
@@ -146,7 +143,6 @@ def races(do: Do) -> Body[list[int]]:
     return again
 
 
-@leaves
 def test_the_first_of_several_is_recorded(app: App, colour: Colour) -> None:
     assert app.run(races, colour) == [2, 1]
 
@@ -162,7 +158,6 @@ def first_fails(do: Do) -> Body[str]:
     return "whole"
 
 
-@leaves
 def test_who_fails_first_is_first(app: App, colour: Colour) -> None:
     assert app.run(first_fails, colour) == "broken"
 
@@ -181,6 +176,7 @@ def sleeps_too_long(do: Do) -> Body[str]:
     return "slept"
 
 
+@anyhow
 def test_a_deadline_is_enforced_while_it_sleeps(app: App, colour: Colour) -> None:
     began = time.monotonic()
     handle = app.start(sleeps_too_long, colour, timeout=0.5)
@@ -213,6 +209,7 @@ def cleans_up_late(do: Do) -> Body[None]:
         yield do.run_step(trace, "cleaned up")
 
 
+@anyhow
 def test_what_is_over_may_still_clean_up(app: App, colour: Colour) -> None:
     handle = app.start(cleans_up_late, colour, timeout=0.4)
     with pytest.raises(WorkflowTimeoutError):
@@ -226,14 +223,12 @@ def fails_always(do: Do) -> Body[None]:
     raise ValueError("again")
 
 
-@leaves
 def test_a_deadline_ends_retries(app: App, colour: Colour) -> None:
     handle = app.start(fails_always, colour, timeout=0.7)
     with pytest.raises(WorkflowTimeoutError):
         handle.result(timeout=5)
 
 
-@leaves
 def test_a_deadline_that_passed_while_nobody_ran(app: App, colour: Colour) -> None:
     handle = app.start(sleeps_too_long, colour, timeout=0.6)
     app.asleep(handle)
