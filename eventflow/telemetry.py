@@ -82,4 +82,5 @@ def crash_point(name: str) -> None:
     del _armed[name]
     # Straight to the file descriptor: nothing buffered survives what comes next.
     os.write(2, f"eventflow: crash point {name}: {signal.Signals(sent).name}\n".encode())
-    os.kill(os.getpid(), sent)
+    # To this thread: one that is sent to the process stops it only once another thread has woken up for it.
+    signal.pthread_kill(threading.get_ident(), sent)

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -91,8 +92,19 @@ class Postgres:
             self._initialise(binaries)
             (self._data / "postmaster.pid").unlink(missing_ok=True)
             command = [str(binaries / "postgres"), "-D", str(self._data), *self._settings()]
+            self._launch(command)
+
+    def _launch(self, command: list[str]) -> None:
+        """Start it anew while what a killed one has left behind, its children, still holds the shared memory."""
+        until = time.monotonic() + 10
+        while True:
             self._process = spawn(command, self._log, signal.SIGINT, **self._as())
-            wait_until(self._ready, self._process, self._log, "PostgreSQL", 30)
+            try:
+                return wait_until(self._ready, self._process, self._log, "PostgreSQL", 30)
+            except LocalServiceError as error:
+                if "shared memory block" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
     def stop(self) -> None:
         """The fast, clean stop."""

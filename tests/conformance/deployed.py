@@ -25,26 +25,26 @@ def deployed(do: Do) -> Body[list[str]]:
 
     if CODE == "old":
         yield from act("a")
-        yield do.sleep(1)
+        yield do.sleep(0.6)
         yield from act("b")
     elif CODE == "other":
         yield from act("x")
     elif CODE == "patched":
         yield from act("a")
-        yield do.sleep(1)
+        yield do.sleep(0.6)
         yield from act("c" if durable.patch("use c") else "b")
     elif CODE == "patched before the sleep":
         yield from act("c" if durable.patch("use c") else "a")
-        yield do.sleep(1)
+        yield do.sleep(0.6)
         yield from act("b")
     elif CODE == "patched asleep":
         yield from act("c" if durable.patch("use c") else "a")
-        yield do.sleep(1)
+        yield do.sleep(0.6)
         yield from act("d")
     elif CODE == "deprecated asleep":
         durable.deprecate_patch("use c")
         yield from act("c")
-        yield do.sleep(1)
+        yield do.sleep(0.6)
         yield from act("d")
     return found
 

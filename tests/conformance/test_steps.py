@@ -3,14 +3,11 @@
 import asyncio
 import time
 
-import pytest
-
 import eventflow
 from eventflow import Retry, durable
 from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
-from tests.conformance.conftest import App, names
+from tests.conformance.conftest import App, anyhow, names
 
-leaves = pytest.mark.parametrize("app", ["leaves"], indirect=True)
 LONG = Retry(2, delay=0.5, factor=12, max_delay=6, jitter=0)  # 0.5 s, 6 s: long enough to be recorded
 
 
@@ -61,13 +58,13 @@ def test_attempts_far_apart_are_recorded(app: App, colour: Colour) -> None:
     assert [step.attempts for step in handle.steps()] == [1, 2]
 
 
+@anyhow
 def test_a_workflow_leaves_memory_between_attempts_that_are_far_apart(app: App, colour: Colour) -> None:
     handle = app.start(waits_between_attempts, colour)
     assert handle.result(timeout=10) == "worked"
     assert traced(handle.workflow_id).count("begins") == (2 if app.leaves else 1)
 
 
-@leaves
 def test_a_restart_does_not_start_attempts_over(app: App, colour: Colour) -> None:
     handle = app.start(waits_between_attempts, colour)
     until(lambda: len(names(handle)) == 1)

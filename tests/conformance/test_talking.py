@@ -4,16 +4,13 @@ import itertools
 import time
 from typing import Any
 
-import pytest
 from pydantic import BaseModel
 
 import eventflow
 from eventflow import durable
 from eventflow.errors import CodecError, WorkflowTimeoutError
 from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
-from tests.conformance.conftest import App, names
-
-leaves = pytest.mark.parametrize("app", ["leaves"], indirect=True)
+from tests.conformance.conftest import App, anyhow, names
 
 
 class Order(BaseModel):
@@ -39,13 +36,13 @@ def posts(do: Do, to: str, values: list[int], topic: str = "", pause: float = 0)
     return len(values)
 
 
+@anyhow
 def test_messages_are_received_in_order_each_once(app: App, colour: Colour) -> None:
     handle = app.start(collects, colour, 30)
     app.run(posts, colour, handle.workflow_id, list(range(30)))
     assert handle.result(timeout=10) == list(range(30))
 
 
-@leaves
 def test_each_is_received_once_however_often_sender_and_receiver_leave_memory(app: App, colour: Colour) -> None:
     handle = app.start(collects, colour, 5)
     sender = app.start(posts, colour, handle.workflow_id, list(range(5)), "", 0.2)
@@ -55,6 +52,7 @@ def test_each_is_received_once_however_often_sender_and_receiver_leave_memory(ap
     assert names(handle) == ["recv"] * 10  # the time until which it waits, and what came
 
 
+@anyhow
 def test_a_message_waits_for_its_receiver(app: App, colour: Colour) -> None:
     """It is sent before the receiver exists."""
     later = f"{colour} later {time.time()}"
@@ -62,6 +60,7 @@ def test_a_message_waits_for_its_receiver(app: App, colour: Colour) -> None:
     assert app.run(collects, colour, 2, workflow_id=later) == [7, 8]
 
 
+@anyhow
 def test_a_long_inbox_is_read_in_good_time(app: App, colour: Colour) -> None:
     later = f"{colour} many {time.time()}"
     app.run(posts, colour, later, list(range(500)))
@@ -78,6 +77,7 @@ def reads_two_topics(do: Do) -> Body[list[int]]:
     return [first, second, plain]
 
 
+@anyhow
 def test_each_topic_is_an_inbox_of_its_own(app: App, colour: Colour) -> None:
     handle = app.start(reads_two_topics, colour)
     for topic, value in (("a", 1), ("", 3), ("b", 2)):
@@ -118,6 +118,7 @@ def glances(do: Do) -> Body[int | None]:
         return None
 
 
+@anyhow
 def test_a_message_that_is_there_is_received_whatever_the_timeout(app: App, colour: Colour) -> None:
     later = f"{colour} glance {time.time()}"
     app.run(posts, colour, later, [7])
@@ -131,7 +132,6 @@ def waits_a_second(do: Do) -> Body[int]:
     return (yield do.recv(int, timeout=1))
 
 
-@leaves
 def test_a_message_that_came_in_time_is_received_although_nobody_ran_then(app: App, colour: Colour) -> None:
     handle = app.start(waits_a_second, colour)
     app.asleep(handle)
@@ -158,6 +158,7 @@ def two_receivers(do: Do) -> Body[list[list[int]]]:
     return (yield do.gather(_takes(do, 3), _takes(do, 3)))
 
 
+@anyhow
 def test_two_receiving_branches_share_the_messages_each_once_in_order(app: App, colour: Colour) -> None:
     handle = app.start(two_receivers, colour)
     app.asleep(handle)
@@ -179,7 +180,6 @@ def sends_and_replays(do: Do, to: str) -> Body[int]:
     return durable.attempt()
 
 
-@leaves
 def test_a_replay_sends_nothing_again(app: App, colour: Colour) -> None:
     inbox = f"{colour} once {time.time()}"
     assert app.run(sends_and_replays, colour, inbox) > 1
@@ -213,6 +213,7 @@ def expects_a_number(do: Do) -> Body[str]:
     return ""
 
 
+@anyhow
 def test_a_message_of_another_type_is_a_codec_error_and_received(app: App, colour: Colour) -> None:
     handle = app.start(expects_a_number, colour)
     handle.send({"no": "number"})
@@ -241,6 +242,7 @@ def receives_after_a_failure(do: Do) -> Body[int]:
     return (yield do.recv(int, timeout=3))
 
 
+@anyhow
 def test_a_receipt_that_a_retry_drops_leaves_the_message_unread(app: App, colour: Colour) -> None:
     """What was recorded after the failure is dropped with it: API.md 2.3.7."""
     handle = app.start(receives_after_a_failure, colour)
@@ -273,6 +275,7 @@ def test_the_last_value_of_an_event_counts(app: App, colour: Colour) -> None:
     assert handle.event("state", int, timeout=5) == 3
 
 
+@anyhow
 def test_an_event_wakes_who_waits_for_it(app: App, colour: Colour) -> None:
     teller = f"{colour} teller {time.time()}"
     listeners = [app.start(listens, colour, teller) for _ in range(3)]

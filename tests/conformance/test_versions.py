@@ -8,17 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import eventflow
 from eventflow import durable
 from eventflow.errors import UsageError
 from tests.conformance.colours import COLOURS, Body, Colour, Do, Pair, both, trace, traced, until
-from tests.conformance.conftest import App, names
+from tests.conformance.conftest import App, anyhow, names
 from tests.harness import ROOT
-
-leaves = pytest.mark.parametrize("app", ["leaves"], indirect=True)
-
 
 # ---- continue_as_new -------------------------------------------------------------------------------
 
@@ -47,6 +42,7 @@ def receives(do: Do, count: int) -> Body[list[int]]:
     return found
 
 
+@anyhow
 def test_the_next_run_has_an_empty_history_and_the_unread_messages(app: App, colour: Colour) -> None:
     """What each run sent just before it ended has been sent, once."""
     inbox = f"{colour} sums {time.time()}"
@@ -58,7 +54,6 @@ def test_the_next_run_has_an_empty_history_and_the_unread_messages(app: App, col
     assert app.run(receives, colour, 3, workflow_id=inbox) == [1, 3, 6]
 
 
-@leaves
 def test_nothing_is_received_twice_over_a_restart_between_two_runs(app: App, colour: Colour) -> None:
     inbox = f"{colour} again {time.time()}"
     handle = app.start(adds_up, colour, 0, inbox)
@@ -95,6 +90,7 @@ def generations(do: Do, n: int, seen: list[str]) -> Body[list[str]]:
     return again(generations, do, n + 1, seen)
 
 
+@anyhow
 def test_each_run_has_children_and_keys_of_its_own(app: App, colour: Colour) -> None:
     seen = app.run(generations, colour, 1, [])
     assert [each.split()[0] for each in seen[::2]] == ["1", "2", "3"]
