@@ -6,15 +6,11 @@ there once. The seed chooses how often the point is passed before the kill.
 
 import json
 import signal
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import psycopg
 import pytest
 
 from tests.conformance.colours import COLOURS
-from tests.conformance.conftest import new_world
 from tests.harness import Worker, World, pick, seeds
 
 pytestmark = pytest.mark.crash
@@ -113,40 +109,17 @@ def killed_in_a_chain(world: World, scenario: str, seed: int) -> None:
     finish(world, scenario)
 
 
-Outcomes = dict[tuple[str, int], "Future[None]"]
-
-
-@pytest.fixture(scope="module")
-def outcomes(
-    request: pytest.FixtureRequest, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Outcomes]:
-    """What came of each kill that this session asks for: they mostly wait, and so go on beside one another."""
-
-    def run(case: str, seed: int) -> None:
-        with new_world(postgres_url, tmp_path_factory.mktemp("world")) as world:
-            try:
-                (killed_at if case in POINTS else killed_in_a_chain)(world, case, seed)
-            except Exception as error:
-                error.add_note("\n".join(f"{w.log.name}:\n{w.text[-2000:]}" for w in world.workers))
-                raise
-
-    with ThreadPoolExecutor(4) as pool:
-        wanted: list[Any] = [i for i in request.session.items if "outcomes" in getattr(i, "fixturenames", ())]
-        params = [item.callspec.params for item in wanted]
-        yield {(p["case"], p["seed"]): pool.submit(run, p["case"], p["seed"]) for p in params}
-
-
 @pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("case", POINTS)
-def test_killed_while_workflows_wait_talk_and_have_children(outcomes: Outcomes, case: str, seed: int) -> None:
-    outcomes[case, seed].result()
+def test_killed_while_workflows_wait_talk_and_have_children(world: World, case: str, seed: int) -> None:
+    killed_at(world, case, seed)
 
 
 @pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("case", SCENARIOS)
-def test_killed_again_and_again(outcomes: Outcomes, case: str, seed: int) -> None:
+def test_killed_again_and_again(world: World, case: str, seed: int) -> None:
     """Each worker of a chain dies at another point; the last one finishes."""
-    outcomes[case, seed].result()
+    killed_in_a_chain(world, case, seed)
 
 
 @pytest.mark.parametrize("seed", seeds())
