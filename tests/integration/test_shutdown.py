@@ -3,6 +3,7 @@
 import signal
 import time
 
+import psycopg
 import pytest
 
 from tests.harness import World
@@ -111,8 +112,10 @@ def test_fenced_while_it_drains(world: World, colour: str) -> None:
     world.wait(lambda: running_effects(world) == 10, "all are running")
     worker.signal(signal.SIGTERM)
     world.wait(lambda: "leaves" in worker.text, "it drains")
-    world.sql("update eventflow.executors set alive = false, died_at = now() where id = %s", executor)
-    world.sql("update eventflow.workflows set executor = null where executor = %s", executor)  # what a peer would do
+    with psycopg.connect(world.database_url) as peer:  # what a peer would do, in its order: no flush is under way (R9)
+        peer.execute("select from eventflow.executors where id = %s for update", (executor,))
+        peer.execute("update eventflow.executors set alive = false, died_at = now() where id = %s", (executor,))
+        peer.execute("update eventflow.workflows set executor = null where executor = %s", (executor,))
     assert worker.process.wait(15) == 0, worker.text[-2000:]
     world.start("slow", COLOUR=colour, PAUSE="0")
     world.wait_completed("billing")
