@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import logging
-import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +17,7 @@ from eventflow import Retry
 from eventflow.context import slot
 from eventflow.database import Database
 from eventflow.errors import FencedError, NotRunningError
-from eventflow.executor import Dropped, Executor
+from eventflow.executor import Dropped
 from eventflow.incarnation import Incarnation
 from eventflow.journal import Entry, Identity, Lane
 from eventflow.migrations import migrate
@@ -28,6 +27,7 @@ from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.runs import Claim, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
+from tests.fakes import new_executor
 from tests.integration.test_guards import Ledger, refused
 
 WORKFLOWS = "select status::text, executor is null, attempt, recoveries from eventflow.workflows order by 1"
@@ -471,14 +471,7 @@ class Bench:
             [(claim,)] = ask("select id from eventflow.claims")
             [(_, _, epoch)] = say("take_claims", {"executor": identity.executor, "in_flight": 9, "claims": [claim]})
         self.claim = Claim(claim, epoch, "g", "t", 0, source, 1, "kafka:g:t:1:0:", 0)
-        self.executor = Executor(
-            asyncio.get_running_loop(),
-            accept_after=10,
-            threads=1,
-            draw=random.random,
-            now=time.time,
-            ask=lambda *_: None,
-        )
+        self.executor = new_executor()
         self.executor.journal = self.journal = Recorder()  # type: ignore[assignment]
         self.lane = Lane(self.database, identity, 0, threading.Event())
         self.transactions = Transactions(

@@ -1,9 +1,7 @@
 """What the executor hands to whom, and when."""
 
 import asyncio
-import random
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,10 +9,11 @@ import pytest
 
 import eventflow
 from eventflow.errors import DeterminismError
-from eventflow.executor import Dropped, Executor
+from eventflow.executor import Dropped
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run, Scope
+from tests.fakes import new_executor
 
 
 class Recorder:
@@ -70,14 +69,7 @@ def test_a_transaction_waits_until_the_failure_before_it_in_its_scope_is_durable
     """Committed earlier, its effect would stand before its predecessor's, which a crash lets run again (R12)."""
 
     async def main() -> None:
-        executor = Executor(
-            asyncio.get_running_loop(),
-            accept_after=10,
-            threads=1,
-            draw=random.random,
-            now=time.time,
-            ask=lambda *_: None,
-        )
+        executor = new_executor()
         journal, lanes = Recorder(), Lanes()
         executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
         claim, launched = ordered_claim(), lanes.launched
@@ -95,14 +87,7 @@ def test_a_transaction_waits_until_the_failure_before_it_in_its_scope_is_durable
 
 def test_a_dropped_end_takes_no_more_room() -> None:
     async def main() -> None:
-        executor = Executor(
-            asyncio.get_running_loop(),
-            accept_after=10,
-            threads=1,
-            draw=random.random,
-            now=time.time,
-            ask=lambda *_: None,
-        )
+        executor = new_executor()
         journal = Recorder()
         executor.journal, executor.transactions = journal, Lanes()  # type: ignore[assignment]
         claim = ordered_claim()
@@ -121,14 +106,7 @@ def test_a_parked_message_holds_its_scope_until_it_is_decided_on() -> None:
     """Parked is not final: what follows waits, in this process as after a restart (R11)."""
 
     async def main() -> None:
-        executor = Executor(
-            asyncio.get_running_loop(),
-            accept_after=10,
-            threads=1,
-            draw=random.random,
-            now=time.time,
-            ask=lambda *_: None,
-        )
+        executor = new_executor()
         journal, lanes = Recorder(), Lanes()
         executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
         claim = ordered_claim()
@@ -151,14 +129,7 @@ def test_while_a_suspect_runs_no_other_transaction_may_begin() -> None:
     """A message whose process died runs again with nothing beside it, so that the count finds the killer (R13)."""
 
     async def main() -> None:
-        executor = Executor(
-            asyncio.get_running_loop(),
-            accept_after=10,
-            threads=1,
-            draw=random.random,
-            now=time.time,
-            ask=lambda *_: None,
-        )
+        executor = new_executor()
         journal, lanes = Recorder(), Lanes()
         executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
         suspect = transactional(ordered_claim(), 0)
@@ -187,14 +158,7 @@ class Line:
     """An executor, and messages of one partition whose order is kept; each runs the function given."""
 
     def __init__(self, function: Callable[[Any], Any], count: int = 3, accept_after: float = 10) -> None:
-        self.executor: Any = Executor(
-            asyncio.get_running_loop(),
-            accept_after=accept_after,
-            threads=2,
-            draw=random.random,
-            now=time.time,
-            ask=lambda *_: None,
-        )
+        self.executor: Any = new_executor(accept_after=accept_after, threads=2)
         self.journal = Recorder()
         self.executor.journal = self.journal
         self.executor.transactions = Lanes()

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +19,7 @@ from eventflow.records import Checkpoint
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run, Scope
+from tests.fakes import new_executor
 
 
 class FakeLane:
@@ -81,13 +81,7 @@ class Desk:
 
 @asynccontextmanager
 async def desk(*, accept_after: float = 10.0, threads: int = 1) -> AsyncIterator[Desk]:
-    loop = asyncio.get_running_loop()
-    executor, lane = (
-        Executor(
-            loop, accept_after=accept_after, threads=threads, draw=random.random, now=time.time, ask=lambda *_: None
-        ),
-        FakeLane(),
-    )
+    executor, lane = new_executor(accept_after=accept_after, threads=threads), FakeLane()
     fenced: list[Exception] = []
     journal = Journal(
         lane, "a",  # type: ignore[arg-type]
