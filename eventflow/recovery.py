@@ -224,7 +224,7 @@ class Lease:
             [(renewed, alive, same, peers, free, asked_for, asleep, wake_at, now, _)] = self._database.run(
                 self._connection, "beat",
                 {
-                    "executor": self._executor, "application": self._application,
+                    "executor": self._executor, "application": self._application, "names": list(self._specs),
                     "acknowledged": self._identity.to_check(),
                 },
             )  # fmt: skip
@@ -275,8 +275,6 @@ class Lease:
         if not self._asleep:
             return None
         due = self._wake_at - self._clock.now() if self._wake_at else self._beat
-        if due < -self._beat:  # one whose workflow nobody here knows, else it would be awake
-            due = self._beat
         return min(max(due, 0.01), self._beat / 2)
 
     # ---- takeover ----

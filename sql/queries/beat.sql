@@ -15,6 +15,7 @@ select (select count(*) from renewed),
                 where w.executor = %(executor)b::bigint and w.status in ('queued', 'running', 'waiting') and not r.settled),
        exists (select from eventflow.workflows where status = 'waiting' and executor is null
                   and application = %(application)b::text),
-       (select extract(epoch from min(wake_at))::float8 from eventflow.workflows where status = 'waiting' and executor is null),
+       (select extract(epoch from min(wake_at))::float8 from eventflow.workflows where status = 'waiting' and executor is null
+           and application = %(application)b::text and name = any(%(names)b::text[])),
        extract(epoch from clock_timestamp())::float8,
        eventflow.check_acknowledged(%(executor)b::bigint, %(acknowledged)b::bigint[])::text
