@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 from typing_extensions import TypeVar
@@ -38,14 +38,19 @@ class ContinuedAsNew(BaseException):
         self.arguments = arguments
 
 
-@dataclass(slots=True)
 class StepScope:
-    """What is current while a step's function runs: durable calls in it are plain, or refused."""
+    """What is current while a step's function runs: durable calls in it are plain, or refused.
 
-    branch: Branch
-    position: str
-    name: str
-    riders: list[Rider] = field(default_factory=list[Rider])  # what is written with its checkpoint, if it succeeds
+    `riders` are what is written with its checkpoint, if it succeeds.
+    """
+
+    __slots__ = ("branch", "name", "position", "riders")
+
+    def __init__(self, branch: Branch, position: str, name: str) -> None:
+        self.branch = branch
+        self.position = position
+        self.name = name
+        self.riders: tuple[Rider, ...] = ()
 
 
 current: ContextVar[Branch | StepScope | None] = ContextVar("eventflow_current", default=None)
@@ -146,13 +151,13 @@ def would_block(what: str, instead: str) -> BlockingCallError:
     return BlockingCallError(f"{what} would block the running event loop; use {instead}")
 
 
-def refuse_sync_workflow(what: str) -> None:
+def refuse_sync_workflow(what: str, name: str = "") -> None:
     """Raise where something that is awaited is called in a sync workflow, which would never await it."""
     here = current.get()
     if type(here) is Branch and not here.run.spec.is_async:
         raise UsageError(
-            f"{what} is async and the workflow {here.run.name!r} is sync: use eventflow.sync.run_step(...), which runs it "
-            "on the application's loop and waits"
+            f"{what}{name and f' {name!r}'} is async and the workflow {here.run.name!r} is sync: use "
+            "eventflow.sync.run_step(...), which runs it on the application's loop and waits"
         )
 
 

@@ -347,12 +347,13 @@ class Executor:
         if run.dropped or run.ended:
             self.abandon(run)
             return
-        if run.life is not None and run.life.suspending:
+        life = run.life
+        if life is not None and life.suspending:
             logger.warning("%s returned although it is suspended: it caught `Suspended`", run.workflow_id)
-            self._suspend(run, run.life)
+            self._suspend(run, life)
             return
-        if run.life is not None and isinstance(run.life.interrupted, WorkflowTimeoutError):
-            self.fail(run, run.life.interrupted)  # whatever it still returned, its time was over
+        if life is not None and isinstance(life.interrupted, WorkflowTimeoutError):
+            self.fail(run, life.interrupted)  # whatever it still returned, its time was over
             return
         run.outcome = result
         self._hand(run, Entry(run, run.history.take_last(), "succeeded", output=output), ended=True)
@@ -440,7 +441,7 @@ class Executor:
     def _continue(self, run: Run, arguments: str) -> None:
         """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
         run.arguments, run.attempt, run.begun = arguments, run.attempt + 1, False
-        written = run.history.take_riders() or []
+        written = run.history.take_riders()
         run.history = History()
         entry = Entry(run, [], drop_from=0)
         entry.arguments, entry.riders = arguments, [*written, Rider("settle_stream_items", (run.workflow_id,))]
@@ -465,10 +466,10 @@ class Executor:
     def _hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
         run.submitted += 1
         if run.history.riders:
-            entry.riders = [*(entry.riders or ()), *(run.history.take_riders() or ())]
+            entry.riders = [*(entry.riders or ()), *run.history.take_riders()]
         if ended:
             run.ended, run.home = True, None
-            if entry.status in FINAL or entry.status == "parked":
+            if (run.claim is None or run.life is not None) and (entry.status in FINAL or entry.status == "parked"):
                 entry.riders = [*(entry.riders or ()), *heralds(run)] or None
         else:
             self.runs[run.workflow_id] = run  # its row will carry our id: R10b must find it running

@@ -565,14 +565,17 @@ class Journal:
 
 def _size(entry: Entry) -> int:
     """About how many bytes an entry sends."""
-    run = entry.run
-    size = 200 + len(run.value or b"") + len(run.key or b"") + len(entry.output or "")
-    for checkpoint in entry.checkpoints:
-        size += 100 + len(checkpoint.output or checkpoint.error or "")
-    if entry.error or run.arguments or run.headers:
-        size += len(entry.error or "") + len(run.arguments or "") + len(headers_json(run.headers) or "")
-    for rider in entry.riders or ():
-        size += 100 + sum(len(value) for value in rider.row if isinstance(value, str))
+    run, output = entry.run, entry.output
+    value = run.value
+    size = 200 + (len(value) if value else 0) + (len(output) if output else 0)
+    for _, _, _, found, error, _, _ in entry.checkpoints:
+        size += 100 + len(found or error or "")
+    if run.headers or run.arguments or run.key or entry.error:
+        size += len(entry.error or "") + len(run.arguments or "") + len(run.key or b"")
+        size += len(headers_json(run.headers) or "")
+    if entry.riders:
+        for rider in entry.riders:
+            size += 100 + sum(len(value) for value in rider.row if isinstance(value, str))
     return size
 
 

@@ -13,7 +13,7 @@ operation is a branch of its own, numbered below the branch that started it. An 
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from eventflow.errors import DeterminismError
 from eventflow.records import Checkpoint, Rider
@@ -50,7 +50,7 @@ class History:
         self.recorded = recorded
         self.seq = max((c.seq for c in recorded.values()), default=0) if recorded else 0
         self.fresh: list[Checkpoint] = []
-        self.riders: list[Rider] = []  # what goes with the fresh checkpoints
+        self.riders: tuple[Rider, ...] = ()  # what goes with the fresh checkpoints
         self.failures: list[tuple[BaseException, int]] = []
         self._closed: set[str] | None = None
 
@@ -84,8 +84,13 @@ class History:
     def note(self, position: str, name: str, output: str | None, *riders: Rider) -> Checkpoint:
         """Record what took no time, with what shall be written in the same transaction."""
         checkpoint = self.add(position, name, output, None, 1, 0.0)
-        self.riders += [rider._replace(seq=checkpoint.seq) for rider in riders]
+        if riders:
+            self.ride(checkpoint, riders)
         return checkpoint
+
+    def ride(self, checkpoint: Checkpoint, riders: Iterable[Rider]) -> None:
+        """What shall be written in the same transaction as a checkpoint."""
+        self.riders += tuple(rider._replace(seq=checkpoint.seq) for rider in riders)
 
     def closed(self) -> set[str]:
         """The streams that it has recorded as closed."""
@@ -103,11 +108,9 @@ class History:
             self.recorded[checkpoint.position] = checkpoint
         return fresh
 
-    def take_riders(self) -> list[Rider] | None:
+    def take_riders(self) -> tuple[Rider, ...]:
         """What goes with the checkpoints taken just before."""
-        if not self.riders:
-            return None
-        riders, self.riders = self.riders, []
+        riders, self.riders = self.riders, ()
         return riders
 
     def take_last(self) -> list[Checkpoint]:
@@ -147,7 +150,7 @@ class History:
         position = next((c.position for c in known if c.seq == first), "")
         kept = [c for c in known if c.seq < first and not c.position.startswith(f"{position}~")]
         self.fresh = [c for c in self.fresh if c in kept]
-        self.riders = [rider for rider in self.riders if rider.seq < first]
+        self.riders = tuple(rider for rider in self.riders if rider.seq < first)
         if self.recorded:
             self.recorded = {c.position: c for c in self.recorded.values() if c in kept}
         self.seq = first - 1
@@ -199,61 +202,70 @@ class Branch:
         return Branch(self.run, home, path, self.attempt)
 
 
+class Kind(NamedTuple):
+    """What all calls of one step have in common."""
+
+    name: str
+    policy: Retry
+    encode: Callable[[Any], str]
+    decode: Callable[[str], Any]
+    encode_error: Callable[[BaseException], str]
+    decode_error: Callable[[str], Exception]
+    clock: Callable[[], float]
+    draw: Callable[[], float]
+
+
+class Gathers(Protocol):
+    """What gathers the riders of one attempt."""
+
+    riders: tuple[Rider, ...]
+
+
 def step(
-    history: History,
-    position: str,
-    name: str,
-    policy: Retry,
-    encode: Callable[[Any], str],
-    decode: Callable[[str], Any],
-    encode_error: Callable[[BaseException], str],
-    decode_error: Callable[[str], Exception],
-    settled: Callable[[], bool],
-    clock: Callable[[], float],
-    draw: Callable[[], float],
-    now: Callable[[], float],
-    riders: list[Rider],
+    history: History, position: str, kind: Kind, settled: Callable[[], bool], now: Callable[[], float], scope: Gathers
 ) -> Generator[Effect, Any, Any]:
     """Return the recorded result of this step, or run it until it succeeds or its retries are spent, and record that.
 
     `settled` tells whether everything recorded before is durable; only then may the function act (R12). Where the policy's
     waits may be long, failed attempts are recorded too (at `{position}~{attempt}`): a crash does not start them over.
-    `riders` gathers what an attempt wants written; it goes with the checkpoint of the one that succeeds.
+    `scope` gathers what an attempt wants written; it goes with the checkpoint of the one that succeeds.
 
     Raises:
         DeterminismError: another step was recorded at this position.
         Exception: the step's own, recorded too and raised again by every replay.
 
     """
+    name = kind.name
     recorded = history.find(position, name)
     if recorded is not None:
         if recorded.error is not None:
-            error = decode_error(recorded.error)
+            error = kind.decode_error(recorded.error)
             history.failures.append((error, recorded.seq))
             raise error
-        return decode(recorded.output or "null")
-    attempts = 0
+        return kind.decode(recorded.output or "null")
+    attempts, policy = 0, kind.policy
     if history.recorded is not None and policy.retries:
         attempts, until = _attempts(history, position, name)
         if until > now():
             yield Await(until)
     if not settled():
         yield BARRIER
+    clock = kind.clock
     began = clock()
     while True:
         attempts += 1
         try:
             result = yield CALL
         except Exception as error:
-            riders.clear()
+            scope.riders = ()
             if policy.wants(error, attempts):
-                wait = policy.wait(attempts, draw())
+                wait = policy.wait(attempts, kind.draw())
                 if policy.longest() < LONG:
                     yield wait
                 else:
                     until = now() + wait
                     history.add(
-                        f"{position}~{attempts}", name, repr(until), encode_error(error), attempts, clock() - began
+                        f"{position}~{attempts}", name, repr(until), kind.encode_error(error), attempts, clock() - began
                     )
                     yield Await(until)
                     if not settled():
@@ -261,12 +273,12 @@ def step(
                 continue
             if attempts > 1:
                 error.add_note(f"eventflow: step {name!r} failed in each of {attempts} attempts")
-            checkpoint = history.add(position, name, None, encode_error(error), attempts, clock() - began)
+            checkpoint = history.add(position, name, None, kind.encode_error(error), attempts, clock() - began)
             history.failures.append((error, checkpoint.seq))
             raise
-        checkpoint = history.add(position, name, encode(result), None, attempts, clock() - began)
-        if riders:
-            history.riders += [rider._replace(seq=checkpoint.seq) for rider in riders]
+        checkpoint = history.add(position, name, kind.encode(result), None, attempts, clock() - began)
+        if scope.riders:
+            history.ride(checkpoint, scope.riders)
         return result
 
 

@@ -9,7 +9,7 @@ import functools
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, cast, overload
@@ -18,9 +18,8 @@ from typing_extensions import TypeVar
 
 from eventflow.codec import Codec, decode_error, encode_error
 from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, runtime, would_block
-from eventflow.records import Rider
 from eventflow.registry import check_function, check_name, colour_async, innermost, is_async, result_codec
-from eventflow.replay import BARRIER, CALL, Await, Branch, Effect
+from eventflow.replay import BARRIER, CALL, Await, Branch, Kind
 from eventflow.replay import step as run_protocol
 from eventflow.retry import Retry, Seconds, as_retry, seconds
 
@@ -46,22 +45,27 @@ class StepSpec:
         spec.__dict__["result"] = self.result  # `call` has no annotations
         return spec
 
-    def procedure(self, branch: Branch, position: str, riders: list[Rider]) -> "Generator[Effect, Any, Any]":
-        """The step protocol for one call of this step."""
+    @functools.cached_property
+    def kind(self) -> Kind:
+        """What the step protocol wants to know of it."""
         codec = self.result
-        return run_protocol(
-            branch.run.history, position, self.name, self.policy, codec.encode, codec.decode,
-            encode_error, decode_error, branch.run.settled, time.perf_counter, random.random, branch.run.executor.now, riders,
+        return Kind(
+            self.name, self.policy, codec.encode, codec.decode, encode_error, decode_error, time.perf_counter,
+            random.random,
         )  # fmt: skip
 
 
-async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
-    """The async driver of the step protocol."""
+async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -> Any:
+    """The async driver of the step protocol; `branch`: None for the one that this is awaited in, if it is in one."""
+    if branch is None:
+        branch = current_branch()
+        if branch is None:
+            return await spec.function(*args, **kwargs)
     run, executor = branch.run, branch.run.executor
     executor.check(run, branch.attempt)
     position = branch.next_position()
     scope = StepScope(branch, position, spec.name)
-    procedure = spec.procedure(branch, position, scope.riders)
+    procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.now, scope)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
     function, limit = spec.function, spec.timeout
@@ -70,14 +74,9 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
         while True:
             effect = send(outcome)
             send, outcome = procedure.send, None
-            if type(effect) is Await:
-                run.acting -= acting
-                acting = False
-                await executor.wait(run, effect)
-                continue
-            if not acting:
-                acting = True
-                run.acting += 1
+            if acting is (type(effect) is Await):
+                acting = not acting
+                run.acting += 1 if acting else -1
             if effect is CALL:
                 token = current.set(scope)
                 try:
@@ -89,8 +88,10 @@ async def drive(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                     current.reset(token)
             elif effect is BARRIER:
                 await executor.barrier(run)
-            else:
+            elif acting:
                 await asyncio.sleep(cast("float", effect))
+            else:
+                await executor.wait(run, cast("Await", effect))
             executor.check(run, branch.attempt)
     except StopIteration as stop:
         return stop.value
@@ -117,7 +118,7 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     executor.check(run)
     position = branch.next_position()
     scope = StepScope(branch, position, spec.name)
-    procedure = spec.procedure(branch, position, scope.riders)
+    procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.now, scope)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
     function, limit = spec.function, spec.timeout
@@ -217,16 +218,10 @@ def step(
 
 
 def _async_step(spec: StepSpec) -> Callable[..., Any]:
-    async def durable(args: Any, kwargs: Any) -> Any:
-        branch = current_branch()
-        if branch is None:
-            return await spec.function(*args, **kwargs)
-        return await drive(branch, spec, args, kwargs)
-
     @functools.wraps(spec.function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        refuse_sync_workflow(f"the step {spec.name!r}")
-        return durable(args, kwargs)
+        refuse_sync_workflow("the step", spec.name)
+        return drive(None, spec, args, kwargs)
 
     call.__eventflow_step__ = spec  # type: ignore[attr-defined]
     return colour_async(call)

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -330,7 +330,7 @@ class Transactions:
                 failed.append((run, error))
             else:
                 entries.append(Entry(run, [], "succeeded", output=output))
-                entries[-1].riders = scope.riders or None
+                entries[-1].riders = list(scope.riders) or None
         yield ("flush",)
         yield from _still_there()
         return entries
@@ -496,7 +496,7 @@ class Transactions:
                 self._executor.tell(scope.riders)
             return result
 
-    def _step_statements(self, lane: Lane, run: Run, checkpoint: Checkpoint, riders: list[Rider]) -> list[Any]:
+    def _step_statements(self, lane: Lane, run: Run, checkpoint: Checkpoint, riders: Sequence[Rider]) -> list[Any]:
         params = {
             "workflow_id": run.workflow_id, "position": checkpoint.position, "seq": checkpoint.seq,
             "name": checkpoint.name, "output": checkpoint.output, "attempts": checkpoint.attempts,

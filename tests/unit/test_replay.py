@@ -1,23 +1,25 @@
 """The step protocol, driven by hand: no loop, no database, no clock."""
 
 from collections.abc import Callable, Generator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from eventflow.codec import codec_for, decode_error, encode_error
 from eventflow.errors import DeterminismError
-from eventflow.replay import BARRIER, CALL, Branch, History, step
+from eventflow.replay import BARRIER, CALL, Branch, History, Kind, step
 from eventflow.retry import Retry
 
 
 def protocol(history: History, position: str = "1.1", name: str = "charge", retries: int = 0,
              settled: Callable[[], bool] = lambda: True) -> Generator[Any, Any, Any]:  # fmt: skip
     codec = codec_for(int | None)
-    return step(
-        history, position, name, Retry(retries, delay=1, jitter=0), codec.encode, codec.decode, encode_error, decode_error,
-        settled, lambda: 0.0, lambda: 0.5, lambda: 0.0, [],
+    kind = Kind(
+        name, Retry(retries, delay=1, jitter=0), codec.encode, codec.decode, encode_error, decode_error, lambda: 0.0,
+        lambda: 0.5,
     )  # fmt: skip
+    return step(history, position, kind, settled, lambda: 0.0, SimpleNamespace(riders=()))
 
 
 def finish(generator: Generator[Any, Any, Any], value: Any) -> Any:
