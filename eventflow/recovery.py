@@ -390,7 +390,10 @@ class Lease:
 
         rows = in_transaction(connection, work)
         if rows:
-            crash_point(f"recovery.after_{query}")
+            if query == "claim_woken":
+                crash_point("recovery.after_claim_woken")
+            else:
+                crash_point("recovery.after_claim_rows")
             self._adoption.adopt(connection, rows, _how if query == "claim_rows" else lambda _: "woken")
         return len(rows) >= limit
 
