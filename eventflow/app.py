@@ -173,9 +173,7 @@ class App:
         identity = await asyncio.to_thread(
             birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop
         )
-        incarnation = Incarnation(
-            self._loop, settings, self._database, specs, self._consumers, self._queues, identity
-        )
+        incarnation = Incarnation(self._loop, settings, self._database, specs, self._consumers, self._queues, identity)
         incarnation.start()
         self._incarnation = incarnation
 

@@ -256,7 +256,7 @@ class Client:
         prefix: str | None = None, attributes: Mapping[str, object] | None = None, parent: str | None = None,
         created_after: datetime | None = None, created_before: datetime | None = None,
     ) -> AsyncIterator[WorkflowRecord]:  # fmt: skip
-        """Workflows, oldest first: with this status, this name, of this queue, ids that begin so, these attributes among theirs.
+        """Workflows, oldest first: of this status, name and queue, with ids that begin so and these attributes among theirs.
 
         Raises:
             UsageError, CodecError: as of `Filter`.

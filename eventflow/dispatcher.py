@@ -1,4 +1,4 @@
-"""Takes workflows out of their queues' lines, in batches, within each queue's limits; and puts in line those whose time has come.
+"""Takes workflows out of their queues' lines, in batches, within limits; and puts in line those whose time has come.
 
 A thread and a connection of its own. One claim is one transaction, fenced; where processes must count together (a limit
 over all of them) the queue's row is held meanwhile. What has come into lines is learnt from the beat, from this process's
@@ -9,9 +9,9 @@ edge.
 import json
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import psycopg
@@ -19,6 +19,7 @@ import psycopg
 from eventflow.adoption import Adoption
 from eventflow.database import Connection, Database, in_transaction
 from eventflow.errors import FencedError, UnavailableError
+from eventflow.executor import How
 from eventflow.lines import Ask, Cursor, Limits, Lines, Used
 from eventflow.registry import Spec
 from eventflow.telemetry import crash_point, seldom
@@ -229,9 +230,9 @@ class Dispatcher:
             del self._lines[queue]
         if rows:
             crash_point("dispatcher.after_claim")
-            rows.sort(key=lambda row: row[18])
+            rows.sort(key=itemgetter(18))
             self._threaded[queue] = any(not self._specs[row[1]].is_async for row in rows)
-            self._adoption.adopt(connection, [row[:17] for row in rows], lambda _: "woken")
+            self._adoption.adopt(connection, [row[:17] for row in rows], _woken)
             self._adopted()
         return bool(rows) and queue in self._lines
 
@@ -255,8 +256,8 @@ class Dispatcher:
             cursor, known = self._slots.setdefault(queue, (Cursor(), {}))
             rows = run(connection, "read_slots", {**place, "known": list(known), **cursor.params()})
             known.clear()
-            known.update({workflow_id: key for _, workflow_id, key in rows if workflow_id is not None})
-            cursor.advance(rows[0][0])
+            known.update({workflow_id: key for _, _, workflow_id, key in rows if workflow_id is not None})
+            cursor.advance(*rows[0][:2])
             used.slots = dict(Counter(known.values()))
         for rate, counts in ((limits.rate, used.started), (limits.rate_per_key, used.started_of_key)):
             if rate is not None:
@@ -274,3 +275,8 @@ class Dispatcher:
                 "n": list(keys.values()),
             },
         )  # fmt: skip
+
+
+def _woken(_: tuple[Any, ...]) -> How:
+    """They run already, as the claim has said."""
+    return "woken"

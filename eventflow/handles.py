@@ -366,7 +366,13 @@ def order_for(
         raise UsageError(f"enqueue takes a function decorated with @workflow, not {workflow!r}")
     found = None if attributes is None else codec_for(dict[str, Any]).encode(dict(attributes))
     order = Order(
-        name, arguments, workflow_id or str(uuid.uuid4()), workflow_id is not None, timeout=limit, attributes=found, **place
+        name,
+        arguments,
+        workflow_id or str(uuid.uuid4()),
+        workflow_id is not None,
+        timeout=limit,
+        attributes=found,
+        **place,
     )
     return order, codec
 

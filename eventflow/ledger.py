@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import Future
 from typing import Any, Literal
 
 import psycopg
@@ -321,7 +321,9 @@ class Orders:
 
     def _said(self, order: Order, error: Exception) -> Exception:
         if isinstance(error, psycopg.errors.LockNotAvailable):
-            return UnavailableError(f"an open transaction has enqueued {order.workflow_id!r}, and neither commits nor rolls back")
+            return UnavailableError(
+                f"an open transaction has enqueued {order.workflow_id!r}, and neither commits nor rolls back"
+            )
         return error
 
 

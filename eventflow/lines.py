@@ -6,6 +6,7 @@ head was last seen, so that it is found again without walking over what has been
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 _ASKED = 500  # lines that one claim looks at; the others have their turn with the next
 
@@ -25,10 +26,13 @@ class Cursor:
         self.since = "0"
         self.missed: list[str] = []
 
-    def advance(self, snapshot: str) -> None:
-        """A look with this snapshot, as Postgres writes it ("xmin:xmax:under,way"), has seen what there was."""
+    def advance(self, snapshot: str, own: str | None = None) -> None:
+        """A look with this snapshot, as Postgres writes it ("xmin:xmax:under,way"), has seen what there was.
+
+        `own` is the transaction that looked, which is under way, too, and which its own snapshot does not name.
+        """
         _, self.since, under_way = snapshot.split(":")
-        self.missed = under_way.split(",") if under_way else []
+        self.missed = [*filter(None, (*under_way.split(","), own))]
 
     def params(self) -> dict[str, object]:
         """As the queries have it."""
@@ -51,14 +55,10 @@ class Limits:
     rate_per_key: tuple[int, float] | None = None
 
     @classmethod
-    def of(cls, settings: dict[str, object]) -> "Limits":
+    def of(cls, settings: dict[str, Any]) -> "Limits":
         """From the ledger's JSON."""
-        pairs = {
-            name: tuple(settings[name]) if isinstance(settings[name], list) else settings[name]  # type: ignore[arg-type]
-            for name in cls.__slots__
-            if name in settings
-        }
-        return cls(**pairs)  # type: ignore[arg-type]
+        known: dict[str, Any] = {name: settings[name] for name in cls.__slots__ if name in settings}
+        return cls(**{name: tuple(one) if isinstance(one, list) else one for name, one in known.items()})  # type: ignore[arg-type]
 
     def shared(self) -> bool:
         """Whether processes must count together."""
@@ -104,7 +104,9 @@ class Lines:
     """The lines of one queue that may hold something. Those asked go behind the others: keys take turns."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, dict[str, int]] = {}  # priority -> key -> the transaction that its head is of, or an older
+        self._lines: dict[
+            int, dict[str, int]
+        ] = {}  # priority -> key -> the transaction that its head is of, or an older
 
     def __bool__(self) -> bool:
         return bool(self._lines)
@@ -115,7 +117,7 @@ class Lines:
         line[key] = min(placed, line.get(key, placed))
 
     def plan(self, budget: int, left_of: Callable[[str], int | None]) -> list[Ask]:
-        """What to ask, so that `budget` may begin: the smallest priority first, the keys of one alike, each within its limit."""
+        """What to ask, so that `budget` may begin: the smallest priority first, its keys alike, each within its limit."""
         asks: list[Ask] = []
         promised: dict[str, int] = {}
         wanted = budget

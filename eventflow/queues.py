@@ -1,4 +1,4 @@
-"""Queues: workflows that wait in line, with limits, until some process takes them; and what is said of one when it is put there.
+"""Queues: workflows that wait in line until some process takes them, and what is said of one when it is put there.
 
 A queue is defined in code, where it is made; people change it live through a `Client`. "default" is always there.
 """

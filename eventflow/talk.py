@@ -192,7 +192,7 @@ def enqueue(order: Order) -> str:
 
 
 def order_of(run: Any, position: str, order: Order) -> Order:
-    """The same, of this parent: with an id derived from both where none is given, and over when the parent is, at the latest."""
+    """The same, of this parent: with an id derived from both where none is given; over with the parent, at the latest."""
     life = run.life
     derived = child_workflow_id(run.workflow_id, position, 0 if life is None else life.generation)
     return dataclasses.replace(

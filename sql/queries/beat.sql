@@ -1,8 +1,7 @@
 -- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or, where it cannot be read, all that
 -- was acknowledged still there (EF003); who else lives; is there work that nobody holds, what do people ask; who sleeps, until when;
--- has anything come into queues since the last look, and when is the next to come.
--- Touches only the executor's own beat; indexes workflows_executor, workflows_wake, workflows_arrivals,
--- workflows_delayed.
+-- has anything come into queues since the last look, and when is the next due. Touches only the executor's own beat;
+-- indexes workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
 )

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 import eventflow
-from eventflow import durable, sync
+from eventflow import sync
 from eventflow.client import Client
 from eventflow.errors import (
     UsageError,
@@ -97,7 +97,8 @@ def gauge() -> Iterator[str]:
 
 
 def put(pair: Any, colour: Colour, *args: Any, **options: Any) -> sync.Handle[Any]:
-    return sync.enqueue(pair[colour], *args, **options)
+    keywords = {"seconds": options.pop("seconds")} if "seconds" in options else {}
+    return sync.enqueue(pair[colour].bind(*args, **keywords), **options)
 
 
 def paused(queue: Queue, ledger: str) -> Any:
@@ -141,7 +142,9 @@ def test_many_come_in_the_order_in_which_they_were_put_there(app: App, ledger: s
 
 def test_the_smallest_priority_goes_first(app: App, ledger: str, colour: Colour, gauge: str) -> None:
     with paused(ONE, ledger):
-        handles = [put(works, colour, gauge, n, seconds=0, queue=ONE.name, priority=p) for n, p in enumerate([5, 0, -1, 5, 0])]
+        handles = [
+            put(works, colour, gauge, n, seconds=0, queue=ONE.name, priority=p) for n, p in enumerate([5, 0, -1, 5, 0])
+        ]
     for handle in handles:
         handle.result(timeout=10)
     assert gauges[gauge].order == [2, 1, 4, 0, 3]
@@ -345,7 +348,9 @@ def test_limits_hold_over_processes(app: App, ledger: str, colour: Colour) -> No
         for handle in [put(works, colour, name, n, queue=THREE.name) for n in range(6)]:
             handle.result(timeout=20)
         assert gauges[name].most["all"] == 1
-        other.execute("update eventflow.workflows set status = 'succeeded', finished_at = now() where id = any(%s)", (rows,))
+        other.execute(
+            "update eventflow.workflows set status = 'succeeded', finished_at = now() where id = any(%s)", (rows,)
+        )
         for handle in [put(works, colour, name, n, seconds=0.1, queue=THREE.name) for n in range(9)]:
             handle.result(timeout=20)
         assert gauges[name].most["all"] == 3
@@ -457,7 +462,9 @@ def test_in_the_callers_transaction(app: App, ledger: str, colour: Colour) -> No
 
     def there(workflow_id: str) -> bool:
         with psycopg.connect(ledger) as look:
-            return look.execute("select 1 from eventflow.workflows where id = %s", (workflow_id,)).fetchone() is not None
+            return (
+                look.execute("select 1 from eventflow.workflows where id = %s", (workflow_id,)).fetchone() is not None
+            )
 
     engine = create_engine(sqlalchemy_url)
     with sync.Client(ledger) as client:
@@ -520,7 +527,9 @@ def test_from_sql(app: App, ledger: str, colour: Colour) -> None:
             call("select eventflow.enqueue(%s, '{}')", name)
 
 
-def test_an_id_that_an_open_transaction_has_holds_up_no_other(app: App, ledger: str, colour: Colour, gauge: str) -> None:
+def test_an_id_that_an_open_transaction_has_holds_up_no_other(
+    app: App, ledger: str, colour: Colour, gauge: str
+) -> None:
     mine = f"{colour} {uuid.uuid4()}"
     with psycopg.connect(ledger) as stranger:
         stranger.execute("select eventflow.enqueue('works', workflow_id => %s)", (mine,))

@@ -19,7 +19,9 @@ EACH = 12
 def enqueue(world: World, queue: str) -> None:
     """As another program does, in its own transaction."""
     with psycopg.connect(world.database_url) as connection:
-        connection.execute("insert into eventflow.queues (application, name) values ('default', %s) on conflict do nothing", (queue,))
+        connection.execute(
+            "insert into eventflow.queues (application, name) values ('default', %s) on conflict do nothing", (queue,)
+        )
         for n in range(EACH):
             for colour in COLOURS:
                 connection.execute(
@@ -70,7 +72,9 @@ def check(world: World, queue: str, watch: Watch) -> None:
 @pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("queue", QUEUES)
 def test_two_processes_one_of_which_is_killed_where_it_has_claimed(world: World, queue: str, seed: int) -> None:
-    point = pick(seed, queue, "point", choices=["dispatcher.after_claim", "journal.before_commit", "journal.after_commit"])
+    point = pick(
+        seed, queue, "point", choices=["dispatcher.after_claim", "journal.before_commit", "journal.after_commit"]
+    )
     victim = world.start(APP, crash=f"{point}:{pick(seed, queue, choices=range(1, 4))}", **SOON)
     world.start(APP, **SOON)
     with Watch(world, queue) as watch:
@@ -97,7 +101,9 @@ def test_a_process_that_is_frozen_while_it_holds_the_queue(world: World, seed: i
 @pytest.mark.parametrize("seed", seeds())
 def test_a_claim_whose_answer_is_lost_is_found_again(world: World, seed: int) -> None:
     """Killed is the connection and not the process: rows that carry its id are run by it all the same (R10b)."""
-    worker = world.start(APP, stop=f"dispatcher.after_claim:{pick(seed, choices=range(1, 3))}", **(SOON | {"EVENTFLOW_LEASE": "30"}))
+    worker = world.start(
+        APP, stop=f"dispatcher.after_claim:{pick(seed, choices=range(1, 3))}", **(SOON | {"EVENTFLOW_LEASE": "30"})
+    )
     with Watch(world, "crash pairs") as watch:
         enqueue(world, "crash pairs")
         world.wait(lambda: worker.frozen, "it has claimed")

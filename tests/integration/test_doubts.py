@@ -27,7 +27,7 @@ from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.runs import Claim, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
-from tests.fakes import new_executor
+from tests.fakes import new_executor, new_lease
 from tests.integration.test_guards import Ledger, refused
 
 WORKFLOWS = "select status::text, executor is null, attempt, recoveries from eventflow.workflows order by 1"

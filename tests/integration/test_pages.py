@@ -17,9 +17,7 @@ from eventflow.registry import registry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("workflows.md", "queues.md")}
-_BLOCK = re.compile(
-    r"^## ([^\n]+)(?:(?!^## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```", re.MULTILINE | re.DOTALL
-)
+_BLOCK = re.compile(r"^## ([^\n]+)(?:(?!^## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```", re.MULTILINE | re.DOTALL)
 BLOCKS = [block for text in PAGES.values() for block in _BLOCK.findall(text)]
 NUMBERS = itertools.count()
 

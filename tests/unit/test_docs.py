@@ -81,7 +81,10 @@ def test_every_crash_point_is_in_the_guarantees_and_armed_by_a_test() -> None:
     assert {p for p in points if f"`{p}`" not in GUARANTEES} == set()
     assert {p for p in points if not re.search(rf'"{re.escape(p)}[":]', tests)} == set()
     named = set(
-        re.findall(r"`((?:journal|consumer|executor|lease|recovery|dispatcher|transactions)\.(?:before|after)_\w+)`", GUARANTEES)
+        re.findall(
+            r"`((?:journal|consumer|executor|lease|recovery|dispatcher|transactions)\.(?:before|after)_\w+)`",
+            GUARANTEES,
+        )
     )
     assert named <= points
 
