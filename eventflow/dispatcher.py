@@ -1,7 +1,7 @@
 """Takes workflows out of their queues' lines, in batches, within limits; and puts in line those whose time has come.
 
 A thread and a connection of its own. One claim is one transaction, fenced; where processes must count together (a limit
-over all of them) the queue's row is held meanwhile. What has come into lines is learnt from the beat, from this process's
+over all of them) the queue is locked meanwhile. What has come into lines is learnt from the beat, from this process's
 own `enqueue`, and while a line waits for a limit, by looking again. Who is next is decided in `lines`, of which this is the
 edge.
 """

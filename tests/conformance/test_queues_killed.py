@@ -87,7 +87,7 @@ def test_two_processes_one_of_which_is_killed_where_it_has_claimed(world: World,
 
 @pytest.mark.parametrize("seed", seeds())
 def test_a_process_that_is_frozen_while_it_holds_the_queue(world: World, seed: int) -> None:
-    """It stops with the queue's row locked and its claim not committed; a peer takes over, and it commits nothing."""
+    """It stops with the queue locked and its claim not committed; a peer takes over, and it commits nothing."""
     frozen = world.start(APP, stop=f"dispatcher.before_commit:{pick(seed, choices=range(1, 3))}", **SOON)
     with Watch(world, "crash pairs") as watch:
         enqueue(world, "crash pairs")
