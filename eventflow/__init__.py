@@ -6,7 +6,7 @@ The front door: everything a program needs stands here; verbs are awaited, and `
 from eventflow.app import running
 from eventflow.errors import EventflowError
 from eventflow.handlers import kafka_consumer, lifespan
-from eventflow.handles import Handle, start
+from eventflow.handles import Handle, enqueue, start
 from eventflow.kafka import Message
 from eventflow.retry import Retry
 from eventflow.steps import step
@@ -17,6 +17,7 @@ __all__ = [
     "Handle",
     "Message",
     "Retry",
+    "enqueue",
     "kafka_consumer",
     "lifespan",
     "running",

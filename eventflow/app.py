@@ -44,6 +44,7 @@ from eventflow.journal import Entry
 from eventflow.ledger import Ledger, Operation
 from eventflow.migrations import check_schema
 from eventflow.pruner import Pruner
+from eventflow.queues import DEFAULT, Order
 from eventflow.records import Rider
 from eventflow.recovery import birth
 from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
@@ -71,10 +72,14 @@ def tune_garbage_collector() -> None:
 class App:
     """A running eventflow: what the verbs talk to."""
 
-    def __init__(self, settings: Settings, consumers: bool | Sequence[str], declared: Registry) -> None:
+    def __init__(
+        self, settings: Settings, consumers: bool | Sequence[str], queues: bool | Sequence[str], declared: Registry
+    ) -> None:
         self._settings = settings
+        self.application = settings.application
         self._declared = declared
         self._consumers = _wanted(declared, consumers)
+        self._queues = _served(declared, queues)
         served = {c.spec.name for c in self._consumers}
         self._specs = {n: s for n, s in declared.specs.items() if s.consumer is None or n in served}
         self._database = Database(
@@ -82,7 +87,8 @@ class App:
         )
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
-        self._ledger = Ledger(self._database, check=self._raise_failure)
+        self._ledger = Ledger(self._database, settings.application, keep=1, check=self._raise_failure)
+        self._known_queues: set[str] = {DEFAULT, *declared.queues}
         self._calls = Threads[Callable[[], None]](settings.threads, lambda call: call())
         self._supervisor: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
@@ -96,6 +102,7 @@ class App:
         self._check()
         try:
             await asyncio.to_thread(self._check_database)
+            await asyncio.to_thread(self._define_queues)
             async with contextlib.AsyncExitStack() as stack:
                 for lifespan in self._declared.lifespans:
                     await _enter(stack, lifespan)
@@ -104,6 +111,7 @@ class App:
                     yield self
         finally:
             self._stop.set()  # cancelled while it enters, too: else a thread goes on asking for a server that is away
+            self._ledger.close()
 
     @contextlib.asynccontextmanager
     async def _serve(self) -> AsyncGenerator[None]:
@@ -153,12 +161,19 @@ class App:
             else:
                 return
 
+    def _define_queues(self) -> None:
+        """Tell the ledger what this code says of its queues, and learn which there are."""
+        defined = {DEFAULT: "{}", **self._declared.queues}
+        names = {"name": list(defined), "defined": list(defined.values())}
+        self._ledger.query("define_queues", {"application": self.application, **names}, writes=True)
+        self._known_queues |= {row[0] for row in self._ledger.query("queue_names", {"application": self.application})}
+
     async def _begin(self) -> None:
         settings, specs = self._settings, self._specs
         identity = await asyncio.to_thread(
             birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop
         )
-        incarnation = Incarnation(self._loop, settings, self._database, specs, self._consumers, identity)
+        incarnation = Incarnation(self._loop, settings, self._database, specs, self._consumers, self._queues, identity)
         incarnation.start()
         self._incarnation = incarnation
 
@@ -254,6 +269,41 @@ class App:
     async def write(self, riders: list[Rider]) -> None:
         """Commit rows that no workflow writes. From any loop."""
         await asyncio.to_thread((await self._current()).write, riders)
+
+    async def enqueue(self, order: Order) -> str:
+        """Put a workflow in line; the id of the one that there is now. From any loop."""
+        if self._stop.is_set():
+            raise NotRunningError("this process leaves `running()` and enqueues nothing more")
+        workflow_id = await self._ledger.enqueue(order)
+        if self._incarnation is not None:
+            self._incarnation.queues.look(order.wait if order.settle is None else order.settle)
+        return workflow_id
+
+    async def enqueue_on(self, session: Any, order: Order) -> str:
+        """Put a workflow in line, in the caller's transaction."""
+        return await self._ledger.enqueue_on(session, order)
+
+    def enqueue_on_sync(self, session: Any, order: Order) -> str:
+        """The same for blocking code."""
+        return self._ledger.enqueue_on_sync(session, order)
+
+    async def delay(self, ids: Sequence[str], wait: float | None, until: float | None) -> int:
+        """Let workflows that wait in their queues wait until another time."""
+        count = await self._ledger.delay(ids, wait, until)
+        if self._incarnation is not None:
+            self._incarnation.queues.look(wait)
+        return count
+
+    def check_queue(self, name: str) -> None:
+        """Whether a workflow may put something into this queue: one that is not there would be found out too late.
+
+        Raises:
+            UsageError: neither this program nor, when it started, the ledger knew it.
+
+        """
+        if name not in self._known_queues:
+            there = ", ".join(sorted(self._known_queues))
+            raise UsageError(f"there is no queue {name!r}: define it, in this program too; there are: {there}")
 
     async def event(self, workflow_id: str, key: str, timeout: float | None) -> str | None:
         """The value of a workflow's event, once it is set; None where it was not in time."""
@@ -367,15 +417,27 @@ def _wanted(declared: Registry, consumers: bool | Sequence[str]) -> list[Any]:
     return [known[name] for name in consumers]
 
 
+def _served(declared: Registry, queues: bool | Sequence[str]) -> list[str]:
+    known = {DEFAULT, *declared.queues}
+    if isinstance(queues, bool):
+        return sorted(known) if queues else []
+    missing = [name for name in queues if name not in known]
+    if missing:
+        raise UsageError(f"no queue is named {missing[0]!r}; there are: {', '.join(sorted(known))}")
+    return sorted(set(queues))
+
+
 # ---- the verbs ---------------------------------------------------------------------------------
 
 
 class Running:
     """The context that `running()` gives: async on the caller's loop, or sync with a loop thread of its own."""
 
-    def __init__(self, settings: Settings | None, consumers: bool | Sequence[str]) -> None:
+    def __init__(
+        self, settings: Settings | None, consumers: bool | Sequence[str], queues: bool | Sequence[str]
+    ) -> None:
         self._settings = settings
-        self._wanted = consumers
+        self._wanted = consumers, queues
         self._stack: contextlib.AsyncExitStack | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -388,7 +450,7 @@ class Running:
         if slot.runtime is not None:
             where = f", and this one was forked from it: process {slot.pid}" if slot.forked() else ""
             raise UsageError(f"running() may be entered once per process{where}")
-        self.app = App(self._settings or load_settings(), self._wanted, registry)
+        self.app = App(self._settings or load_settings(), *self._wanted, registry)
         self._stack = contextlib.AsyncExitStack()
         await self._stack.enter_async_context(self.app.run())
         self._task = task = asyncio.current_task()
@@ -463,10 +525,13 @@ async def _cancel_others() -> None:
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-def running(settings: Settings | None = None, *, consumers: bool | Sequence[str] = True) -> Running:
+def running(
+    settings: Settings | None = None, *, consumers: bool | Sequence[str] = True, queues: bool | Sequence[str] = True
+) -> Running:
     """Run eventflow inside this program: `async with running():` on its loop, or `with running():` beside it.
 
-    Serves the consumers (all, none, or those named), runs what the program starts, and takes over what dead peers left.
+    Serves the consumers and the queues (all that this program defines, none, or those named), runs what the program
+    starts, and takes over what dead peers left.
 
     What no retry can mend later (the broker revokes the credentials, another program takes a name) ends the context:
     `async with` cancels the task that entered it, and raises the error instead of that `CancelledError`; `with` raises
@@ -476,10 +541,13 @@ def running(settings: Settings | None = None, *, consumers: bool | Sequence[str]
         SettingsError, SchemaError, UnavailableError: what is wrong, by name, before anything starts.
         UsageError: entered twice, or a name is taken by another program.
     """
-    return Running(settings, consumers)
+    return Running(settings, consumers, queues)
 
 
-def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: bool | None = None) -> int:
+def run(
+    settings: Settings, *, consumers: bool | Sequence[str] = True, queues: bool | Sequence[str] = True,
+    uvloop: bool | None = None,
+) -> int:  # fmt: skip
     """Run everything registered until SIGTERM or SIGINT, then drain; the exit status. What `eventflow run` calls.
 
     Raises:
@@ -489,7 +557,7 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
-        context, leaving = running(settings, consumers=consumers), _Leaving(loop, settings.drain)
+        context, leaving = running(settings, consumers=consumers, queues=queues), _Leaving(loop, settings.drain)
         entering = loop.create_task(context.__aenter__())
         await asyncio.wait({entering, leaving.asked}, return_when=asyncio.FIRST_COMPLETED)
         if not entering.done():

@@ -2,24 +2,30 @@
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self, get_args, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
+from eventflow.borrowed import AsyncBorrowed
 from eventflow.codec import codec_for
 from eventflow.database import Database
 from eventflow.errors import UsageError
-from eventflow.handles import Handle
+from eventflow.handles import Handle, order_for
 from eventflow.ledger import Ledger, Operation
 from eventflow.migrations import check_schema
+from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, place_in_line, settings_json
 from eventflow.records import Status, WorkflowRecord
+from eventflow.retry import Seconds
 from eventflow.settings import load_settings
+from eventflow.workflows import AsyncStartable, SyncStartable
 
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 _KEPT = 4  # connections
 _PAGE = 500
 
@@ -36,6 +42,7 @@ class Filter:
 
     status: Status | None = None
     name: str | None = None
+    queue: str | None = None
     prefix: str | None = None
     attributes: Mapping[str, object] | None = None
     parent: str | None = None
@@ -48,7 +55,7 @@ class Filter:
         for moment in (self.created_after, self.created_before):
             if moment is not None and moment.tzinfo is None:
                 raise UsageError(f"a time with a zone, not {moment!r}")
-        for text in (self.name, self.prefix, self.parent):
+        for text in (self.name, self.queue, self.prefix, self.parent):
             if text is not None and (not isinstance(text, str) or "\0" in text):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise UsageError(f"a text to look for, not {text!r}")
 
@@ -97,6 +104,7 @@ class Client:
         self._database = Database(
             settings.database_url, settings.database_schema, prepared=settings.prepared_statements
         )
+        self._application = settings.application
         self._opened: Ledger | None = None
 
     @property
@@ -125,7 +133,7 @@ class Client:
             raise UsageError("this client has been entered already")
         with self._database.connect("client") as connection:
             check_schema(connection, self._database.schema)
-        self._opened = Ledger(self._database, keep=_KEPT)
+        self._opened = Ledger(self._database, self._application, keep=_KEPT)
 
     def close(self) -> None:
         """Close its connections."""
@@ -152,18 +160,109 @@ class Client:
         talk.check_address(workflow_id)
         return Handle(workflow_id, codec_for(result), self.ledger)
 
+    @overload  # by name: arguments are checked by whoever runs it
+    async def enqueue(
+        self, workflow: str, /, *args: object, result: type[R], kwargs: Mapping[str, object] | None = None,
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: AsyncBorrowed | None = None,
+    ) -> Handle[R]: ...  # fmt: skip
+    @overload
+    async def enqueue(
+        self, workflow: str, /, *args: object, kwargs: Mapping[str, object] | None = None,
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: AsyncBorrowed | None = None,
+    ) -> Handle[object]: ...  # fmt: skip
+    @overload
+    async def enqueue(
+        self, workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: AsyncBorrowed | None = None,
+    ) -> Handle[R]: ...  # fmt: skip
+    @overload
+    async def enqueue(
+        self, workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: AsyncBorrowed | None = None,
+    ) -> Handle[R]: ...  # fmt: skip
+    async def enqueue(
+        self, workflow: Any, /, *args: Any, result: Any = None, kwargs: Mapping[str, object] | None = None,
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: AsyncBorrowed | None = None,
+    ) -> Handle[Any]:  # fmt: skip
+        """Put a workflow in line, by its name or by its function; some process that serves the queue runs it.
+
+        By name, each argument is encoded by its own type, and checked by whoever runs it; `result` is the result's type.
+        The other options are those of `eventflow.enqueue`.
+
+        Raises:
+            WorkflowExistsError: the id is taken.
+            UsageError: no such queue, no workflow, or an option that cannot be.
+            CodecError: an argument that cannot be encoded.
+            UnavailableError: the server is away.
+
+        """
+        place = place_in_line(
+            queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
+        )
+        order, codec = order_for(workflow, args, kwargs or {}, workflow_id, timeout, attributes, place)
+        ledger = self.ledger
+        placed = await (ledger.enqueue(order) if session is None else ledger.enqueue_on(session, order))
+        return Handle(placed, codec if result is None else codec_for(result), ledger)
+
+    async def queues(self) -> list[QueueRecord]:
+        """The queues, with their limits, and how many wait in each."""
+        rows = await asyncio.to_thread(self.ledger.query, "list_queues", {"application": self.ledger.application})
+        return [QueueRecord(row[0], json.loads(row[1]), *row[2:]) for row in rows]
+
+    async def change_queue(self, name: str, /, **limits: Any) -> None:
+        """Change a queue's limits at once, over what code says and until they are changed again; None: no limit.
+
+        `limits` are those of `queues.Queue`. Who changed it, and when, is recorded.
+
+        Raises:
+            UsageError: no such queue, or a limit that cannot be.
+
+        """
+        await self.ledger.change_queue(name, settings_json(limits, name))
+
+    async def reset_queue(self, name: str, /) -> None:
+        """Let a queue have the limits that code says. Raises as `change_queue`."""
+        await self.ledger.change_queue(name, "{}", reset=True)
+
+    async def pause_queue(self, name: str, /) -> None:
+        """Let nothing of a queue begin until it is resumed; what has begun goes on. Raises as `change_queue`."""
+        await self.ledger.change_queue(name, "{}", paused=True)
+
+    async def resume_queue(self, name: str, /) -> None:
+        """Let a paused queue go on. Raises as `change_queue`."""
+        await self.ledger.change_queue(name, "{}", paused=False)
+
+    async def delay(self, workflow_ids: Sequence[str], until: Seconds | datetime, /) -> int:
+        """Let workflows that wait in their queues wait until another time. See `Handle.delay`."""
+        return await self.ledger.delay(workflow_ids, *delayed(until))
+
     def workflows(
-        self, *, status: Status | None = None, name: str | None = None, prefix: str | None = None,
-        attributes: Mapping[str, object] | None = None, parent: str | None = None,
+        self, *, status: Status | None = None, name: str | None = None, queue: str | None = None,
+        prefix: str | None = None, attributes: Mapping[str, object] | None = None, parent: str | None = None,
         created_after: datetime | None = None, created_before: datetime | None = None,
     ) -> AsyncIterator[WorkflowRecord]:  # fmt: skip
-        """Workflows, oldest first: with this status, this name, ids that begin so, these attributes among theirs.
+        """Workflows, oldest first: of this status, name and queue, with ids that begin so and these attributes among theirs.
 
         Raises:
             UsageError, CodecError: as of `Filter`.
 
         """
-        wanted = Filter(status, name, prefix, attributes, parent, created_after, created_before)
+        wanted = Filter(status, name, queue, prefix, attributes, parent, created_after, created_before)
         return _each(Pages(self.ledger, wanted))
 
     async def cancel(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:

@@ -12,7 +12,7 @@ import functools
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
 from typing import Any, Literal, Protocol
@@ -107,6 +107,8 @@ class Executor:
         ]  # what one may watch, or a watch, is committed
         self.on_rows: Callable[[], None]  # there are rows that nobody holds
         self.on_sleep: Callable[[float | None], None]  # one of ours sleeps, until then at most
+        self.on_queued: Callable[[float | None], None]  # something stands in line, or will in so many seconds
+        self.on_freed: Callable[[], None]  # one that came from a queue has left memory
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
         self._draw = draw
@@ -500,6 +502,8 @@ class Executor:
             self._call(self._deadlines.pop(run).cancel)
         if self.runs.get(run.workflow_id) is run:
             del self.runs[run.workflow_id]
+            if run.life is not None and run.life.queue is not None:
+                self.on_freed()
 
     # ---- durability ----
 
@@ -791,6 +795,8 @@ class Executor:
                 self._call(self.waits.arrived, ("event", *row[:2]))
             elif query == "insert_children":
                 self._born(str(row[0]))
+            elif query == "enqueue":
+                self.on_queued(row[7] if row[10] is None else row[10])  # type: ignore[arg-type]  # wait, settle
             elif query == "insert_watches":
                 self.on_told("sleeper", str(row[2]))
             elif query == "signal_watches":
@@ -994,6 +1000,15 @@ class Executor:
         """Whether a run of this workflow is under way here, or waits to be."""
         run = self.runs.get(workflow_id)
         return run is not None and not run.dropped
+
+    def in_queues(self) -> "Counter[str]":
+        """How many of the runs here came from which queue. From any thread."""
+        lives = [run.life for run in list(self.runs.values()) if run.life is not None]
+        return Counter(life.queue for life in lives if life.queue is not None)
+
+    def threads_free(self) -> int:
+        """How many more sync runs are worth having here."""
+        return self._threads.free()
 
     def crowded(self) -> bool:
         """Whether work waits for a thread."""

@@ -6,18 +6,23 @@ replayed.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Generic, Literal, cast, overload
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
+from typing import Any, Generic, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
+from eventflow.borrowed import AsyncBorrowed
 from eventflow.codec import Codec, codec_for, recorded_line
 from eventflow.context import Backend, Start, StepScope, current, current_branch, runtime
 from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id
 from eventflow.operations import note, operate
+from eventflow.queues import DEFAULT, IfExists, Order, delayed, place_in_line, plain_arguments
 from eventflow.records import StepRecord, WorkflowRecord
+from eventflow.registry import check_name
+from eventflow.replay import Branch
 from eventflow.retry import Retry, Seconds, seconds
 from eventflow.steps import StepSpec, drive
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
@@ -26,7 +31,6 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-IfExists = Literal["attach", "reject"]
 _SHORTEST, _LONGEST = 0.02, 0.5  # seconds between two looks at a stream where nothing has come
 
 
@@ -221,6 +225,17 @@ class Handle(Generic[R_co]):
         await self.backend.fork(self._workflow_id, step, fork_id)
         return Handle(fork_id, self.codec, self._backend)
 
+    async def delay(self, until: Seconds | datetime, /) -> None:
+        """Let a workflow that waits in its queue wait until then, or for so many seconds from now; 0: no longer.
+
+        Raises:
+            WorkflowStateError: it has begun, or ended.
+            UsageError: a time that cannot be.
+            WorkflowNotFoundError, NotRunningError: as of `resume`.
+
+        """
+        await self.backend.delay([self._workflow_id], *delayed(until))
+
     async def delete(self) -> None:
         """Delete a workflow that has ended or is parked, with what it recorded, its messages and its events.
 
@@ -327,6 +342,123 @@ async def start(
         return await runtime("start").start_soon(talk.child_of(branch, asked))
 
     return Handle(await drive(branch, step_that_starts(asked, begin), (), {}), asked.spec.result)
+
+
+def order_for(
+    workflow: object, args: tuple[Any, ...], kwargs: Mapping[str, object], workflow_id: str | None,
+    timeout: Seconds | None, attributes: Mapping[str, object] | None, place: Mapping[str, Any],
+) -> tuple[Order, Codec]:  # fmt: skip
+    """What is to be put in line, checked, and the codec of its result; by name where its code is not here.
+
+    Raises:
+        UsageError: no workflow, or an option that cannot be.
+        CodecError: an argument or attribute that cannot be encoded.
+
+    """
+    limit = None if timeout is None else seconds(timeout, "timeout")
+    if isinstance(workflow, str):
+        name, arguments, codec = check_name(workflow), plain_arguments(args, kwargs), codec_for(Any)
+    elif isinstance(workflow, Workflow):
+        chosen = cast("Workflow[..., Any]", workflow)
+        name, arguments, codec = chosen.name, chosen.encode(args, dict(kwargs)), chosen.spec.result
+        limit = chosen.spec.timeout if limit is None else limit
+    else:
+        raise UsageError(f"enqueue takes a function decorated with @workflow, not {workflow!r}")
+    found = None if attributes is None else codec_for(dict[str, Any]).encode(dict(attributes))
+    order = Order(
+        name,
+        arguments,
+        workflow_id or str(uuid.uuid4()),
+        workflow_id is not None,
+        timeout=limit,
+        attributes=found,
+        **place,
+    )
+    return order, codec
+
+
+def refuse_given(order: Order) -> None:
+    """In a step or transaction: what others may hold would hold up the flush that carries it (PROTOCOL.md R4).
+
+    Raises:
+        UsageError: the order has an id or a deduplication id that is given.
+
+    """
+    if isinstance(current.get(), StepScope) and (order.given or order.deduplication_id is not None):
+        raise UsageError(
+            "enqueue with a workflow_id or a deduplication_id in a step or transaction: do it in the workflow, or pass the "
+            "transaction's session="
+        )
+
+
+def step_that_enqueues(branch: Branch, order: Order, call: Callable[[Order], Any]) -> StepSpec:
+    """Enqueueing under an id that others may have, as a step: sent twice it is placed once, by its id."""
+    placed = talk.order_of(branch.run, branch.peek(), order)
+    spec = StepSpec(f"enqueue {order.name}", lambda: call(placed), Retry(0))
+    spec.__dict__["result"] = codec_for(str)
+    return spec
+
+
+def refuse_in_workflow() -> None:
+    """Raise where a caller's own transaction is used in a workflow, which would not know whether it was committed."""
+    if current_branch() is not None:
+        raise UsageError("enqueue(session=...) in a workflow is not recorded: enqueue without it, or in a @transaction")
+
+
+@overload
+async def enqueue(
+    workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+    queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+    deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+    workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+    attributes: Mapping[str, object] | None = None, session: AsyncBorrowed | None = None,
+) -> Handle[R]: ...  # fmt: skip
+@overload
+async def enqueue(
+    workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+    queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+    deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+    workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+    attributes: Mapping[str, object] | None = None, session: AsyncBorrowed | None = None,
+) -> Handle[R]: ...  # fmt: skip
+async def enqueue(
+    workflow: Any, /, *args: Any, queue: str = DEFAULT, key: str | None = None, priority: int = 0,
+    delay: Seconds | datetime | None = None, deduplication_id: str | None = None, debounce: Seconds | None = None,
+    debounce_limit: Seconds | None = None, workflow_id: str | None = None, if_exists: IfExists = "attach",
+    timeout: Seconds | None = None, attributes: Mapping[str, object] | None = None, session: AsyncBorrowed | None = None,
+) -> Handle[Any]:  # fmt: skip
+    """Put a workflow in line; any process that serves the queue takes it, as soon as the queue's limits allow.
+
+    The smallest `priority` goes first; of one priority the `key`s take turns, and the queue's limits by key go by it.
+    `delay` is in seconds, or until a moment. One unfinished workflow of the queue has a `deduplication_id`: where there
+    is one, its handle is returned (or, by `if_exists`, refused). `debounce`: it begins when for so many seconds no other
+    call with its deduplication id has come, the last call's arguments count; after `debounce_limit` seconds in any case.
+    `timeout` is in seconds from when it begins. With `session`, which has a transaction on the ledger's database, the
+    workflow exists when the caller commits. In a workflow it is recorded; in a step or transaction it commits with what
+    that records.
+
+    Raises:
+        NotRunningError: outside `running()`; a process that runs nothing has `Client.enqueue`.
+        WorkflowExistsError: the id is taken.
+        UsageError: no workflow, no such queue, or an option that cannot be.
+        CodecError: an argument that cannot be encoded.
+
+    """
+    place = place_in_line(
+        queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
+    )
+    order, codec = order_for(workflow, args, {}, workflow_id, timeout, attributes, place)
+    app, branch = runtime("enqueue"), current_branch()
+    if session is not None:
+        refuse_in_workflow()
+        return Handle(await app.enqueue_on(session, order), codec)
+    if current.get() is None:
+        return Handle(await app.enqueue(order), codec)
+    app.check_queue(queue)
+    refuse_given(order)
+    if branch is None or not (order.given or order.deduplication_id is not None):
+        return Handle(talk.enqueue(order), codec)
+    return Handle(await drive(branch, step_that_enqueues(branch, order, app.enqueue), (), {}), codec)
 
 
 async def first(*handles: Handle[R]) -> Handle[R]:

@@ -14,9 +14,11 @@ from typing import Any
 
 import psycopg
 
+from eventflow.adoption import Adoption
 from eventflow.consumer import Intake
 from eventflow.context import Start
 from eventflow.database import Connection, Database
+from eventflow.dispatcher import Dispatcher
 from eventflow.errors import UnavailableError, WorkflowExistsError
 from eventflow.executor import Executor, How
 from eventflow.journal import Identity, Journal, Lane, rider_statements
@@ -49,6 +51,7 @@ class Incarnation:
         database: Database,
         specs: dict[str, Spec],
         consumers: list[ConsumerSpec],
+        queues: list[str],
         identity: Identity,
     ) -> None:
         self._loop, self._settings, self.database = loop, settings, database
@@ -78,14 +81,20 @@ class Incarnation:
         self.executor.journal = self.journal
         self.executor.transactions = self.transactions
         self._streams = Reader(database, self._stopped)  # apart: what wakes workflows does not wait behind long pages
+        adoption = Adoption(database, self.id, application, specs, adopt=self._adopt, request=self._request)
+        self.queues = Dispatcher(
+            database, self.id, application, specs, queues, adoption=adoption, adopted=self._adopted,
+            held=self.executor.in_queues, threads=self.executor.threads_free, now=clock.now, beat=settings.beat,
+            on_fenced=self._end,
+        )  # fmt: skip
         self._lease = Lease(
-            database, identity, application, specs, beat=settings.beat, lease=settings.lease,
-            adopt=self._adopt, running=self.executor.holds, room=self.executor.room, request=self._request,
-            stuck_for=self.journal.waiting_for,
+            database, identity, application, specs, beat=settings.beat, lease=settings.lease, adoption=adoption,
+            queues=self.queues, running=self.executor.holds, room=self.executor.room, stuck_for=self.journal.waiting_for,
             clock=clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
         self.executor.on_rows, self.executor.on_told = self._lease.take, self._lease.told
+        self.executor.on_queued, self.executor.on_freed = self.queues.look, self.queues.freed
         self.intakes = [
             Intake(
                 consumer, database, self.journal, executor=self.id, application=application,
@@ -108,12 +117,21 @@ class Incarnation:
             intake.check()
         self.journal.start()
         self._lease.start()
+        self.queues.start()
         for intake in self.intakes:
             intake.start()
         logger.info("executor %d runs", self.id)
 
     def _adopt(self, runs: list[Run], how: How) -> None:
         self._loop.call_soon_threadsafe(self.executor.adopt, runs, how)
+
+    def _adopted(self) -> None:
+        """Wait until the loop has seen what was handed to it. From the dispatcher's thread."""
+        seen = threading.Event()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(seen.set)
+            while not seen.wait(0.5) and not self._stopped.is_set():
+                pass
 
     def _request(self, workflow_id: str, kind: str, who: str) -> None:
         self._loop.call_soon_threadsafe(self.executor.request, workflow_id, kind, who)
@@ -232,6 +250,7 @@ class Incarnation:
 
         logger.info("executor %d leaves; what runs has %g s to end", self.id, budget)
         self._lease.leave()
+        self.queues.leave()
         for intake in self.intakes:
             intake.hold()
         while self._busy() and left():
@@ -249,6 +268,7 @@ class Incarnation:
         self._streams.stop()
         self.executor.abort()
         await asyncio.to_thread(self._lease.join, 2.0)
+        await asyncio.to_thread(self.queues.join, 2.0)
 
     def _busy(self) -> bool:
         return bool(self.executor.busy() or self.transactions.active or self.transactions.waiting())
@@ -270,9 +290,11 @@ class Incarnation:
         self._streams.stop()
         self.transactions.stop()
         self._lease.stop()
+        self.queues.leave()
         await self._join_intakes()
         await asyncio.to_thread(self.journal.close, 2.0)
         await asyncio.to_thread(self._lease.join, 2.0)
+        await asyncio.to_thread(self.queues.join, 2.0)
 
     async def _join_intakes(self) -> None:
         """Wait until the consumers have left their groups; for all of them together no longer than for one."""

@@ -31,7 +31,12 @@ from eventflow.telemetry import crash_point, seldom
 logger = logging.getLogger(__name__)
 
 Statement = tuple[str, dict[str, Any]]
+# fmt: off
 RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query that writes it, and its columns
+    "enqueue": (
+        "id", "name", "application", "queue", "arguments", "key", "priority", "wait", "until", "deduplication_id", "settle",
+        "settle_limit", "timeout", "deadline", "attributes", "parent",
+    ),
     "insert_children": ("id", "name", "application", "executor", "parent", "arguments", "deadline", "attributes"),
     "consume_messages": ("id", "position"),
     "insert_messages": ("workflow_id", "topic", "payload", "key"),
@@ -42,6 +47,7 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),
 }
+# fmt: on
 MAX_ENTRIES = 4000
 MAX_BYTES = 16 * 1024 * 1024
 _BACKOFF = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

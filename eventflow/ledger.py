@@ -9,17 +9,20 @@ import contextlib
 import getpass
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import Future
 from typing import Any, Literal
 
 import psycopg
 from typing_extensions import TypeVar
 
+import eventflow.borrowed as borrowed
 import eventflow.talk as talk
 from eventflow.codec import Codec
-from eventflow.database import Connection, Database, in_transaction, unavailable
+from eventflow.database import Connection, Database, columns, in_transaction, unavailable
 from eventflow.errors import (
     EventflowError,
     UnavailableError,
@@ -29,7 +32,8 @@ from eventflow.errors import (
     WorkflowStateError,
     WorkflowTimeoutError,
 )
-from eventflow.journal import rider_statements
+from eventflow.journal import RIDERS, rider_statements
+from eventflow.queues import Order
 from eventflow.records import Rider
 
 R = TypeVar("R")
@@ -40,8 +44,12 @@ _ERRORS: dict[str, type[EventflowError]] = {
     "EF010": WorkflowNotFoundError,
     "EF011": WorkflowExistsError,
     "EF012": UsageError,
+    "EF013": UsageError,
 }
 _CONFLICTS = {"40001", "40P01"}  # nothing was done; once more
+_LOCKED = "55P03"
+_TOGETHER = 500  # orders in one transaction
+_TRIES = 15  # of an order whose id an open transaction has, two seconds each
 
 
 def who() -> str:
@@ -56,9 +64,13 @@ def who() -> str:
 class Ledger:
     """The ledger, for those who hold no workflow. From any thread or loop."""
 
-    def __init__(self, database: Database, *, keep: int = 0, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, database: Database, application: str, *, keep: int = 0, check: Callable[[], None] = lambda: None
+    ) -> None:
         """Of the connections, so many are kept open; `check` raises where waiting has become pointless."""
         self._database, self._keep, self._check = database, keep, check
+        self.application = application
+        self.orders = Orders(self)
         self._idle = deque[Connection]()
         self._who = who()
 
@@ -87,8 +99,10 @@ class Ledger:
             else:
                 self._idle.append(connection)
 
-    def query(self, query: str, params: dict[str, Any], *, writes: bool = False) -> list[tuple[Any, ...]]:
-        """The named query's rows. Blocks.
+    def query(
+        self, query: str, params: dict[str, Any], *, writes: bool = False, setup: Sequence[str] = ()
+    ) -> list[tuple[Any, ...]]:
+        """The named query's rows, in a transaction with these settings where there are any. Blocks.
 
         Raises:
             WorkflowStateError, WorkflowNotFoundError, WorkflowExistsError, UsageError: it was refused.
@@ -100,11 +114,13 @@ class Ledger:
             attempt += 1
             try:
                 with self._lent() as connection:
+                    if setup:
+                        return in_transaction(connection, lambda c: self._database.run(c, query, params), *setup)
                     return self._database.run(connection, query, params)
             except psycopg.Error as error:
-                ours = _ERRORS.get(error.sqlstate or "")
-                if ours is not None:
-                    raise ours(error.diag.message_primary) from None
+                ours = _ours(error)
+                if ours is not error:
+                    raise ours from None
                 if error.sqlstate not in _CONFLICTS or attempt == 5:
                     raise
             except UnavailableError:
@@ -191,9 +207,135 @@ class Ledger:
         with self._lent() as connection:
             in_transaction(connection, work, "set local synchronous_commit = on")
 
+    async def enqueue(self, order: Order) -> str:
+        """Put a workflow in line; the id of the one that there is now. From any loop."""
+        return await self.orders.place(order)
+
+    async def enqueue_on(self, session: Any, order: Order) -> str:
+        """Put a workflow in line, in the caller's transaction."""
+        try:
+            [row] = await borrowed.aexecute(session, self._database.text("enqueue"), self._params([order]))
+        except psycopg.Error as error:
+            raise _ours(error) from None
+        return order.answered(row[1:])
+
+    def enqueue_on_sync(self, session: Any, order: Order) -> str:
+        """The same for blocking code."""
+        try:
+            [row] = borrowed.execute(session, self._database.text("enqueue"), self._params([order]))
+        except psycopg.Error as error:
+            raise _ours(error) from None
+        return order.answered(row[1:])
+
+    async def change_queue(self, name: str, changed: str, *, reset: bool = False, paused: bool | None = None) -> None:
+        """Change a queue, live."""
+        asked = {
+            "application": self.application, "name": name, "changed": changed, "reset": reset, "paused": paused,
+            "who": self._who,
+        }  # fmt: skip
+        if not await asyncio.to_thread(self.query, "change_queue", asked, writes=True):
+            raise UsageError(f"there is no queue {name!r}: no process that defines it has ever run")
+
+    async def delay(self, ids: Sequence[str], wait: float | None, until: float | None) -> int:
+        """Let workflows that wait in their queues wait until another time."""
+        asked = {"ids": _checked(ids), "who": self._who, "wait": wait, "until": until}
+        [(count,)] = await asyncio.to_thread(self.query, "delay", asked, writes=True)
+        return count
+
+    def place(self, orders: Sequence[Order]) -> list[tuple[Any, ...]]:
+        """The answers of `enqueue.sql`, in one transaction. Blocks."""
+        ordered = sorted(range(len(orders)), key=lambda n: (orders[n].deduplication_id or "", orders[n].workflow_id))
+        params = self._params([orders[n] for n in ordered])
+        answers = self.query("enqueue", params, writes=True, setup=("set local lock_timeout = '2s'",))
+        return [row for _, row in sorted(zip(ordered, answers, strict=True))]
+
+    def _params(self, orders: Sequence[Order]) -> dict[str, list[Any]]:
+        return columns([order.row(self.application) for order in orders], RIDERS["enqueue"])
+
     def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine from blocking code."""
         return asyncio.run(coroutine)
+
+
+class Orders:
+    """What callers put in line. What comes while one transaction is under way goes out together in the next.
+
+    Apart from the journal: an id that a caller gives may be held by a stranger's open transaction (PROTOCOL.md R4). Sent
+    twice, an order is placed once, by its id; so no answer that is lost does harm.
+    """
+
+    def __init__(self, ledger: "Ledger") -> None:
+        self._ledger = ledger
+        self._waiting = deque[tuple[Order, Future[str], int]]()
+        self._lock = threading.Lock()
+        self._under_way = False
+
+    async def place(self, order: Order) -> str:
+        """Place it; the id of the workflow that there is now.
+
+        Raises:
+            WorkflowExistsError: another one has the id, or one has it and none was to.
+            UsageError: there is no such queue.
+            UnavailableError: the server is away, or an open transaction has the id and keeps it.
+
+        """
+        future: Future[str] = Future()
+        with self._lock:
+            self._waiting.append((order, future, 1))
+            leads, self._under_way = not self._under_way, True
+        if leads:
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._send_all))
+        return await asyncio.wrap_future(future)
+
+    def _send_all(self) -> None:
+        while True:
+            with self._lock:
+                some = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
+                if not some:
+                    self._under_way = False
+                    return
+            self._send(some)
+
+    def _send(self, some: list[tuple[Order, Future[str], int]]) -> None:
+        try:
+            rows = self._ledger.place([order for order, _, _ in some])
+        except Exception as error:
+            if len(some) > 1:
+                for one in some:
+                    self._send([one])
+            elif isinstance(error, psycopg.errors.LockNotAvailable) and some[0][2] < _TRIES:
+                order, future, tries = some[0]
+                with self._lock:
+                    self._waiting.append((order, future, tries + 1))
+            else:
+                _fail(some[0][1], self._said(some[0][0], error))
+            return
+        for (order, future, _), row in zip(some, rows, strict=True):
+            try:
+                answer = order.answered(row[1:])
+            except EventflowError as error:
+                _fail(future, error)
+            else:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(answer)
+
+    def _said(self, order: Order, error: Exception) -> Exception:
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            return UnavailableError(
+                f"an open transaction has enqueued {order.workflow_id!r}, and neither commits nor rolls back"
+            )
+        return error
+
+
+def _fail(future: "Future[str]", error: Exception) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
+def _ours(error: psycopg.Error) -> Exception:
+    """What the ledger refused as an error of ours; others as they are."""
+    kind = _ERRORS.get(error.sqlstate or "")
+    return error if kind is None else kind(error.diag.message_primary)
 
 
 def _checked(ids: Sequence[str]) -> list[str]:

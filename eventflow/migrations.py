@@ -38,6 +38,8 @@ RIGHTS = {
     "signals": ("select", "insert", "delete"),
     "requests": ("select", "insert", "update", "delete"),
     "watches": ("select", "insert", "delete"),
+    "queues": ("select", "insert", "update"),
+    "queue_starts": ("select", "insert", "delete"),
 }
 
 

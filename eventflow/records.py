@@ -30,6 +30,7 @@ class WorkflowRecord:
     Attributes:
         reason: why it is parked, or was cancelled, in words.
         parent: the workflow that started it. attributes: what it was given to be found by.
+        queue: whose line it waits in, or came from.
 
     """
 
@@ -42,6 +43,7 @@ class WorkflowRecord:
     finished_at: datetime | None = None
     parent: str | None = None
     attributes: dict[str, Any] | None = field(default=None, hash=False)
+    queue: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import psycopg
 
+from eventflow.adoption import Adoption
 from eventflow.database import Connection, Database, evicting, fenced, in_transaction, is_pointless, unavailable
 from eventflow.errors import FencedError, UnavailableError, UsageError
 from eventflow.executor import How
 from eventflow.journal import Identity
-from eventflow.kafka import headers_from_json
-from eventflow.records import Checkpoint
 from eventflow.registry import Spec
-from eventflow.replay import History
-from eventflow.runs import Life, Run
 from eventflow.settings import masked
 from eventflow.telemetry import crash_point, seldom
 
@@ -104,6 +101,16 @@ class LedgerClock:
         return time.time() + self._ahead
 
 
+class Queues(Protocol):
+    """The queues that this executor serves, which ride on its beat."""
+
+    served: list[str]
+
+    def params(self) -> dict[str, Any]: ...
+    def told(self, *, arrived: bool, due: float | None) -> None: ...
+    def look_at_all(self) -> None: ...
+
+
 class Lease:
     """One executor's lease, and its eye on the others."""
 
@@ -116,10 +123,10 @@ class Lease:
         *,
         beat: float,
         lease: float,
-        adopt: Callable[[list[Run], How], None],
+        adoption: Adoption,
+        queues: Queues,
         running: Callable[[str], bool],
         room: Callable[[], int],
-        request: Callable[[str, str, str], None],
         stuck_for: Callable[[], float],
         clock: LedgerClock,
         on_fenced: Callable[[FencedError], None],
@@ -128,7 +135,7 @@ class Lease:
         self._identity, self._executor = identity, identity.executor
         self._specs = specs
         self._beat, self._lease = beat, lease
-        self._adopt, self._running, self._room, self._request = adopt, running, room, request
+        self._adoption, self._queues, self._running, self._room = adoption, queues, running, room
         self._stuck_for, self._clock, self._on_fenced = stuck_for, clock, on_fenced
         self._requested = False  # whether people ask something of what this executor holds
         self._asleep = False  # whether a workflow sleeps, of all that this application has
@@ -221,11 +228,11 @@ class Lease:
             if self._connection is None or self._connection.closed:
                 self._connection = self._database.connect("lease")
             asked_at = time.time()
-            [(renewed, alive, same, peers, free, asked_for, asleep, wake_at, now, _)] = self._database.run(
+            [(renewed, alive, same, peers, free, asked_for, asleep, wake_at, arrived, due, now, _)] = self._database.run(
                 self._connection, "beat",
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
-                    "acknowledged": self._identity.to_check(),
+                    "acknowledged": self._identity.to_check(), **self._queues.params(),
                 },
             )  # fmt: skip
         except (psycopg.Error, UnavailableError) as error:
@@ -248,6 +255,7 @@ class Lease:
         self._renewed, self._last_good = asked, time.monotonic()
         self._clock.tell(now, asked_at, time.time())
         self._asleep, self._wake_at, self._requested = asleep, wake_at or 0.0, asked_for or self._requested
+        self._queues.told(arrived=arrived, due=due)
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
@@ -299,9 +307,10 @@ class Lease:
                     pass
                 if self._requested:
                     self._requested = False
-                    self._read_requests(connection)
+                    self._adoption.read_requests(connection)
                 if self._to_reconcile and not self._leaving.is_set():
                     self._to_reconcile = False
+                    self._queues.look_at_all()
                     self._reconcile(connection)
             except FencedError as error:
                 self._on_fenced(error)
@@ -342,6 +351,7 @@ class Lease:
                 crash_point("recovery.after_takeover")
                 self._seen.pop(dead, None)
                 self._look_at_all = True
+                self._queues.look_at_all()
                 return True
             if query == "lock_dead":
                 return False
@@ -374,23 +384,18 @@ class Lease:
                 connection, query,
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
-                    "limit": limit,
+                    "queues": self._queues.served, "limit": limit,
                 },
             )  # fmt: skip
 
         rows = in_transaction(connection, work)
         if rows:
-            woken = query == "claim_woken"
-            if woken:
+            if query == "claim_woken":
                 crash_point("recovery.after_claim_woken")
             else:
                 crash_point("recovery.after_claim_rows")
-            self._adopt_rows(connection, rows, woken=woken)
+            self._adoption.adopt(connection, rows, _how if query == "claim_rows" else lambda _: "woken")
         return len(rows) >= limit
-
-    def _read_requests(self, connection: Connection) -> None:
-        for workflow_id, kind, who in self._database.run(connection, "own_requests", {"executor": self._executor}):
-            self._request(workflow_id, kind, who)
 
     def _reconcile(self, connection: Connection) -> None:
         """Start rows that carry our id and that we are not running (R10b): a claim whose answer was lost.
@@ -406,30 +411,8 @@ class Lease:
         rows = [row for row in strays if row[0] in again and not self._running(row[0])]
         if rows:
             logger.warning("%d rows carried our id and were not running", len(rows))
-            self._adopt_rows(connection, rows)
+            self._adoption.adopt(connection, rows, _how)
 
-    def _adopt_rows(self, connection: Connection, rows: list[tuple[Any, ...]], *, woken: bool = False) -> None:
-        found = self._database.run(connection, "read_checkpoints", {"ids": [row[0] for row in rows]})
-        recorded: dict[str, dict[str, Checkpoint]] = {}
-        for workflow_id, *fields in found:
-            checkpoint = Checkpoint(*fields)
-            recorded.setdefault(workflow_id, {})[checkpoint.position] = checkpoint
-        by_how: dict[How, list[Run]] = {}
-        for row in rows:
-            how: How = "woken" if woken else "recovered" if row[2] == "running" else "queued"
-            by_how.setdefault(how, []).append(self._run_of(row, recorded.get(row[0])))
-        for how, runs in by_how.items():
-            self._adopt(runs, how)
-        self._read_requests(connection)  # of what was taken, too: in the ledger it is this executor's by now
 
-    def _run_of(self, row: tuple[Any, ...], recorded: dict[str, Checkpoint] | None) -> Run:
-        run = Run(self._specs[row[1]], row[0], self._application)
-        run.attempt, run.retries, run.recoveries = row[3], row[4], row[5]
-        run.offset, run.timestamp, run.arguments = row[7], row[8], row[9]
-        run.key, run.value, run.headers = row[10], row[11], headers_from_json(row[12])
-        run.in_ledger = True
-        run.history = History(recorded)
-        if row[13] is not None or row[14] is not None or row[15]:
-            run.life = Life(parent=row[13], deadline=row[14])
-            run.life.generation = row[15]
-        return run
+def _how(row: tuple[Any, ...]) -> How:
+    return "recovered" if row[2] == "running" else "queued"

@@ -103,6 +103,7 @@ class Registry:
     consumers: list[ConsumerSpec] = field(default_factory=list[ConsumerSpec])
     lifespans: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
     instances: list[tuple[str, object]] = field(default_factory=list[tuple[str, object]])  # with their names, in order
+    queues: dict[str, str] = field(default_factory=dict[str, str])  # name -> settings, as the ledger keeps them
 
     def add(self, spec: Spec) -> None:
         """Register a workflow by its name.
@@ -138,6 +139,16 @@ class Registry:
             self.add(_of_instance(spec, instance, name))
         if known is None:
             self.instances.append((name, instance))
+
+    def add_queue(self, name: str, settings: str) -> None:
+        """Register a queue.
+
+        Raises:
+            UsageError: there is another one of this name.
+
+        """
+        if self.queues.setdefault(name, settings) != settings:
+            raise UsageError(f"two queues are named {name!r}: with {self.queues[name]}, and with {settings}")
 
     def name_of(self, instance: object) -> str | None:
         """The name under which this very instance is registered, if it is."""

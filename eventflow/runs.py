@@ -122,6 +122,7 @@ class Life:
     Attributes:
         generation: how often it has been continued as new: its positions begin anew, and mean other operations.
         attributes: to search by, as JSON. parent: the workflow that started it.
+        queue: whose line it came from.
         deadline: when it is over, in seconds since 1970 by the ledger's clock.
         interrupted: why it is to end before its function does; told: whether its code has been told so.
         cut: from which checkpoint on it recorded what it did because it was told.
@@ -139,6 +140,7 @@ class Life:
         "generation",
         "interrupted",
         "parent",
+        "queue",
         "seen",
         "suspending",
         "taken",
@@ -146,10 +148,11 @@ class Life:
         "waits",
     )
 
-    def __init__(self, parent: str | None = None, deadline: float | None = None) -> None:
+    def __init__(self, parent: str | None = None, deadline: float | None = None, queue: str | None = None) -> None:
         self.generation = 0
         self.attributes: str | None = None
         self.parent = parent
+        self.queue = queue
         self.deadline = deadline
         self.interrupted: BaseException | None = None
         self.told = False

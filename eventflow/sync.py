@@ -16,14 +16,25 @@ from typing import Any, Generic, Self, cast, overload
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
+from eventflow.borrowed import Borrowed
 from eventflow.client import Client as AsyncClient
 from eventflow.client import Filter, Pages, each
 from eventflow.codec import Codec, codec_for
 from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, runtime
 from eventflow.errors import UsageError
 from eventflow.handles import Handle as AsyncHandle
-from eventflow.handles import IfExists, StreamPages, id_of, prepare, step_that_starts
+from eventflow.handles import (
+    StreamPages,
+    id_of,
+    order_for,
+    prepare,
+    refuse_given,
+    refuse_in_workflow,
+    step_that_enqueues,
+    step_that_starts,
+)
 from eventflow.operations import note, operate_sync
+from eventflow.queues import DEFAULT, IfExists, QueueRecord, place_in_line
 from eventflow.records import Status, StepRecord, WorkflowRecord
 from eventflow.replay import Branch
 from eventflow.retry import Retry, Seconds, seconds
@@ -129,6 +140,11 @@ class Handle(Generic[R_co]):
         refuse_loop("sync.Handle.resume", "await eventflow.Handle.resume")
         self._handle.backend.on_loop(self._handle.resume())
 
+    def delay(self, until: Seconds | datetime, /) -> None:
+        """Let a workflow that waits in its queue wait until then; see `eventflow.Handle.delay`."""
+        refuse_loop("sync.Handle.delay", "await eventflow.Handle.delay")
+        self._handle.backend.on_loop(self._handle.delay(until))
+
     def retry(self) -> None:
         """Run a failed workflow again from the step that ended it; see `eventflow.Handle.retry`."""
         refuse_loop("sync.Handle.retry", "await eventflow.Handle.retry")
@@ -188,6 +204,54 @@ def start(
 
 def _start_given(asked: Start) -> str:
     return runtime("start").on_loop(runtime("start").start_soon(asked))
+
+
+@overload
+def enqueue(
+    workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+    queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+    deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+    workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+    attributes: Mapping[str, object] | None = None, session: Borrowed | None = None,
+) -> Handle[R]: ...  # fmt: skip
+@overload
+def enqueue(
+    workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+    queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+    deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+    workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+    attributes: Mapping[str, object] | None = None, session: Borrowed | None = None,
+) -> Handle[R]: ...  # fmt: skip
+def enqueue(
+    workflow: Any, /, *args: Any, queue: str = DEFAULT, key: str | None = None, priority: int = 0,
+    delay: Seconds | datetime | None = None, deduplication_id: str | None = None, debounce: Seconds | None = None,
+    debounce_limit: Seconds | None = None, workflow_id: str | None = None, if_exists: IfExists = "attach",
+    timeout: Seconds | None = None, attributes: Mapping[str, object] | None = None, session: Borrowed | None = None,
+) -> Handle[Any]:  # fmt: skip
+    """Put a workflow, sync or async, in line, from blocking code. See `eventflow.enqueue`.
+
+    Raises:
+        BlockingCallError: on a thread with a running event loop.
+        NotRunningError, WorkflowExistsError, UsageError, CodecError: as of `eventflow.enqueue`.
+
+    """
+    refuse_loop("sync.enqueue", "await eventflow.enqueue")
+    place = place_in_line(
+        queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
+    )
+    order, codec = order_for(workflow, args, {}, workflow_id, timeout, attributes, place)
+    app, branch = runtime("enqueue"), current_branch()
+    if session is not None:
+        refuse_in_workflow()
+        return Handle(AsyncHandle(app.enqueue_on_sync(session, order), codec))
+    if current.get() is None:
+        return Handle(AsyncHandle(app.on_loop(app.enqueue(order)), codec))
+    app.check_queue(queue)
+    refuse_given(order)
+    if branch is None or not (order.given or order.deduplication_id is not None):
+        return Handle(AsyncHandle(talk.enqueue(order), codec))
+    spec = step_that_enqueues(branch, order, lambda placed: app.on_loop(app.enqueue(placed)))
+    return Handle(AsyncHandle(drive_sync(branch, spec, (), {}), codec))
 
 
 def first(*handles: Handle[R]) -> Handle[R]:
@@ -394,14 +458,95 @@ class Client:
         """The handle of a workflow whose result is of this type; see `eventflow.client.Client.handle`."""
         return Handle(self._client.handle(workflow_id, result))
 
+    @overload  # by name: arguments are checked by whoever runs it
+    def enqueue(
+        self, workflow: str, /, *args: object, result: type[R], kwargs: Mapping[str, object] | None = None,
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: Borrowed | None = None,
+    ) -> Handle[R]: ...  # fmt: skip
+    @overload
+    def enqueue(
+        self, workflow: str, /, *args: object, kwargs: Mapping[str, object] | None = None,
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: Borrowed | None = None,
+    ) -> Handle[object]: ...  # fmt: skip
+    @overload
+    def enqueue(
+        self, workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: Borrowed | None = None,
+    ) -> Handle[R]: ...  # fmt: skip
+    @overload
+    def enqueue(
+        self, workflow: SyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: Borrowed | None = None,
+    ) -> Handle[R]: ...  # fmt: skip
+    def enqueue(
+        self, workflow: Any, /, *args: Any, result: Any = None, kwargs: Mapping[str, object] | None = None,
+        queue: str = DEFAULT, key: str | None = None, priority: int = 0, delay: Seconds | datetime | None = None,
+        deduplication_id: str | None = None, debounce: Seconds | None = None, debounce_limit: Seconds | None = None,
+        workflow_id: str | None = None, if_exists: IfExists = "attach", timeout: Seconds | None = None,
+        attributes: Mapping[str, object] | None = None, session: Borrowed | None = None,
+    ) -> Handle[Any]:  # fmt: skip
+        """Put a workflow in line, by its name or by its function; see `eventflow.client.Client.enqueue`."""
+        refuse_loop("sync.Client.enqueue", "await eventflow.client.Client.enqueue")
+        place = place_in_line(
+            queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
+        )
+        order, codec = order_for(workflow, args, kwargs or {}, workflow_id, timeout, attributes, place)
+        ledger = self._client.ledger
+        placed = ledger.on_loop(ledger.enqueue(order)) if session is None else ledger.enqueue_on_sync(session, order)
+        return Handle(AsyncHandle(placed, codec if result is None else codec_for(result), ledger))
+
+    def queues(self) -> list[QueueRecord]:
+        """The queues, with their limits, and how many wait in each."""
+        return self._wait("queues", self._client.queues())
+
+    def change_queue(self, name: str, /, **limits: Any) -> None:
+        """Change a queue's limits at once; see `eventflow.client.Client.change_queue`."""
+        self._wait("change_queue", self._client.change_queue(name, **limits))
+
+    def reset_queue(self, name: str, /) -> None:
+        """Let a queue have the limits that code says; see `eventflow.client.Client.reset_queue`."""
+        self._wait("reset_queue", self._client.reset_queue(name))
+
+    def pause_queue(self, name: str, /) -> None:
+        """Let nothing of a queue begin; see `eventflow.client.Client.pause_queue`."""
+        self._wait("pause_queue", self._client.pause_queue(name))
+
+    def resume_queue(self, name: str, /) -> None:
+        """Let a paused queue go on; see `eventflow.client.Client.resume_queue`."""
+        self._wait("resume_queue", self._client.resume_queue(name))
+
+    def delay(self, workflow_ids: Sequence[str], until: Seconds | datetime, /) -> int:
+        """Let workflows that wait in their queues wait until another time; see `eventflow.Handle.delay`."""
+        return self._wait("delay", self._client.delay(workflow_ids, until))
+
+    def _wait(self, name: str, work: Coroutine[Any, Any, R]) -> R:
+        try:
+            refuse_loop(f"sync.Client.{name}", f"await eventflow.client.Client.{name}")
+        except BaseException:
+            work.close()
+            raise
+        return self._client.ledger.on_loop(work)
+
     def workflows(
-        self, *, status: Status | None = None, name: str | None = None, prefix: str | None = None,
-        attributes: Mapping[str, object] | None = None, parent: str | None = None,
+        self, *, status: Status | None = None, name: str | None = None, queue: str | None = None,
+        prefix: str | None = None, attributes: Mapping[str, object] | None = None, parent: str | None = None,
         created_after: datetime | None = None, created_before: datetime | None = None,
     ) -> Iterator[WorkflowRecord]:  # fmt: skip
         """Workflows, oldest first; see `eventflow.client.Client.workflows`."""
         refuse_loop("sync.Client.workflows", "async for ... in eventflow.client.Client.workflows")
-        wanted = Filter(status, name, prefix, attributes, parent, created_after, created_before)
+        wanted = Filter(status, name, queue, prefix, attributes, parent, created_after, created_before)
         return each(Pages(self._client.ledger, wanted))
 
     def cancel(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:

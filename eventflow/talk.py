@@ -16,10 +16,11 @@ from typing_extensions import TypeVar
 
 import eventflow.replay as replay
 from eventflow.codec import Codec, codec_for, decode_error
-from eventflow.context import ContinuedAsNew, Start, scope_of
+from eventflow.context import ContinuedAsNew, Start, StepScope, current, runtime, scope_of
 from eventflow.errors import UsageError, WorkflowCancelledError, WorkflowParkedError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id, child_workflow_id
 from eventflow.operations import branch_for, emit, note
+from eventflow.queues import Order
 from eventflow.records import Rider
 from eventflow.registry import Spec, check_name
 from eventflow.replay import Branch, Operation
@@ -167,6 +168,37 @@ def child_of(branch: Branch, asked: Start) -> Start:
     left = None if run.life is None or run.life.deadline is None else max(0.0, run.life.deadline - run.executor.now())
     limit = min((one for one in (left, asked.timeout) if one is not None), default=None)
     return dataclasses.replace(asked, parent=run.workflow_id, timeout=limit)
+
+
+def enqueue(order: Order) -> str:
+    """Put a workflow in line with what this code records. Returns its id, derived from where it is recorded."""
+    here = current.get()
+    if isinstance(here, StepScope):
+        run = here.branch.run
+        placed = order if run is None else order_of(run, f"{here.position}.{len(here.riders) + 1}", order)
+        application = runtime("enqueue").application
+        emit("enqueue", "enqueue", lambda _: [Rider("enqueue", placed.row(application))])
+        return placed.workflow_id
+
+    def record(branch: Branch, position: str) -> str:
+        run, name = branch.run, f"enqueue {order.name}"
+        placed = order_of(run, position, order)
+        if run.history.find(position, name) is None:
+            rider = Rider("enqueue", placed.row(run.application))
+            run.history.note(position, name, json.dumps(placed.workflow_id), rider)
+        return placed.workflow_id
+
+    return note("enqueue", record)
+
+
+def order_of(run: Any, position: str, order: Order) -> Order:
+    """The same, of this parent: with an id derived from both where none is given; over with the parent, at the latest."""
+    life = run.life
+    derived = child_workflow_id(run.workflow_id, position, 0 if life is None else life.generation)
+    return dataclasses.replace(
+        order, workflow_id=order.workflow_id if order.given else derived, parent=run.workflow_id,
+        deadline=None if life is None else life.deadline,
+    )  # fmt: skip
 
 
 def result(workflow_id: str, codec: Codec, limit: float | None) -> Maker[Any]:

@@ -61,6 +61,10 @@ class Threads(Generic[T]):
         """How many threads work."""
         return len(self._busy)
 
+    def free(self) -> int:
+        """How much more is worth bringing: as much as all threads do, beside what they do now."""
+        return max(0, 2 * self._limit - len(self._busy) - len(self._queue))
+
     def waiting(self) -> int:
         """How much is queued."""
         return len(self._queue)

@@ -11,7 +11,8 @@
 -- SQLSTATEs of our own: EF001 the executor is dead; EF002 a claim is lost (detail: claim ids);
 -- EF003 the ledger lost commits; EF004 a statement met other rows than it was sent for; EF005 offsets were accepted twice;
 -- EF006 a name is another program's; EF007 a topic was recreated; EF008 a workflow was let go of; EF009 its state does not
--- allow it; EF010 there is none of this id; EF011 its id is taken; EF012 nothing was recorded at a position.
+-- allow it; EF010 there is none of this id; EF011 its id is taken; EF012 nothing was recorded at a position; EF013 there is no
+-- such queue.
 
 create type eventflow.status as enum
   ('queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled', 'parked');
@@ -97,7 +98,7 @@ create index deltas_claim on eventflow.deltas (claim);
 create table eventflow.workflows (
   created_at  timestamptz not null default now(),
   finished_at timestamptz,
-  executor    bigint,                     -- who holds it while it is unfinished; null: whoever comes first
+  executor    bigint,                     -- who holds it while it is unfinished; null: whoever comes first; 0: its queue
   claim       bigint,                     -- a message's partition ...
   "offset"    bigint,                     -- ... and offset in it
   timestamp   bigint,                     -- the message's timestamp, milliseconds
@@ -123,6 +124,15 @@ create table eventflow.workflows (
   attributes  jsonb,                      -- to search by
   generation  int not null default 0,     -- how often it was continued as new
   failed_seq  int,                        -- of the checkpoint that ended it: from there on a retry drops what is recorded
+  queue       text collate "C",           -- whose line it waits in, or waited in
+  queue_key   text collate "C",           -- what the queue's limits by key, and its fairness, go by; '' is a key, too
+  priority    int,                        -- the smallest goes first
+  deduplication_id text collate "C",      -- one unfinished workflow of the queue has it
+  settles_by  timestamptz,                -- until it is in line, a call with its deduplication id takes its place; its last time
+  timeout     float8,                     -- seconds that it has from when it begins
+  placed      xid8,                       -- the transaction that put it in line; null: not before wake_at
+  place       bigint,                     -- ... and which of those that this transaction has put there
+  taken       xid8,                       -- the transaction that took it out of its line: it fills a place in its queue
   check ((finished_at is not null) = (status in ('succeeded', 'failed', 'cancelled')))
 );
 create index workflows_executor on eventflow.workflows (executor, status)
@@ -134,6 +144,39 @@ create index workflows_claim on eventflow.workflows (claim, "offset")
 
 create index workflows_wake on eventflow.workflows (wake_at) where status = 'waiting' and executor is null;
 create index workflows_parent on eventflow.workflows (parent) where parent is not null;
+
+-- A queue's lines, one for each priority and key; what has come into any of them since a transaction; what is to come; what
+-- fills a place in its queue; who has a deduplication id.
+create index workflows_line on eventflow.workflows (application, queue, priority, queue_key, placed, place)
+  where executor = 0 and placed is not null;
+create index workflows_arrivals on eventflow.workflows (application, queue, placed) where executor = 0 and placed is not null;
+create index workflows_delayed on eventflow.workflows (wake_at) where executor = 0 and placed is null;
+create index workflows_slots on eventflow.workflows (application, queue, taken)
+  where taken is not null and status in ('queued', 'running', 'waiting');
+create unique index workflows_deduplication on eventflow.workflows (application, queue, deduplication_id)
+  where deduplication_id is not null and status in ('queued', 'running', 'waiting', 'parked');
+
+-- What code has defined of a queue, the last process that started, and what people have changed over that.
+create table eventflow.queues (
+  application text collate "C" not null,
+  name        text collate "C" not null,
+  defined     jsonb not null default '{}',
+  changed     jsonb not null default '{}',
+  paused      boolean not null default false,
+  changed_by  text,
+  changed_at  timestamptz,
+  primary key (application, name)
+);
+
+-- How many began when: a rate is kept by looking back over its period.
+create table eventflow.queue_starts (
+  application text collate "C" not null,
+  queue       text collate "C" not null,
+  key         text collate "C" not null,
+  at          timestamptz not null,
+  n           int not null
+);
+create index queue_starts_at on eventflow.queue_starts (application, queue, at);
 
 -- What a workflow's operations came to; replayed, never run again (R12).
 create table eventflow.checkpoints (
@@ -205,7 +248,7 @@ create index watches_workflow on eventflow.watches (workflow_id);
 create table eventflow.requests (
   id          bigint generated always as identity primary key,
   workflow_id text collate "C" not null,
-  kind        text not null check (kind in ('cancel', 'terminate', 'resume', 'retry', 'restart', 'fork', 'delete')),
+  kind        text not null check (kind in ('cancel', 'terminate', 'resume', 'retry', 'restart', 'fork', 'delete', 'delay')),
   who         text not null,
   settled     boolean not null default false,  -- done, or overtaken by what was done later
   at          timestamptz not null default now()
@@ -448,7 +491,7 @@ begin
   update eventflow.workflows w
      set status = 'cancelled', finished_at = now(),
          reason = case what when 'cancel' then 'cancelled by ' else 'terminated by ' end || by_whom
-   where w.id = any(family) and w.executor is null
+   where w.id = any(family) and (w.executor is null or w.executor = 0)
      and (w.status = 'parked' or what = 'terminate'
           or (w.status = 'queued' and not exists (select from eventflow.checkpoints c where c.workflow_id = w.id)));
   -- To all of them: one that is going to sleep just now is woken by it.
@@ -475,7 +518,7 @@ begin
     raise exception 'no workflow has the id ''%''', wrong.i using errcode = 'EF010';
   end if;
   select w.id, w.status, w.executor into wrong from eventflow.workflows w
-   where w.id = any(ids) and (w.status <> all(allowed) or (w.finished_at is null and w.executor is not null))
+   where w.id = any(ids) and (w.status <> all(allowed) or (w.finished_at is null and w.executor <> 0))
    order by w.id limit 1;
   if found and wrong.status = any(allowed) then
     raise exception '''%'' is %, and executor % holds it: % is for workflows that no executor holds', wrong.id, wrong.status,
@@ -492,8 +535,9 @@ begin
   return held;
 end $$;
 
--- Workflows that are held run again, by whoever serves them: what ended them is forgotten, and from the checkpoint that did
--- on what they recorded is dropped, the step's former attempts too; messages received there are to be received again.
+-- Workflows that are held run again, by whoever serves them or from the end of their queue's line: what ended them is forgotten,
+-- and from the checkpoint that did on what they recorded is dropped, the step's former attempts too; messages received there are
+-- to be received again.
 create function eventflow.run_again(held text[]) returns bigint language plpgsql volatile as $$
 begin
   with dropped as (
@@ -507,8 +551,12 @@ begin
   update eventflow.messages m set consumed = false, position = null
     from dropped d where m.workflow_id = d.workflow_id and m.position = d.position;
   update eventflow.workflows w
-     set status = 'queued', executor = null, finished_at = null, wake_at = null, retries = 0, recoveries = 0, output = null,
-         error = null, reason = null, failed_seq = null, deadline = case when w.deadline > now() then w.deadline end
+     set status = 'queued', finished_at = null, wake_at = null, retries = 0, recoveries = 0, output = null,
+         error = null, reason = null, failed_seq = null, deadline = case when w.deadline > now() then w.deadline end,
+         executor = case when w.queue is not null then 0 end, deduplication_id = null, taken = null,
+         attempt = w.attempt + (w.queue is not null)::int,
+         placed = case when w.queue is not null then pg_current_xact_id() end,
+         place = case when w.queue is not null then eventflow.moment() end
    where w.id = any(held);
   return cardinality(held);
 end $$;
@@ -577,5 +625,122 @@ begin
   delete from eventflow.watches v where v.workflow_id = any(held);
   delete from eventflow.signals s where s.workflow_id = any(held);
   delete from eventflow.workflows w where w.id = any(held);
+  return cardinality(held);
+end $$;
+
+-- Microseconds: which of what one transaction puts in line came first.
+create function eventflow.moment() returns bigint language sql volatile as $$
+  select (extract(epoch from clock_timestamp()) * 1000000)::bigint
+$$;
+
+-- Put a workflow in line, or, where its id or its deduplication id is taken, tell who has it (EF013: there is no such queue).
+-- `wait` and `until`: not before. `settle`: a later call with this deduplication id takes the place of one that still waits,
+-- and it waits again, for `settle_limit` after the first call at most.
+create function eventflow.place(
+  new_id text, workflow text, app text, to_queue text, args text, line_key text, prio int, wait float8, until timestamptz,
+  dedup text, settle float8, settle_limit float8, time_limit float8, ends timestamptz, attrs jsonb, parent_id text
+) returns table (id text, added boolean, name text, status text, arguments text, created_at timestamptz)
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+  due timestamptz := greatest(now() + make_interval(secs => wait), until, now() + make_interval(secs => settle));
+begin
+  perform set_config('synchronous_commit', 'on', true);
+  if to_queue <> 'default' and not exists (select from eventflow.queues q where q.application = app and q.name = to_queue) then
+    raise exception 'there is no queue ''%'': no process of application ''%'' that defines it has ever run', to_queue, app
+      using errcode = 'EF013';
+  end if;
+  if due <= now() then
+    due := null;
+  end if;
+  for attempt in 1 .. 20 loop
+    insert into eventflow.workflows as w
+      (id, name, application, status, executor, arguments, queue, queue_key, priority, wake_at, deduplication_id, settles_by,
+       timeout, deadline, attributes, parent, placed, place)
+    values
+      (new_id, workflow, app, 'queued', 0, args, to_queue, coalesce(line_key, ''), prio, due, dedup,
+       case when settle is not null then coalesce(now() + make_interval(secs => settle_limit), 'infinity') end,
+       time_limit, ends, attrs, parent_id,
+       case when due is null then pg_current_xact_id() end, case when due is null then eventflow.moment() end)
+    on conflict do nothing;
+    if found then
+      return query select new_id, true, workflow, 'queued'::text, args, now();
+      return;
+    end if;
+    if settle is not null then
+      return query
+        update eventflow.workflows w
+           set arguments = args, wake_at = least(due, w.settles_by), attributes = coalesce(attrs, w.attributes)
+         where w.application = app and w.queue = to_queue and w.deduplication_id = dedup and w.executor = 0
+           and w.placed is null and w.status = 'queued' and w.name = workflow
+        returning w.id, true, w.name, w.status::text, w.arguments, w.created_at;
+      if found then
+        return;
+      end if;
+    end if;
+    return query
+      select w.id, false, w.name, w.status::text, w.arguments, w.created_at from eventflow.workflows w
+       where w.id = new_id
+          or (w.application = app and w.queue = to_queue and w.deduplication_id = dedup
+              and w.status in ('queued', 'running', 'waiting', 'parked'))
+       order by w.id = new_id desc limit 1;
+    if found then
+      return;
+    end if;  -- it has ended in between, or let go of its deduplication id
+  end loop;
+  raise exception 'the deduplication id ''%'' of queue ''%'' changes hands all the time', dedup, to_queue using errcode = '40001';
+end $$;
+
+-- For any language: put a workflow in line, in the caller's own transaction. Returns its id; that of the one that has this
+-- deduplication id, or this id with the same arguments, where there is one and `if_exists` is 'attach' (EF011: where it is not).
+create function eventflow.enqueue(
+  workflow text, args jsonb default '[]', kwargs jsonb default '{}', queue text default 'default', key text default null,
+  priority int default 0, delay interval default null, run_at timestamptz default null, deduplication_id text default null,
+  workflow_id text default null, if_exists text default 'attach', timeout interval default null,
+  attributes jsonb default null, application text default 'default'
+) returns text language plpgsql volatile as $$
+declare
+  wanted text := coalesce(workflow_id, gen_random_uuid()::text);
+  given  text := jsonb_build_object('args', args, 'kwargs', kwargs)::text;
+  found_ record;
+begin
+  if jsonb_typeof(args) <> 'array' or jsonb_typeof(kwargs) <> 'object' then
+    raise exception 'args is a JSON array, kwargs a JSON object' using errcode = '22023';
+  end if;
+  if if_exists not in ('attach', 'reject') then
+    raise exception 'if_exists is ''attach'' or ''reject'', not ''%''', if_exists using errcode = '22023';
+  end if;
+  if wanted = '' or length(wanted) > 500 or wanted ~ '[>[:cntrl:]]' or wanted like 'kafka:%' then
+    raise exception 'not a workflow id: ''%''', wanted using errcode = '22023';
+  end if;
+  select * into found_ from eventflow.place(
+    wanted, workflow, application, queue, given, key, priority, extract(epoch from delay)::float8, run_at, deduplication_id,
+    null, null, extract(epoch from timeout)::float8, null, attributes, null);
+  if not found_.added then
+    if if_exists = 'reject' or (found_.id = wanted and (found_.name <> workflow or found_.arguments::jsonb <> given::jsonb)) then
+      raise exception '''%'' exists: ''%'' is %, created at %', found_.id, found_.name, found_.status, found_.created_at
+        using errcode = 'EF011';
+    end if;
+  end if;
+  return found_.id;
+end $$;
+
+-- Workflows that wait in their queues wait until another time: by when, or so many seconds from now (EF009: it has begun).
+create function eventflow.delay(ids text[], by_whom text, wait float8, until timestamptz) returns bigint
+language plpgsql volatile as $$
+declare
+  held  text[] := eventflow.hold_for(ids, 'delay', by_whom, '{queued}');
+  due   timestamptz := greatest(now() + make_interval(secs => wait), until);
+  other text;
+begin
+  select w.id into other from eventflow.workflows w where w.id = any(held) and w.executor is distinct from 0 limit 1;
+  if found then
+    raise exception '''%'' has begun: delay is for workflows that wait in a queue', other using errcode = 'EF009';
+  end if;
+  update eventflow.workflows w
+     set wake_at = case when due > now() then due end, settles_by = case when w.settles_by < due then due else w.settles_by end,
+         placed = case when due <= now() then pg_current_xact_id() end,
+         place = case when due <= now() then eventflow.moment() end
+   where w.id = any(held);
   return cardinality(held);
 end $$;

@@ -1,6 +1,7 @@
 -- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or, where it cannot be read, all that
--- was acknowledged still there (EF003); who else lives; is there work that nobody holds, what do people ask; who sleeps, until when.
--- Touches only the executor's own beat; indexes workflows_executor, workflows_wake.
+-- was acknowledged still there (EF003); who else lives; is there work that nobody holds, what do people ask; who sleeps, until when;
+-- has anything come into queues since the last look, and when is the next due. Touches only the executor's own beat;
+-- indexes workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
 )
@@ -16,6 +17,13 @@ select (select count(*) from renewed),
        exists (select from eventflow.workflows where status = 'waiting' and executor is null
                   and application = %(application)b::text),
        (select extract(epoch from min(wake_at))::float8 from eventflow.workflows where status = 'waiting' and executor is null
-           and application = %(application)b::text and name = any(%(names)b::text[])),
+           and application = %(application)b::text and name = any(%(names)b::text[])
+           and (queue is null or queue = any(%(queues)b::text[]))),
+       exists (select from eventflow.workflows where executor = 0 and placed is not null and application = %(application)b::text
+                  and queue = any(%(queues)b::text[]) and placed >= %(since)b::text::xid8)
+         or exists (select from eventflow.workflows where executor = 0 and placed is not null and application = %(application)b::text
+                       and queue = any(%(queues)b::text[]) and placed = any(%(missed)b::text[]::xid8[])),
+       (select extract(epoch from min(wake_at))::float8 from eventflow.workflows where executor = 0 and placed is null
+           and application = %(application)b::text and queue = any(%(queues)b::text[])),
        extract(epoch from clock_timestamp())::float8,
        eventflow.check_acknowledged(%(executor)b::bigint, %(acknowledged)b::bigint[])::text

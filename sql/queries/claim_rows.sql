@@ -4,6 +4,7 @@ with taken as (
   select w.id from eventflow.workflows w
    where w.executor is null and w.status in ('queued', 'running') and w.application = %(application)b::text
      and w.name = any(%(names)b::text[]) and (w.wake_at is null or w.wake_at <= now())
+     and (w.queue is null or w.queue = any(%(queues)b::text[]))
      and (w.scope is null or not exists (
        select from eventflow.workflows p
         where p.scope = w.scope and p."offset" < w."offset" and p.status in ('queued', 'running', 'waiting', 'parked')))
@@ -11,4 +12,4 @@ with taken as (
 )
 update eventflow.workflows w set executor = %(executor)b::bigint from taken where w.id = taken.id
 returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp,
-          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8, w.generation
+          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8, w.generation, w.queue

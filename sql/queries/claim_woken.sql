@@ -4,12 +4,13 @@
 with due as materialized (
   select id from eventflow.workflows
    where status = 'waiting' and executor is null and wake_at <= now() and application = %(application)b::text
-     and name = any(%(names)b::text[])
+     and name = any(%(names)b::text[]) and (queue is null or queue = any(%(queues)b::text[]))
    order by wake_at limit %(limit)b::int for update skip locked
 ), called as materialized (
   select w.id from eventflow.workflows w
    where w.id in (select workflow_id from eventflow.signals limit 10000) and w.status = 'waiting' and w.executor is null
      and w.application = %(application)b::text and w.name = any(%(names)b::text[])
+     and (w.queue is null or w.queue = any(%(queues)b::text[]))
    limit %(limit)b::int for update skip locked
 ), woken as (
   select id from due union select id from called
@@ -21,4 +22,4 @@ with due as materialized (
 update eventflow.workflows w set executor = %(executor)b::bigint, status = 'running', attempt = attempt + 1, wake_at = null
   from woken where w.id = woken.id
 returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp,
-          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8, w.generation
+          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8, w.generation, w.queue

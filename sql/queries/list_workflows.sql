@@ -1,8 +1,9 @@
 -- A page of workflows as people list them, oldest first, after the one that the last page ended with. Reads the whole table where no
 -- parent is given: an index by time would be paid by every insert (ADR 2).
-select id, name, status::text, attempt, created_at, reason, finished_at, parent, attributes from eventflow.workflows
+select id, name, status::text, attempt, created_at, reason, finished_at, parent, attributes, queue from eventflow.workflows
  where (%(status)b::text is null or status = %(status)b::text::eventflow.status)
    and (%(name)b::text is null or name = %(name)b::text)
+   and (%(queue)b::text is null or queue = %(queue)b::text)
    and (%(prefix)b::text is null or starts_with(id, %(prefix)b::text))
    and (%(attributes)b::text is null or attributes @> %(attributes)b::text::jsonb)
    and (%(parent)b::text is null or parent = %(parent)b::text)

@@ -6,8 +6,14 @@ from typing import Any
 import psycopg
 
 import eventflow
+import eventflow.sync
 from eventflow import Retry, durable
+from eventflow.queues import Queue
 from tests.conformance.colours import Body, Do, Pair, both
+
+PAIRS = Queue("crash pairs", concurrency=2)
+KEYS = Queue("crash keys", concurrency_per_key=1)
+FREE = Queue("crash free")
 
 
 @eventflow.transaction
@@ -121,3 +127,26 @@ def tells(do: Do) -> Body[None]:
 @both
 def listens(do: Do, to: str) -> Body[int]:
     return (yield do.event(to, "said", int))
+
+
+@both
+def in_queue(do: Do, n: int) -> Body[int]:
+    """One that has been put in line by the test."""
+    yield do.run_step(effect, f"one {n}")
+    yield do.sleep(0.05)
+    yield do.run_step(effect, f"two {n}")
+    return n
+
+
+@both
+def orders(do: Do, count: int) -> Body[int]:
+    """Puts others in line, and counts what they say."""
+    verb: Any = eventflow.enqueue if do.colour == "async" else eventflow.sync.enqueue
+    handles = []
+    for n in range(count):
+        handles.append((yield lambda n=n: verb(in_queue[do.colour], n, queue=PAIRS.name)))
+    total = 0
+    for handle in handles:
+        total += yield handle.result
+    yield do.run_step(effect, f"total {total}")
+    return total

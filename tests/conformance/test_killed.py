@@ -26,13 +26,15 @@ SCENARIOS = {
     "talks": [("talks", [])],
     "parents": [("parents", [])],
     "goes_on": [("goes_on", [1]), ("feeds", ["%"])],
+    "orders": [("orders", [4])],
 }
-RESULTS = {"sleeps": 3, "talks": [0, 1, 2, 3, 3], "parents": [0, 1, -2, 3, 8], "goes_on": 3, "feeds": 3}
+RESULTS = {"sleeps": 3, "talks": [0, 1, 2, 3, 3], "parents": [0, 1, -2, 3, 8], "goes_on": 3, "feeds": 3, "orders": 6}
 EFFECTS = {
     "sleeps": ["slept 0", "slept 1", "slept 2"],
     "talks": ["echo 0", "echo 1", "echo 2", "heard 0", "heard 1", "heard 2"],
     "parents": ["first", "napped 0", "napped 1", "napped 2", "napped 3", "napped 8"],
     "goes_on": ["run 1: 1", "run 2: 2", "run 3: 3"],
+    "orders": [*(f"one {n}" for n in range(4)), "total 6", *(f"two {n}" for n in range(4))],
 }
 # Point -> how often at most it is passed before the kill.
 POINTS = {
@@ -46,6 +48,13 @@ POINTS = {
     "transactions.after_commit": 3,
     "recovery.after_claim_rows": 1,
     "recovery.after_claim_woken": 1,
+    "dispatcher.after_claim": 2,
+}
+
+
+SURE = {  # what passes a point that others may not: messages may come in time
+    "recovery.after_claim_woken": ["sleeps", "parents"],
+    "dispatcher.after_claim": ["orders"],
 }
 
 
@@ -89,8 +98,7 @@ def died_there(worker: Worker, point: str) -> bool:
 
 
 def killed_at(world: World, point: str, seed: int) -> None:
-    sure = ("sleeps", "parents") if point == "recovery.after_claim_woken" else SCENARIOS  # messages may come in time
-    scenario = pick(seed, point, "scenario", choices=sure)
+    scenario = pick(seed, point, "scenario", choices=SURE.get(point, list(SCENARIOS)))
     count = pick(seed, point, "count", choices=range(1, POINTS[point] + 1))
     begin(world, scenario)
     victim = world.start(APP, crash=f"{point}:{count}", **SOON)

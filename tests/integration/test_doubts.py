@@ -22,12 +22,12 @@ from eventflow.incarnation import Incarnation
 from eventflow.journal import Entry, Identity, Lane
 from eventflow.migrations import migrate
 from eventflow.ports import AsyncPort, Port, adrive, drive
-from eventflow.recovery import Lease, LedgerClock, birth
+from eventflow.recovery import Lease, birth
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.runs import Claim, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
-from tests.fakes import new_executor
+from tests.fakes import new_executor, new_lease
 from tests.integration.test_guards import Ledger, refused
 
 WORKFLOWS = "select status::text, executor is null, attempt, recoveries from eventflow.workflows order by 1"
@@ -760,10 +760,9 @@ def idle_lease(ask: Ask, room: Callable[[], int]) -> tuple[Lease, list[Any]]:
 
     async def function() -> None: ...
 
-    lease = Lease(
+    lease = new_lease(
         database, identity, "a", {"n": make_spec(function, "n", Retry(0), 5)}, beat=60, lease=60,
-        adopt=lambda runs, how: told.append(runs), running=lambda _: False, room=room, request=lambda *_: None,
-        stuck_for=lambda: 0.0, clock=LedgerClock(0.0), on_fenced=told.append,
+        adopt=lambda runs, how: told.append(runs), room=room, on_fenced=told.append,
     )  # fmt: skip
     return lease, told
 

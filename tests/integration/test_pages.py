@@ -1,4 +1,4 @@
-"""The guide to workflows: each of its blocks is a program, and prints what the page says that it prints."""
+"""The guides to workflows and to queues: each of their blocks is a program, and prints what the page says that it prints."""
 
 import itertools
 import os
@@ -15,18 +15,16 @@ import pytest
 from eventflow.migrations import migrate
 from eventflow.registry import registry
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "workflows.md"
-BLOCKS = re.findall(
-    r"^## ([^\n]+)(?:(?!^## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```",
-    PAGE.read_text(encoding="utf-8"),
-    re.MULTILINE | re.DOTALL,
-)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("workflows.md", "queues.md")}
+_BLOCK = re.compile(r"^## ([^\n]+)(?:(?!^## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```", re.MULTILINE | re.DOTALL)
+BLOCKS = [block for text in PAGES.values() for block in _BLOCK.findall(text)]
 NUMBERS = itertools.count()
 
 
-def test_no_block_is_left_out() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert len(BLOCKS) == text.count("```python") == text.count("\n## ")
+@pytest.mark.parametrize("text", PAGES.values(), ids=PAGES)
+def test_no_block_is_left_out(text: str) -> None:
+    assert len(_BLOCK.findall(text)) == text.count("```python") == text.count("\n## ")
 
 
 @pytest.fixture(scope="module", params=["60", "0.05"], ids=["stays", "leaves"])
@@ -57,6 +55,7 @@ def test_a_block_prints_what_the_page_says(
     monkeypatch.setattr(registry, "specs", {})
     monkeypatch.setattr(registry, "consumers", [])
     monkeypatch.setattr(registry, "lifespans", [])
+    monkeypatch.setattr(registry, "queues", {})
     program = types.ModuleType(f"program_{next(NUMBERS)}")
     monkeypatch.setitem(sys.modules, program.__name__, program)
     file = tmp_path / "program.py"

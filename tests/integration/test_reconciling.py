@@ -8,10 +8,10 @@ import pytest
 from eventflow.database import Connection, Database
 from eventflow.journal import Identity
 from eventflow.migrations import migrate
-from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Run
+from tests.fakes import new_lease
 from tests.harness import World
 
 
@@ -37,11 +37,9 @@ class Holder:
         [(self.executor, timeline)] = self.run("birth", **born)
         self.running, self.started = set[str](), list[Run]()
         spec = make_spec(lambda: None, "known", Retry(0), 0)
-        self.lease: Any = Lease(
-            self.database, Identity(self.executor, timeline, [0]), "x", {"known": spec}, beat=1, lease=5,
-            adopt=lambda runs, how: self.started.extend(runs), running=self.running.__contains__, room=lambda: 100, request=lambda *_: None,
-            clock=LedgerClock(0.0),
-            stuck_for=lambda: 0.0, on_fenced=lambda _: None,
+        self.lease: Any = new_lease(
+            self.database, Identity(self.executor, timeline, [0]), "x", {"known": spec},
+            adopt=lambda runs, how: self.started.extend(runs), running=self.running.__contains__,
         )  # fmt: skip
         self.start("w")
 

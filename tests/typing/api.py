@@ -12,7 +12,11 @@ from sqlalchemy.orm import Session
 
 import eventflow
 from eventflow import Handle, Message, Retry, durable, sync
+from eventflow.client import Client
+from eventflow.queues import Queue, QueueRecord
 from eventflow.workflows import register
+
+mail = Queue("mail", concurrency=3, rate=(100, timedelta(minutes=1)))
 
 
 class Order(BaseModel):
@@ -153,6 +157,27 @@ async def program() -> None:
         bound = await eventflow.start(refund.bind(7, note="n"))
         assert_type(bound, Handle[str])
         print((await handle.get()).status, await handle.steps())
+
+
+async def checkout(session: AsyncSession, connection: "psycopg.AsyncConnection[object]") -> None:
+    async with Client("postgresql://app@db/shop") as client:
+        by_name = await client.enqueue("refund", 7, Decimal(3), result=str, workflow_id="refund:7", session=session)
+        assert_type(by_name, Handle[str])
+        assert_type(await client.enqueue("refund", 7, session=connection), Handle[object])
+        assert_type(await client.enqueue(refund, 7, session=session), Handle[str])
+        assert_type(await client.enqueue(refund_sync, 7, queue=mail.name, priority=-1), Handle[int])
+        assert_type(await eventflow.enqueue(refund, 7, queue="mail", key="k", delay=timedelta(hours=1)), Handle[str])
+        assert_type(await eventflow.enqueue(billing.tick, deduplication_id="t", debounce=5), Handle[int])
+        assert_type(await client.queues(), list[QueueRecord])
+        await client.change_queue("mail", concurrency=3)
+
+
+def plain_checkout(session: Session) -> None:
+    assert_type(sync.enqueue(refund, 7, session=session), sync.Handle[str])
+    assert_type(sync.enqueue(billing.refund, 3, queue="mail").result(), str)
+    with sync.Client() as client:
+        assert_type(client.enqueue("refund_sync", 7, result=int).result(), int)
+        assert_type(client.enqueue(refund_sync, 7).result(), int)
 
 
 def plain() -> None:

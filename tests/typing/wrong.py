@@ -129,6 +129,8 @@ async def program() -> None:
     refund(7)  # pyright: ignore[reportUnusedCoroutine]
     await eventflow.running()  # pyright: ignore[reportGeneralTypeIssues]
     sync.start(refund, "7")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    sync.enqueue(refund, "7")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    sync.enqueue(refund, 7, if_exists="perhaps")  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 class Billing:

@@ -24,7 +24,7 @@ def test_every_module_tells_its_story() -> None:
 
 def test_one_front_door() -> None:
     expected = {
-        "EventflowError", "Handle", "Message", "Retry", "kafka_consumer", "lifespan", "running", "start", "step",
+        "EventflowError", "Handle", "Message", "Retry", "enqueue", "kafka_consumer", "lifespan", "running", "start", "step",
         "transaction", "workflow",
     }  # fmt: skip
     assert set(eventflow.__all__) == expected

@@ -9,7 +9,7 @@ import pytest
 
 from eventflow.database import unavailable
 from eventflow.journal import Identity
-from eventflow.recovery import Lease, LedgerClock
+from tests.fakes import new_lease
 
 URL = "postgresql://me:s3cret@db.example/shop"
 
@@ -31,15 +31,12 @@ class FakeDatabase:
         if self.away:
             connection.closed = True
             raise psycopg.OperationalError("server closed the connection unexpectedly\n\tThis probably means")
-        return [(True, True, True, {}, False, False, False, None, 0.0, None)]
+        return [(True, True, True, {}, False, False, False, None, False, None, 0.0, None)]
 
 
 def test_beats_that_fail_are_told_and_so_is_the_first_that_does_not(caplog: pytest.LogCaptureFixture) -> None:
     database: Any = FakeDatabase()
-    lease = Lease(
-        database, Identity(1, 1, [0]), "a", {}, beat=1, lease=5, adopt=lambda *_: None, running=lambda _: False, room=lambda: 10, request=lambda *_: None, clock=LedgerClock(0.0),
-        stuck_for=lambda: 0.0, on_fenced=lambda _: None,
-    )  # fmt: skip
+    lease = new_lease(database, Identity(1, "1", [0]), "a", {})
     with caplog.at_level(logging.INFO, "eventflow.recovery"):
         for away, beats in ((False, 3), (True, 61), (False, 3), (True, 1)):
             database.away = away

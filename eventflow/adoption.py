@@ -1,0 +1,63 @@
+"""What this executor has taken in the ledger becomes its runs: with what they have recorded, and what people ask of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from eventflow.database import Connection, Database
+from eventflow.executor import How
+from eventflow.kafka import headers_from_json
+from eventflow.records import Checkpoint
+from eventflow.registry import Spec
+from eventflow.replay import History
+from eventflow.runs import Life, Run
+
+Row = tuple[Any, ...]
+
+
+class Adoption:
+    """From rows to runs, for those who take rows: recovery, and the dispatcher of queues. From any thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        executor: int,
+        application: str,
+        specs: Mapping[str, Spec],
+        *,
+        adopt: Callable[[list[Run], How], None],
+        request: Callable[[str, str, str], None],
+    ) -> None:
+        self._database, self._executor, self._application, self._specs = database, executor, application, specs
+        self._adopt, self._request = adopt, request
+
+    def adopt(self, connection: Connection, rows: list[Row], how: Callable[[Row], How]) -> None:
+        """Run these rows, which the ledger says this executor holds."""
+        found = self._database.run(connection, "read_checkpoints", {"ids": [row[0] for row in rows]})
+        recorded: dict[str, dict[str, Checkpoint]] = {}
+        for workflow_id, *fields in found:
+            checkpoint = Checkpoint(*fields)
+            recorded.setdefault(workflow_id, {})[checkpoint.position] = checkpoint
+        by_how: dict[How, list[Run]] = {}
+        for row in rows:
+            by_how.setdefault(how(row), []).append(self._run_of(row, recorded.get(row[0])))
+        for kind, runs in by_how.items():
+            self._adopt(runs, kind)
+        self.read_requests(connection)  # of what was taken, too: in the ledger it is this executor's by now
+
+    def read_requests(self, connection: Connection) -> None:
+        """See to what people ask of this executor's workflows."""
+        for workflow_id, kind, who in self._database.run(connection, "own_requests", {"executor": self._executor}):
+            self._request(workflow_id, kind, who)
+
+    def _run_of(self, row: Row, recorded: dict[str, Checkpoint] | None) -> Run:
+        run = Run(self._specs[row[1]], row[0], self._application)
+        run.attempt, run.retries, run.recoveries = row[3], row[4], row[5]
+        run.offset, run.timestamp, run.arguments = row[7], row[8], row[9]
+        run.key, run.value, run.headers = row[10], row[11], headers_from_json(row[12])
+        run.in_ledger = True
+        run.history = History(recorded)
+        parent, deadline, generation, queue = row[13:17]
+        if generation or any(one is not None for one in (parent, deadline, queue)):
+            run.life = Life(parent, deadline, queue)
+            run.life.generation = generation
+        return run
