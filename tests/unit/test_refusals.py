@@ -41,7 +41,7 @@ def test_a_fenced_consumer_tells_its_incarnation() -> None:
 
 async def test_a_program_that_gives_up_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """Where nobody waits for `failed`, as in a web server's lifespan, only the log tells."""
-    app: Any = App(Settings(database_url="postgresql://"), False, Registry())
+    app: Any = App(Settings(database_url="postgresql://"), False, False, Registry())
     loop = asyncio.get_running_loop()
     app.failed, ended = loop.create_future(), loop.create_future()
 
