@@ -318,7 +318,9 @@ def test_commits_lost_in_another_lane_are_found_where_the_timeline_cannot_be_rea
     with refused("EF003"):
         ledger.guard(session, ledger.a, 3, acknowledged=[2, 1])
     with refused("EF003"):
-        session.run("beat", executor=ledger.a, application="x", names=[], acknowledged=[2, 1])
+        session.run(
+            "beat", executor=ledger.a, application="x", names=[], acknowledged=[2, 1], queues=[], since="0", missed=[]
+        )
     ledger.guard(session, ledger.a, 3, acknowledged=None)
 
 

@@ -140,8 +140,8 @@ def test_workers_with_the_documented_rights_only(world: World, admin: Admin, rol
     assert "permission denied" not in victim.text + survivor.text
 
 
-def test_one_of_three_that_migrate_at_once_applies(database_url: str, admin: Admin) -> None:
-    """The others wait for it, and find nothing left to do."""
+def test_of_three_that_migrate_at_once_one_applies_each(database_url: str, admin: Admin) -> None:
+    """The others wait for it, and go on with the next, if one is left."""
     waiting = (
         "select count(*) from pg_locks l join pg_database d on d.oid = l.database "
         "where d.datname = current_database() and locktype = 'advisory' and not granted"
@@ -156,5 +156,5 @@ def test_one_of_three_that_migrate_at_once_applies(database_url: str, admin: Adm
             time.sleep(0.01)
         first.rollback()
         applied = [one.result(30) for one in applying]
-    assert sorted(map(len, applied)) == [0, 0, MINE]
+    assert sum(map(len, applied)) == MINE
     assert len(admin.execute("select version from eventflow.migrations").fetchall()) == MINE
