@@ -27,6 +27,7 @@ from eventflow.telemetry import crash_point, seldom
 logger = logging.getLogger(__name__)
 
 _BATCH = 250  # workflows that one claim takes at most
+_FEW = 100  # fewer are not worth a claim where so many are held
 _HELD = 1000  # workflows of queues that one process holds at a time, where they have no limit of their own
 _DUE = 1000  # as place_due.sql has it
 
@@ -64,7 +65,8 @@ class Dispatcher:
         self._due_at: float | None = None  # when the next comes that is delayed, by the ledger's clock
         self._retry_in: float | None = None  # seconds until a rate allows another one
         self._all = True  # whether to look at all that stands in line, and not only at what has come since
-        self._freed = 0
+        self._freed = 0  # since the last look
+        self._enough = 1  # of these are worth another one
         self._work = threading.Event()
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="eventflow queues", daemon=True)
@@ -92,8 +94,9 @@ class Dispatcher:
 
     def told(self, *, arrived: bool, due: float | None) -> None:
         """What the beat has found."""
+        sooner = due is not None and (self._due_at is None or due < self._due_at)
         self._due_at = due
-        if arrived or due is not None or self._all:
+        if arrived or sooner or self._all:
             self._work.set()
 
     def look(self, wait: float | None = None) -> None:
@@ -111,7 +114,7 @@ class Dispatcher:
     def freed(self) -> None:
         """A workflow of a queue has ended here, or sleeps."""
         self._freed += 1
-        if self._lines:
+        if self._lines and self._freed >= self._enough:
             self._work.set()
 
     # ---- the thread ----
@@ -152,6 +155,7 @@ class Dispatcher:
         self._place_due(connection)
         self._read_arrivals(connection)
         self._retry_in = None
+        self._freed, self._enough = 0, 1
         if not self._lines:
             return False
         asked = {"application": self._application, "queues": self.served}
@@ -203,6 +207,9 @@ class Dispatcher:
     def _take(self, connection: Connection, queue: str, limits: Limits) -> bool:
         """Take from one queue's lines what may begin; whether there may be more."""
         lines, room = self._lines[queue], self._room(queue, limits)
+        if limits.concurrency_per_process is None and not limits.shared() and room < _FEW < self._held().total():
+            self._enough = _FEW  # it has enough to do, and a transaction for each that ends would be one too many
+            return False
         if not room:
             return False
         asks: list[Ask] = []

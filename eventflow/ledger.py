@@ -288,13 +288,18 @@ class Orders:
         return await asyncio.wrap_future(future)
 
     def _send_all(self) -> None:
-        while True:
-            with self._lock:
-                some = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
-                if not some:
-                    self._under_way = False
-                    return
-            self._send(some)
+        while some := self._next():
+            try:
+                self._send(some)
+            except BaseException as error:  # nobody may wait for ever, whatever this is
+                for _, future, _ in some:
+                    _fail(future, error)
+
+    def _next(self) -> list[tuple[Order, Future[str], int]]:
+        with self._lock:
+            some = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
+            self._under_way = bool(some)
+            return some
 
     def _send(self, some: list[tuple[Order, Future[str], int]]) -> None:
         try:
@@ -327,8 +332,8 @@ class Orders:
         return error
 
 
-def _fail(future: "Future[str]", error: Exception) -> None:
-    if future.set_running_or_notify_cancel():
+def _fail(future: "Future[str]", error: BaseException) -> None:
+    if not future.done() and future.set_running_or_notify_cancel():
         future.set_exception(error)
 
 

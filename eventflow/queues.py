@@ -175,8 +175,8 @@ class Order:
         return workflow_id
 
 
-def _same(one: str, other: str) -> bool:
-    return one == other or json.loads(one) == json.loads(other)
+def _same(one: str | None, other: str) -> bool:
+    return one == other or (one is not None and json.loads(one) == json.loads(other))
 
 
 def place_in_line(
