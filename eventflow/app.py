@@ -272,8 +272,6 @@ class App:
 
     async def enqueue(self, order: Order) -> str:
         """Put a workflow in line; the id of the one that there is now. From any loop."""
-        if self._stop.is_set():
-            raise NotRunningError("this process leaves `running()` and enqueues nothing more")
         workflow_id = await self._ledger.enqueue(order)
         if self._incarnation is not None:
             self._incarnation.queues.look(order.wait if order.settle is None else order.settle)

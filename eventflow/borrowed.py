@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from eventflow.errors import UsageError
+from eventflow.errors import UsageError, first_line
 
 Borrowed = Session | Connection | psycopg.Connection[Any]
 AsyncBorrowed = AsyncSession | AsyncConnection | psycopg.AsyncConnection[Any]
@@ -25,15 +25,14 @@ def execute(session: Any, query: bytes, params: Mapping[str, Any]) -> list[tuple
 
     Raises:
         UsageError: this is nothing that blocking code executes on.
-        psycopg.Error: what the server says.
+        Exception: what the driver raises; `said` tells what the server said.
 
     """
     if isinstance(session, psycopg.Connection):
         with session.cursor(row_factory=tuple_row) as cursor:
             return cursor.execute(query, params).fetchall()
     if isinstance(session, Session | Connection):
-        with _as_psycopg():
-            return [tuple(row) for row in session.execute(_clause(query), dict(params))]
+        return [tuple(row) for row in session.execute(_clause(query), dict(params))]
     raise UsageError(f"session is a SQLAlchemy Session or Connection or a psycopg Connection, not {session!r}")
 
 
@@ -43,8 +42,7 @@ async def aexecute(session: Any, query: bytes, params: Mapping[str, Any]) -> lis
         async with session.cursor(row_factory=tuple_row) as cursor:
             return await (await cursor.execute(query, params)).fetchall()
     if isinstance(session, AsyncSession | AsyncConnection):
-        with _as_psycopg():
-            return [tuple(row) for row in await session.execute(_clause(query), dict(params))]
+        return [tuple(row) for row in await session.execute(_clause(query), dict(params))]
     raise UsageError(
         f"session is a SQLAlchemy AsyncSession or AsyncConnection or a psycopg AsyncConnection, not {session!r}"
     )
@@ -55,12 +53,12 @@ def _clause(query: bytes) -> TextClause:
     return text(re.sub(r"%\((\w+)\)b::(\w+(?:\[\])?)", r"cast(:\1 as \2)", query.decode()))
 
 
-class _as_psycopg:  # noqa: N801  # used as a function
-    """SQLAlchemy's errors as what they wrap."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.Error):
-            raise error.orig from error
+def said(error: Exception) -> tuple[str, str]:
+    """The server's SQLSTATE and message, as psycopg, psycopg2, asyncpg or pg8000 tell them; "" where it is none of these."""
+    raw: Any = error.orig if isinstance(error, DBAPIError) else error
+    fields: Any = raw.args[0] if raw.args else None
+    if isinstance(fields, dict):  # pg8000
+        return str(fields.get("C", "")), str(fields.get("M", ""))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    state = getattr(raw, "sqlstate", None) or getattr(raw, "pgcode", None) or ""
+    message = getattr(getattr(raw, "diag", None), "message_primary", None)
+    return state, message or first_line(raw).rpartition(">: ")[2]

@@ -28,7 +28,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Verdict = Literal["fenced", "claims lost", "poison", "unknown", "again"]
 
 _PACKAGE = Path(__file__).parent
-_BLAMING_CLASSES = ("22", "23", "54")
+_BLAMING_CLASSES = ("22", "23", "54", "EF013")
 
 
 def sql_folder() -> Path:

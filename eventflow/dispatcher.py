@@ -9,6 +9,7 @@ edge.
 import json
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -17,7 +18,8 @@ from typing import Any
 import psycopg
 
 from eventflow.adoption import Adoption
-from eventflow.database import Connection, Database, in_transaction
+from eventflow.codec import error_line
+from eventflow.database import Connection, Database, columns, in_transaction, unavailable
 from eventflow.errors import FencedError, UnavailableError
 from eventflow.executor import How
 from eventflow.lines import Ask, Cursor, Limits, Lines, Used
@@ -28,8 +30,13 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 250  # workflows that one claim takes at most
 _FEW = 100  # fewer are not worth a claim where so many are held
-_HELD = 1000  # workflows of queues that one process holds at a time, where they have no limit of their own
+_HELD = 1000  # workflows of one queue that a process holds at a time, where it has no limit of its own
 _DUE = 1000  # as place_due.sql has it
+_LONGEST = 3600.0  # seconds without a look
+# A claimer that is cut off or frozen while it holds a queue must not hold it for long.
+_PATIENCE = (
+    "select set_config('lock_timeout', '2s', true), set_config('idle_in_transaction_session_timeout', '10s', true)",
+)
 
 
 class Dispatcher:
@@ -64,6 +71,9 @@ class Dispatcher:
         self._threaded: dict[str, bool] = {}  # whether a queue's workflows run in threads, as the last ones did
         self._due_at: float | None = None  # when the next comes that is delayed, by the ledger's clock
         self._retry_in: float | None = None  # seconds until a rate allows another one
+        self._doubted: list[tuple[str, int, str, str]] = []  # queue, priority, key, and from where on
+        self._doubted_at = 0.0
+        self._has_sync = any(not spec.is_async for spec in specs.values())
         self._all = True  # whether to look at all that stands in line, and not only at what has come since
         self._freed = 0  # since the last look
         self._enough = 1  # of these are worth another one
@@ -122,9 +132,9 @@ class Dispatcher:
     def _loop(self) -> None:
         connection: Connection | None = None
         while not self._leaving.is_set():
-            self._work.wait(self._pause())
-            self._work.clear()
             try:
+                self._work.wait(self._pause())
+                self._work.clear()
                 if connection is None or connection.closed:
                     connection = self._database.connect("queues")
                 while not self._leaving.is_set() and self._round(connection):
@@ -132,8 +142,14 @@ class Dispatcher:
             except FencedError as error:
                 self._on_fenced(error)
                 break
-            except (psycopg.Error, UnavailableError) as error:
-                seldom.say(logger, f"queues: {error}; trying again")
+            except Exception as error:  # whatever it is, the other queues go on, and this one with the next look
+                known = isinstance(error, psycopg.Error | UnavailableError)
+                said = (
+                    str(unavailable(error, self._database.url))
+                    if known
+                    else f"{type(error).__name__}: {error_line(error)}"
+                )
+                seldom.say(logger, f"queues: {said}; trying again", logging.WARNING if known else logging.ERROR)
                 self._all = True
                 if connection is not None:
                     connection.close()
@@ -148,23 +164,46 @@ class Dispatcher:
             times.append(self._beat / 2 if self._retry_in is None else min(self._retry_in, self._beat / 2))
         if self._due_at is not None:
             times.append(self._due_at - self._now())
-        return max(0.005, min(times)) if times else None
+        if self._doubted:
+            times.append(2 * self._beat)
+        return min(max(0.005, *times), _LONGEST) if times else None
 
     def _round(self, connection: Connection) -> bool:
         """One look at all queues; whether there may be more to take at once."""
         self._place_due(connection)
         self._read_arrivals(connection)
+        self._look_again(connection)
         self._retry_in = None
         self._freed, self._enough = 0, 1
         if not self._lines:
             return False
-        asked = {"application": self._application, "queues": self.served}
-        settings = {name: (text, paused) for name, text, paused in self._database.run(connection, "read_queues", asked)}
         more = False
         for queue in list(self._lines):
-            text, paused = settings.get(queue, ("{}", False))
-            more = (not paused and self._take(connection, queue, Limits.of(json.loads(text)))) or more
+            self._lines[queue] = self._lines.pop(
+                queue
+            )  # queues take turns, too: what is left of the room is the next one's
+            try:
+                more = self._take(connection, queue) or more
+            except psycopg.errors.LockNotAvailable:
+                seldom.say(logger, f"queue {queue!r}: another process holds it; trying again")
         return more
+
+    def _look_again(self, connection: Connection) -> None:
+        """Lines that gave less than was asked may have more: a peer, or a person, may have held their heads."""
+        if not self._doubted or time.monotonic() - self._doubted_at < 2 * self._beat:
+            return
+        asked = columns(self._doubted, ("queue", "priority", "key", "low"))
+        params = {"application": self._application, "names": self._names, **asked}
+        self._doubted = []
+        for queue, priority, key, placed in self._database.run(connection, "read_heads", params):
+            self._lines.setdefault(queue, Lines()).arrived(priority, key, int(placed))
+
+    def _settings(self, connection: Connection, queue: str) -> Limits | None:
+        """A queue's limits; None where it is paused."""
+        asked = {"application": self._application, "queues": [queue]}
+        rows = self._database.run(connection, "read_queues", asked)
+        _, text, paused = rows[0] if rows else (queue, "{}", False)
+        return None if paused else Limits.of(json.loads(text))
 
     def _place_due(self, connection: Connection) -> None:
         asked = {"application": self._application, "queues": self.served}
@@ -188,38 +227,43 @@ class Dispatcher:
     def _say_unserved(self, connection: Connection) -> None:
         asked = {"application": self._application, "queues": self.served, "names": self._names}
         for queue, name, count in self._database.run(connection, "unserved", asked):
-            logger.warning(
-                "queue %r: %d workflows named %r wait for a process that knows this name", queue, count, name
-            )
+            text = f"queue {queue!r}: {count} workflows named {name!r} wait for a process that knows this name"
+            seldom.say(logger, text)
 
     # ---- claims ----
 
     def _room(self, queue: str, limits: Limits) -> int:
         """How many more of this queue this process may hold."""
         held = self._held()
-        room = [_BATCH, _HELD - held.total()]
+        if held[queue] > _HELD - _FEW:
+            self._enough = _FEW  # it has enough to do, and a transaction for each that ends would be one too many
+            return 0
+        room = [_BATCH, _HELD - held[queue]]
         if limits.concurrency_per_process is not None:
             room.append(limits.concurrency_per_process - held[queue])
-        if self._threaded.get(queue, True):
+        if self._threaded.get(queue, self._has_sync):
             room.append(self._threads())
         return max(0, min(room))
 
-    def _take(self, connection: Connection, queue: str, limits: Limits) -> bool:
+    def _take(self, connection: Connection, queue: str) -> bool:
         """Take from one queue's lines what may begin; whether there may be more."""
-        lines, room = self._lines[queue], self._room(queue, limits)
-        if limits.concurrency_per_process is None and not limits.shared() and room < _FEW < self._held().total():
-            self._enough = _FEW  # it has enough to do, and a transaction for each that ends would be one too many
-            return False
-        if not room:
+        lines = self._lines[queue]
+        if not self._room(queue, Limits()):
             return False
         asks: list[Ask] = []
-        budget = room
+        budget = 0
 
         def work(connection: Connection) -> list[tuple[Any, ...]]:
             nonlocal asks, budget
             self._database.run(connection, "fence", {"executor": self._executor})
+            limits = self._settings(connection, queue)
+            if limits is not None and limits.shared():
+                self._database.run(connection, "hold_queue", {"application": self._application, "queue": queue})
+                limits = self._settings(connection, queue)  # as they are now that nobody else claims
+            if limits is None:
+                return []
             used = self._used(connection, queue, limits) if limits.shared() else Used()
-            left = used.left(limits)
+            left, room = used.left(limits), self._room(queue, limits)
             budget = room if left is None else min(room, left)
             asks = lines.plan(budget, lambda key: used.left_of(limits, key)) if budget else []
             if not asks:
@@ -231,8 +275,11 @@ class Dispatcher:
                 crash_point("dispatcher.before_commit")
             return taken
 
-        rows = in_transaction(connection, work)
-        lines.answered(asks, ((row[17], int(row[19])) for row in rows), budget)
+        rows = in_transaction(connection, work, *_PATIENCE)
+        doubted = lines.answered(asks, ((row[17], int(row[19])) for row in rows), budget)
+        if doubted:
+            self._doubted += [(queue, ask.priority, ask.key, str(ask.low)) for ask in doubted]
+            self._doubted_at = time.monotonic()
         if not lines:
             del self._lines[queue]
         if rows:
@@ -241,7 +288,7 @@ class Dispatcher:
             self._threaded[queue] = any(not self._specs[row[1]].is_async for row in rows)
             self._adoption.adopt(connection, [row[:17] for row in rows], _woken)
             self._adopted()
-        return bool(rows) and queue in self._lines
+        return bool(asks) and queue in self._lines
 
     def _claim(self, connection: Connection, queue: str, asks: list[Ask], budget: int) -> list[tuple[Any, ...]]:
         return self._database.run(
@@ -258,7 +305,6 @@ class Dispatcher:
         """What processes have used up together; nobody else begins any of this queue until we commit."""
         run, used = self._database.run, Used()
         place = {"application": self._application, "queue": queue}
-        run(connection, "hold_queue", place)
         if limits.concurrency is not None or limits.concurrency_per_key is not None:
             cursor, known = self._slots.setdefault(queue, (Cursor(), {}))
             rows = run(connection, "read_slots", {**place, "known": list(known), **cursor.params()})

@@ -639,12 +639,17 @@ def rider_statements(riders: Iterable[Rider]) -> list[Statement]:
     by_query: dict[str, list[tuple[object, ...]]] = {}
     for rider in riders:
         by_query.setdefault(rider.query, []).append(rider.row)
-    return [(query, columns(_sorted(by_query[query]), names)) for query, names in RIDERS.items() if query in by_query]
+    return [
+        (query, columns(_sorted(query, by_query[query]), names)) for query, names in RIDERS.items() if query in by_query
+    ]
 
 
-def _sorted(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
-    """Rows by their first column, so that two flushes lock what they share in the same order (R4)."""
-    return sorted(rows, key=lambda row: str(row[0]))
+def _sorted(query: str, rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    """Rows by their first column, so that two flushes lock what they share in the same order (R4).
+
+    But for those that stand in line in the order in which they are written, and have ids that nobody shares.
+    """
+    return rows if query == "enqueue" else sorted(rows, key=lambda row: str(row[0]))
 
 
 def _fast_params(executor: int, application: str, name: str, entries: list[Entry]) -> dict[str, Any]:

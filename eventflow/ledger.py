@@ -47,9 +47,8 @@ _ERRORS: dict[str, type[EventflowError]] = {
     "EF013": UsageError,
 }
 _CONFLICTS = {"40001", "40P01"}  # nothing was done; once more
-_LOCKED = "55P03"
 _TOGETHER = 500  # orders in one transaction
-_TRIES = 15  # of an order whose id an open transaction has, two seconds each
+_HASTE, _PATIENCE = "200ms", "30s"  # for an id that an open transaction has: among others, and alone
 
 
 def who() -> str:
@@ -215,16 +214,16 @@ class Ledger:
         """Put a workflow in line, in the caller's transaction."""
         try:
             [row] = await borrowed.aexecute(session, self._database.text("enqueue"), self._params([order]))
-        except psycopg.Error as error:
-            raise _ours(error) from None
+        except Exception as error:
+            raise _said(error) from None
         return order.answered(row[1:])
 
     def enqueue_on_sync(self, session: Any, order: Order) -> str:
         """The same for blocking code."""
         try:
             [row] = borrowed.execute(session, self._database.text("enqueue"), self._params([order]))
-        except psycopg.Error as error:
-            raise _ours(error) from None
+        except Exception as error:
+            raise _said(error) from None
         return order.answered(row[1:])
 
     async def change_queue(self, name: str, changed: str, *, reset: bool = False, paused: bool | None = None) -> None:
@@ -242,11 +241,15 @@ class Ledger:
         [(count,)] = await asyncio.to_thread(self.query, "delay", asked, writes=True)
         return count
 
-    def place(self, orders: Sequence[Order]) -> list[tuple[Any, ...]]:
-        """The answers of `enqueue.sql`, in one transaction. Blocks."""
-        ordered = sorted(range(len(orders)), key=lambda n: (orders[n].deduplication_id or "", orders[n].workflow_id))
+    def place(self, orders: Sequence[Order], patience: str) -> list[tuple[Any, ...]]:
+        """The answers of `enqueue.sql`, in one transaction, which waits so long for a lock at most. Blocks.
+
+        In the order given, but for ids that others may have, which two transactions must take in the same order.
+        """
+        shared = [order.deduplication_id or (order.workflow_id if order.given else "") for order in orders]
+        ordered = sorted(range(len(orders)), key=shared.__getitem__)
         params = self._params([orders[n] for n in ordered])
-        answers = self.query("enqueue", params, writes=True, setup=("set local lock_timeout = '2s'",))
+        answers = self.query("enqueue", params, setup=(f"set local lock_timeout = '{patience}'",))
         return [row for _, row in sorted(zip(ordered, answers, strict=True))]
 
     def _params(self, orders: Sequence[Order]) -> dict[str, list[Any]]:
@@ -257,16 +260,20 @@ class Ledger:
         return asyncio.run(coroutine)
 
 
+_Waiting = tuple[Order, "Future[str]"]
+
+
 class Orders:
     """What callers put in line. What comes while one transaction is under way goes out together in the next.
 
-    Apart from the journal: an id that a caller gives may be held by a stranger's open transaction (PROTOCOL.md R4). Sent
-    twice, an order is placed once, by its id; so no answer that is lost does harm.
+    Apart from the journal: an id that a caller gives may be held by a stranger's open transaction (PROTOCOL.md R4), and
+    then it waits alone. In threads of their own, for callers may hold all of the loop's. Sent twice, an order is placed
+    once, by its id.
     """
 
     def __init__(self, ledger: "Ledger") -> None:
         self._ledger = ledger
-        self._waiting = deque[tuple[Order, Future[str], int]]()
+        self._waiting = deque[_Waiting]()
         self._lock = threading.Lock()
         self._under_way = False
 
@@ -281,10 +288,10 @@ class Orders:
         """
         future: Future[str] = Future()
         with self._lock:
-            self._waiting.append((order, future, 1))
-            leads, self._under_way = not self._under_way, True
-        if leads:
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._send_all))
+            if not self._under_way:
+                threading.Thread(target=self._send_all, name="eventflow orders", daemon=True).start()
+                self._under_way = True
+            self._waiting.append((order, future))
         return await asyncio.wrap_future(future)
 
     def _send_all(self) -> None:
@@ -292,44 +299,53 @@ class Orders:
             try:
                 self._send(some)
             except BaseException as error:  # nobody may wait for ever, whatever this is
-                for _, future, _ in some:
+                for _, future in some:
                     _fail(future, error)
 
-    def _next(self) -> list[tuple[Order, Future[str], int]]:
+    def _next(self) -> list[_Waiting]:
         with self._lock:
             some = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
             self._under_way = bool(some)
             return some
 
-    def _send(self, some: list[tuple[Order, Future[str], int]]) -> None:
+    def _send(self, some: list[_Waiting]) -> None:
         try:
-            rows = self._ledger.place([order for order, _, _ in some])
-        except Exception as error:
+            rows = self._ledger.place([order for order, _ in some], _HASTE)
+        except (psycopg.Error, EventflowError) as error:
+            if isinstance(error, UnavailableError):
+                raise
             if len(some) > 1:
                 for one in some:
                     self._send([one])
-            elif isinstance(error, psycopg.errors.LockNotAvailable) and some[0][2] < _TRIES:
-                order, future, tries = some[0]
-                with self._lock:
-                    self._waiting.append((order, future, tries + 1))
+            elif isinstance(error, psycopg.errors.LockNotAvailable):
+                threading.Thread(target=self._wait_alone, args=some[0], name="eventflow orders", daemon=True).start()
             else:
-                _fail(some[0][1], self._said(some[0][0], error))
+                _fail(some[0][1], error)
             return
-        for (order, future, _), row in zip(some, rows, strict=True):
-            try:
-                answer = order.answered(row[1:])
-            except EventflowError as error:
-                _fail(future, error)
-            else:
-                if future.set_running_or_notify_cancel():
-                    future.set_result(answer)
+        for (order, future), row in zip(some, rows, strict=True):
+            _answer(order, future, row)
 
-    def _said(self, order: Order, error: Exception) -> Exception:
-        if isinstance(error, psycopg.errors.LockNotAvailable):
-            return UnavailableError(
-                f"an open transaction has enqueued {order.workflow_id!r}, and neither commits nor rolls back"
-            )
-        return error
+    def _wait_alone(self, order: Order, future: "Future[str]") -> None:
+        """It has an id that somebody's open transaction has enqueued."""
+        try:
+            [row] = self._ledger.place([order], _PATIENCE)
+        except psycopg.errors.LockNotAvailable:
+            open_still = "a transaction that is open has enqueued it, too, and neither commits nor rolls back"
+            _fail(future, UnavailableError(f"{order.deduplication_id or order.workflow_id!r}: {open_still}"))
+        except BaseException as error:
+            _fail(future, error)
+        else:
+            _answer(order, future, row)
+
+
+def _answer(order: Order, future: "Future[str]", row: tuple[Any, ...]) -> None:
+    try:
+        placed = order.answered(row[1:])
+    except EventflowError as error:
+        _fail(future, error)
+    else:
+        if future.set_running_or_notify_cancel():
+            future.set_result(placed)
 
 
 def _fail(future: "Future[str]", error: BaseException) -> None:
@@ -341,6 +357,13 @@ def _ours(error: psycopg.Error) -> Exception:
     """What the ledger refused as an error of ours; others as they are."""
     kind = _ERRORS.get(error.sqlstate or "")
     return error if kind is None else kind(error.diag.message_primary)
+
+
+def _said(error: Exception) -> Exception:
+    """The same of what a caller's own driver raises."""
+    state, message = borrowed.said(error)
+    kind = _ERRORS.get(state)
+    return error if kind is None else kind(message)
 
 
 def _checked(ids: Sequence[str]) -> list[str]:

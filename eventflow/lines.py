@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-_ASKED = 500  # lines that one claim looks at; the others have their turn with the next
-
 
 class Cursor:
     """What a reader has seen of rows that carry the transaction that wrote them: all but what it lists as missed.
@@ -104,9 +102,7 @@ class Lines:
     """The lines of one queue that may hold something. Those asked go behind the others: keys take turns."""
 
     def __init__(self) -> None:
-        self._lines: dict[
-            int, dict[str, int]
-        ] = {}  # priority -> key -> the transaction that its head is of, or an older
+        self._lines: dict[int, dict[str, int]] = {}  # priority -> key -> from which transaction on its head is
 
     def __bool__(self) -> bool:
         return bool(self._lines)
@@ -129,7 +125,7 @@ class Lines:
                 most = budget if left is None else min(budget, left - promised.get(key, 0))
                 if most > 0:
                     open_keys.append((key, most))
-                if len(open_keys) + len(asks) >= min(_ASKED, budget):
+                if len(open_keys) + len(asks) >= budget:
                     break
             fair = -(-wanted // len(open_keys)) if open_keys else 0
             for key, most in open_keys:
@@ -137,15 +133,17 @@ class Lines:
                 promised[key] = promised.get(key, 0) + share
                 asks.append(Ask(priority, key, line[key], share))
                 wanted -= share
-            if wanted <= 0 or len(asks) >= _ASKED:
+            if wanted <= 0 or len(asks) >= budget:
                 break
         return asks
 
-    def answered(self, asks: list[Ask], taken: Iterable[tuple[int, int]], budget: int) -> None:
+    def answered(self, asks: list[Ask], taken: Iterable[tuple[int, int]], budget: int) -> list[Ask]:
         """What came of it: of which asks, numbered from 1, and where the rows taken stood.
 
-        A line that gave less than was asked is empty, unless the budget cut it short.
+        A line that gave less than was asked is empty, unless the budget cut it short, or somebody else held its head: it is
+        forgotten, and returned, so that the ledger is asked once more.
         """
+        doubted: list[Ask] = []
         given: dict[int, list[int]] = {}
         total = 0
         for n, placed in taken:
@@ -157,5 +155,8 @@ class Lines:
             low = line.pop(ask.key)
             if len(came) >= ask.share or total >= budget:
                 line[ask.key] = max([low, *came])
+            else:
+                doubted.append(ask)
             if not line:
                 del self._lines[ask.priority]
+        return doubted

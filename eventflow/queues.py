@@ -27,7 +27,7 @@ class Queue:
     """A queue and its limits, known to this process, and to the ledger once the process has begun `running()`.
 
     `concurrency` is how many of its workflows may have begun and not ended at a time, over all processes (one that waits
-    has not ended); `concurrency_per_process` how many one process holds in memory; `concurrency_per_key` how many of one
+    has not ended); `concurrency_per_process` how many one process may hold in memory when it takes more; `concurrency_per_key` how many of one
     key, over all processes. `rate` is how many may begin within a time, `(100, timedelta(minutes=1))`, whichever moment
     the time begins at; `rate_per_key` how many of one key. Without a limit a process takes what it has room for.
 
@@ -165,8 +165,10 @@ class Order:
         if added:
             return workflow_id
         about = f"{workflow_id!r}: {name!r} is {status}, created at {created_at:%Y-%m-%d %H:%M:%S}"
+        if workflow_id == self.workflow_id and not self.given:
+            return workflow_id  # ours, by a commit whose answer was lost
         if workflow_id != self.workflow_id:
-            if self.if_exists == "reject":
+            if self.if_exists == "reject" or name != self.name:
                 raise WorkflowExistsError(f"the deduplication id {self.deduplication_id!r} is that of {about}")
         elif name != self.name or not _same(arguments, self.arguments):
             raise WorkflowExistsError(f"the id {about}, with other arguments or another name")

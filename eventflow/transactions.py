@@ -471,6 +471,9 @@ class Transactions:
                     phase = "write"
                     crash_point("transactions.before_guard")
                     yield ("batch", self._step_statements(lane, branch.run, checkpoint, scope.riders))
+                elif scope.riders:
+                    text = self._database.text
+                    yield ("batch", [(text(query), columns) for query, columns in rider_statements(scope.riders)])
                 crash_point("transactions.before_commit")
                 phase = "commit"
                 yield ("commit",)
@@ -493,7 +496,7 @@ class Transactions:
             if branch is not None and checkpoint is not None:
                 lane.advance()
                 _note(branch.run, checkpoint)
-                self._executor.tell(scope.riders)
+            self._executor.tell(scope.riders)
             return result
 
     def _step_statements(self, lane: Lane, run: Run, checkpoint: Checkpoint, riders: Sequence[Rider]) -> list[Any]:

@@ -64,6 +64,14 @@ begin
     raise exception 'there is no queue ''%'': no process of application ''%'' that defines it has ever run', to_queue, app
       using errcode = 'EF013';
   end if;
+  if to_queue is null or workflow is null or not isfinite(coalesce(due, now()))
+     or time_limit not between 0 and 31557600000 or length(line_key) > 500 or length(dedup) > 500 then
+    raise exception 'a workflow''s name and queue are not null, a key has 500 characters and a timeout a thousand years at most'
+      using errcode = '22023';
+  end if;
+  if settle_limit is not null then
+    due := least(due, now() + make_interval(secs => settle_limit));
+  end if;
   if due <= now() then
     due := null;
   end if;
@@ -72,7 +80,7 @@ begin
       (id, name, application, status, executor, arguments, queue, queue_key, priority, wake_at, deduplication_id, settles_by,
        timeout, deadline, attributes, parent, placed, place)
     values
-      (new_id, workflow, app, 'queued', 0, args, to_queue, coalesce(line_key, ''), prio, due, dedup,
+      (new_id, workflow, app, 'queued', 0, args, to_queue, coalesce(line_key, ''), coalesce(prio, 0), due, dedup,
        case when settle is not null then coalesce(now() + make_interval(secs => settle_limit), 'infinity') end,
        time_limit, ends, attrs, parent_id,
        case when due is null then pg_current_xact_id() end, case when due is null then eventflow.moment() end)
@@ -118,10 +126,10 @@ declare
   given  text := jsonb_build_object('args', args, 'kwargs', kwargs)::text;
   found_ record;
 begin
-  if jsonb_typeof(args) <> 'array' or jsonb_typeof(kwargs) <> 'object' then
+  if jsonb_typeof(args) is distinct from 'array' or jsonb_typeof(kwargs) is distinct from 'object' then
     raise exception 'args is a JSON array, kwargs a JSON object' using errcode = '22023';
   end if;
-  if if_exists not in ('attach', 'reject') then
+  if if_exists is null or if_exists not in ('attach', 'reject') then
     raise exception 'if_exists is ''attach'' or ''reject'', not ''%''', if_exists using errcode = '22023';
   end if;
   if wanted = '' or length(wanted) > 500 or wanted ~ '[>[:cntrl:]]' or wanted like 'kafka:%' then
@@ -131,7 +139,7 @@ begin
     wanted, workflow, application, queue, given, key, priority, extract(epoch from delay)::float8, run_at, deduplication_id,
     null, null, extract(epoch from timeout)::float8, null, attributes, null);
   if not found_.added then
-    if if_exists = 'reject' or (found_.id = wanted and (found_.name <> workflow or found_.arguments::jsonb <> given::jsonb)) then
+    if if_exists = 'reject' or found_.name <> workflow or (found_.id = wanted and found_.arguments::jsonb <> given::jsonb) then
       raise exception '''%'' exists: ''%'' is %, created at %', found_.id, found_.name, found_.status, found_.created_at
         using errcode = 'EF011';
     end if;
@@ -157,7 +165,8 @@ begin
   update eventflow.workflows w
      set status = 'queued', finished_at = null, wake_at = null, retries = 0, recoveries = 0, output = null,
          error = null, reason = null, failed_seq = null, deadline = case when w.deadline > now() then w.deadline end,
-         executor = case when w.queue is not null then 0 end, deduplication_id = null, taken = null,
+         executor = case when w.queue is not null then 0 end, taken = null,
+         deduplication_id = case when w.status = 'parked' then w.deduplication_id end,
          attempt = w.attempt + (w.queue is not null)::int,
          placed = case when w.queue is not null then pg_current_xact_id() end,
          place = case when w.queue is not null then eventflow.moment() end
@@ -180,7 +189,7 @@ begin
     from eventflow.workflows w join all_of on all_of.id = w.id where w.finished_at is null;
   insert into eventflow.requests (workflow_id, kind, who) select unnest(family), what, by_whom;
   update eventflow.workflows w
-     set status = 'cancelled', finished_at = now(),
+     set status = 'cancelled', finished_at = now(), executor = null,
          reason = case what when 'cancel' then 'cancelled by ' else 'terminated by ' end || by_whom
    where w.id = any(family) and (w.executor is null or w.executor = 0)
      and (w.status = 'parked' or what = 'terminate'
@@ -219,7 +228,7 @@ begin
       array_to_string(allowed, ' or ') using errcode = 'EF009';
   end if;
   select coalesce(array_agg(w.id order by w.id), '{}') into held from eventflow.workflows w where w.id = any(ids);
-  if what <> 'fork' then
+  if what not in ('fork', 'delay') then
     update eventflow.requests r set settled = true where r.workflow_id = any(held) and not r.settled;
   end if;
   insert into eventflow.requests (workflow_id, kind, who, settled) select unnest(held), what, by_whom, true;
@@ -248,4 +257,39 @@ begin
          place = case when due <= now() then eventflow.moment() end
    where w.id = any(held);
   return cardinality(held);
+end $$;
+
+-- A new workflow with the same name and arguments, and with what another one recorded before a position: of none, from the
+-- beginning; through its queue's line, where it has one (EF011: its id is taken; EF012: nothing was recorded at that position).
+create or replace function eventflow.fork(source_id text, fork_id text, from_position text, by_whom text) returns void
+language plpgsql volatile as $$
+declare from_seq int;
+begin
+  perform eventflow.hold_for(array[source_id], 'fork', by_whom, enum_range(null::eventflow.status));
+  if (select w.arguments is null from eventflow.workflows w where w.id = source_id) then
+    raise exception '''%'' is a message''s, whose place in Kafka is in its id: it can be restarted, not forked', source_id
+      using errcode = 'EF009';
+  end if;
+  insert into eventflow.workflows
+    (id, name, application, status, arguments, attributes, deadline, executor, queue, queue_key, priority, timeout, placed, place)
+    select fork_id, w.name, w.application, 'queued', w.arguments, w.attributes, case when w.deadline > now() then w.deadline end,
+           case when w.queue is not null then 0 end, w.queue, w.queue_key, w.priority, w.timeout,
+           case when w.queue is not null then pg_current_xact_id() end, case when w.queue is not null then eventflow.moment() end
+      from eventflow.workflows w where w.id = source_id
+    on conflict (id) do nothing;
+  if not found then
+    raise exception 'the id ''%'' is taken', fork_id using errcode = 'EF011';
+  end if;
+  if from_position is null then
+    return;
+  end if;
+  select c.seq into from_seq from eventflow.checkpoints c where c.workflow_id = source_id and c.position = from_position;
+  if not found then
+    raise exception '''%'' has recorded nothing at position ''%''', source_id, from_position using errcode = 'EF012';
+  end if;
+  insert into eventflow.checkpoints (finished_at, seconds, seq, attempts, workflow_id, position, name, output, error)
+    select c.finished_at, c.seconds, c.seq, c.attempts, fork_id, c.position, c.name, c.output, c.error
+      from eventflow.checkpoints c
+     where c.workflow_id = source_id and c.seq < from_seq
+       and split_part(c.position, '~', 1) <> from_position and c.position <> from_position || 'w';
 end $$;

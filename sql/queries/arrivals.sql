@@ -15,3 +15,4 @@ select s.snapshot, a.queue, a.priority, a.queue_key, a.placed
            and placed = any(%(missed)b::text[]::xid8[]) and placed < %(since)b::text::xid8
       ) w group by 1, 2, 3
   ) a on true
+ order by a.placed::bigint

@@ -8,7 +8,7 @@ with asked as materialized (
   select asked.n, asked.priority, h.id, h.placed, h.place
     from asked cross join lateral (
       select w.id, w.placed, w.place from eventflow.workflows w
-       where w.executor = 0 and w.placed is not null and w.application = %(application)b::text and w.queue = %(queue)b::text
+       where w.executor = 0 and w.placed is not null and w.status = 'queued' and w.application = %(application)b::text and w.queue = %(queue)b::text
          and w.priority = asked.priority and w.queue_key = asked.queue_key and w.placed >= asked.low::xid8
          and w.name = any(%(names)b::text[])
        order by w.placed, w.place limit asked.share for update skip locked

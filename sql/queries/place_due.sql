@@ -2,7 +2,7 @@
 -- with the deduplication id of one that settled begins anew. Index workflows_delayed.
 with due as materialized (
   select id from eventflow.workflows
-   where executor = 0 and placed is null and wake_at <= now() and application = %(application)b::text
+   where executor = 0 and placed is null and status = 'queued' and wake_at <= now() and application = %(application)b::text
      and queue = any(%(queues)b::text[])
    order by wake_at limit 1000 for update skip locked
 )
