@@ -27,9 +27,10 @@ class Queue:
     """A queue and its limits, known to this process, and to the ledger once the process has begun `running()`.
 
     `concurrency` is how many of its workflows may have begun and not ended at a time, over all processes (one that waits
-    has not ended); `concurrency_per_process` how many one process may hold in memory when it takes more; `concurrency_per_key` how many of one
-    key, over all processes. `rate` is how many may begin within a time, `(100, timedelta(minutes=1))`, whichever moment
-    the time begins at; `rate_per_key` how many of one key. Without a limit a process takes what it has room for.
+    has not ended); `concurrency_per_process` how many one process may hold in memory when it takes more;
+    `concurrency_per_key` how many of one key, over all processes. `rate` is how many may begin within a time,
+    `(100, timedelta(minutes=1))`, whichever moment the time begins at; `rate_per_key` how many of one key. Without a
+    limit a process takes what it has room for.
 
     The smallest priority goes first. Keys of one priority take turns; of one key, whoever came first goes first.
     """
