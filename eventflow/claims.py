@@ -134,7 +134,7 @@ class Claims:
     def _end_former(self, connection: Connection, source: Source, partitions: list[int]) -> dict[int, Early]:
         """End the claims on older incarnations of the topic; what may have been read of this one under them, by partition.
 
-        Kafka's consumer goes on by name: between the recreation of a topic and the moment that it is noticed, messages of
+        librdkafka goes on by the topic's name: between the recreation of a topic and the moment that it is noticed, messages of
         the new one can be taken for the old one's. They were handled once, and are told by what they are (R16).
         """
         run = self._ledger.database.run
