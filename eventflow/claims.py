@@ -18,7 +18,7 @@ from eventflow.errors import EventflowError, UnavailableError
 from eventflow.idempotency import message_workflow_id_prefix
 from eventflow.journal import Journal, Lane, backoff
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Fingerprint, Scope
+from eventflow.runs import Claim, Early, Scope
 from eventflow.sources import Source, Sources
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class _Taken:
     verified: int
     accepted: Any
     unfinished: list[str]  # of those that are kept in order
-    early: dict[int, Fingerprint]
+    early: Early
 
 
 class Claims:
@@ -131,30 +131,28 @@ class Claims:
             for i, partition, epoch in sorted(taken)
         ]  # fmt: skip
 
-    def _end_former(
-        self, connection: Connection, source: Source, partitions: list[int]
-    ) -> dict[int, dict[int, Fingerprint]]:
+    def _end_former(self, connection: Connection, source: Source, partitions: list[int]) -> dict[int, Early]:
         """End the claims on older incarnations of the topic; what may have been read of this one under them, by partition.
 
-        Kafka's consumer reads by name: between the recreation of a topic and the moment that it is noticed, messages of the
-        new one can be taken for the old one's. They were handled once, and are told by what they are (R16).
+        librdkafka goes on by the topic's name: between the recreation of a topic and the moment that it is noticed, messages of
+        the new one can be taken for the old one's. They were handled once, and are told by what they are (R16).
         """
         run = self._ledger.database.run
         former = run(
             connection, "end_former_claims",
             {"source": source.id, "group": self._spec.group, "partitions": partitions},
         )  # fmt: skip
-        newest = {partition: incarnation for _, incarnation, partition, _ in sorted(former, key=lambda row: row[1])}
-        former = [row for row in former if newest[row[2]] == row[1]]
-        positions = dict(run(connection, "read_positions", {"claims": [row[0] for row in former]}))
-        early: dict[int, dict[int, Fingerprint]] = {}
-        for claim, incarnation, partition, verified in former:
+        suspects = _suspects(former)
+        positions = dict(run(connection, "read_positions", {"claims": [claim for claim, *_ in suspects]}))
+        early: dict[int, Early] = {}
+        for claim, incarnation, partition, verified in suspects:
             prefix = message_workflow_id_prefix(self._spec.group, source.topic, incarnation, partition)
             position = max(r.upper for r in positions[claim])
+            known = early.setdefault(partition, {})
             for low in range(verified, position, _EARLY):
                 ids = [f"{prefix}{offset}" for offset in range(low, min(low + _EARLY, position))]
-                rows = run(connection, "read_early", {"ids": ids})
-                early.setdefault(partition, {}).update({offset: tuple(rest) for offset, *rest in rows})
+                for offset, *what in run(connection, "read_early", {"ids": ids}):
+                    known[offset] = (*known.get(offset, ()), tuple(what))
         return early
 
     def _make(self, topic: str, source: Source, taken: _Taken) -> Claim:
@@ -325,3 +323,19 @@ class Claims:
                 logger.debug("fold: %s", error)
             return
         self._positions[claim] = next(iter(accepted)).upper
+
+
+def _suspects(former: list[Any]) -> list[tuple[int, int, int, int]]:
+    """Which of the claims that have been ended may have read messages of what the topic is now.
+
+    The newest of each partition, and those before it down to one whose topic was seen to be the same after something was
+    read of it: before that could be read, all older ones had ended.
+    """
+    suspects: list[tuple[int, int, int, int]] = []
+    settled: set[int] = set()
+    for claim, incarnation, partition, verified in sorted(former, key=lambda row: row[1], reverse=True):
+        if partition not in settled:
+            suspects.append((claim, incarnation, partition, verified))
+            if verified > 0:
+                settled.add(partition)
+    return suspects

@@ -21,6 +21,7 @@ _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thr
 Fingerprint = tuple[
     int | None, bytes | None, bytes | None
 ]  # timestamp, and SHA-256 of key and value: which message it is
+Early = dict[int, tuple[Fingerprint, ...]]  # by offset
 
 
 def fingerprint(timestamp: int, key: bytes | None, value: bytes | None) -> Fingerprint:
@@ -89,7 +90,7 @@ class Claim:
         self.id_prefix = id_prefix
         self.next_offset = next_offset
         self.accepted_above: list[tuple[int, int]] = []
-        self.early: dict[int, Fingerprint] = {}
+        self.early: Early = {}
         self.scope: Scope | None = None
         self.wary = 0
         self.verified = next_offset

@@ -7,6 +7,7 @@ error on until the id is known, nothing is taken.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from eventflow.telemetry import seldom
 logger = logging.getLogger(__name__)
 
 _ASK_EVERY = 2.0
+_LAG = 2.0  # seconds for which a broker may still answer with a topic that others serve no more
 
 
 class ClusterChangedError(EventflowError):
@@ -35,6 +37,20 @@ class Source:
     topic: str
     incarnation: int
     topic_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """How far the claims had been read at a time of this process's clock."""
+
+    at: float
+    offsets: list[tuple[Claim, int]]
+
+    def verify(self, changed: set[str]) -> None:
+        """It was read of topics that are still what they were."""
+        for claim, offset in self.offsets:
+            if claim.topic not in changed:
+                claim.verified = offset
 
 
 class Sources:
@@ -108,21 +124,25 @@ class Sources:
     def watch(self, over: threading.Event, claims: Callable[[], list[Claim]]) -> None:
         """Ask regularly, and after every doubt, whether the topics are still what they were; for a thread.
 
-        What was read before the question was asked is verified by its answer.
+        What was read before the question was asked is verified by its answer, once that cannot come from a broker which had
+        not heard of the topic's recreation when another one served the new log.
         """
+        known, unverified = self._known, _Read(0.0, [])
         while not over.is_set() and not self.changed:
             self.suspect.wait(_ASK_EVERY)
             doubts = self._doubts
-            read = [(claim, claim.next_offset) for claim in claims()]
+            read = _Read(time.monotonic(), [(claim, claim.next_offset) for claim in claims()])
             try:
-                changed = {topic for topic, source in self._known.items() if not self._is(topic, source)}
+                changed = {topic for topic, source in known.items() if not self._is(topic, source)}
             except UnavailableError as error:
                 logger.debug("asking for topic ids: %s", error)
             else:
+                if self._known is not known:
+                    return  # the answer came after its session's end, and the next one has asked for itself
                 self.changed |= changed
-                for claim, offset in read:
-                    if claim.topic not in changed:
-                        claim.verified = offset
+                if read.at - unverified.at >= _LAG:
+                    unverified.verify(changed)
+                    unverified = read
                 self.suspect.clear()
                 if doubts != self._doubts:
                     self.suspect.set()  # a doubt that is younger than the question

@@ -11,7 +11,7 @@ from eventflow.errors import UnavailableError
 from eventflow.migrations import migrate
 from eventflow.registry import ConsumerSpec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim
+from eventflow.runs import Claim, Fingerprint, fingerprint
 from eventflow.sources import Source
 
 PLACE = ("t", 0)
@@ -42,13 +42,20 @@ class Ledger:
         [(source, incarnation, _)] = self.run("register_source", topic="t", cluster_id="c", topic_id=topic_id)
         return Source(source, "t", incarnation, topic_id)
 
+    def recreate(self, topic_id: str) -> None:
+        """The topic is another one; the ledger knows its partition, and nobody has claimed it yet."""
+        self.source = self.register(topic_id)
+        self.run("insert_claims", group="g", source=self.source.id, partition=[0], position=[0], began=["added"])
+
     def consumer(self, bound: int = 10) -> "Holder":
         [(executor, _)] = self.run("birth", application="x", names="{}", host="h", pid=1, lanes=1)
         self.consumers.append(Holder(self, executor, bound))
         return self.consumers[-1]
 
     def claim(self) -> tuple[Any, ...]:
-        [row] = self.connection.execute("select owner, epoch, released from eventflow.claims").fetchall()
+        """That of what the topic is now."""
+        query = b"select owner, epoch, released from eventflow.claims where source = %s"
+        [row] = self.connection.execute(query, [self.source.id]).fetchall()
         return row
 
 
@@ -68,7 +75,11 @@ class Holder:
             unblock=lambda _: None, on_fatal=lambda _: None,
         )  # fmt: skip
         self.intake._consumer = Log()
-        self.intake._sources._known = {"t": ledger.source}
+        self.knows(ledger.source)
+
+    def knows(self, source: Source) -> None:
+        """What it takes the topic for."""
+        self.intake._sources._known = {"t": source}
 
     def _accept(self, claims: set[Claim], timeout: float) -> None:
         self.accepted += [(claim.revoked, self.ledger.claim()[2]) for claim in claims]
@@ -79,6 +90,20 @@ class Holder:
 
     def let_go(self) -> None:
         self.intake._give_up([PLACE])
+
+    def handle(self, claim: Claim, *values: bytes) -> None:
+        """These messages come, and are committed; each was sent in the millisecond that is its offset."""
+        ledger, first = self.ledger, claim.next_offset
+        claim.next_offset += len(values)
+        deltas = {"claims": [claim.id], "epochs": [claim.epoch], "ranges": [f"{{[{first},{claim.next_offset})}}"]}
+        offsets = list(range(first, claim.next_offset))
+        ledger.run("insert_deltas", **deltas)
+        ledger.run(
+            "insert_succeeded",
+            id=[f"{claim.id_prefix}{offset}" for offset in offsets], name="holder", application="x",
+            executor=self.executor, claim=[claim.id] * len(values), offset=offsets, timestamp=offsets, scope=None,
+            key=None, value=list(values), headers=None, output=["null"] * len(values), steps=None,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -164,3 +189,58 @@ def test_what_was_read_of_a_topic_that_was_recreated_is_an_incident(ledger: Ledg
     ).fetchall()
     assert (kind, subject) == ("recreated", "g t/0")
     assert "offsets 30 to 42" in detail
+
+
+def test_what_was_handled_of_a_topic_since_it_was_seen_to_be_the_same_is_known_to_the_next_one(ledger: Ledger) -> None:
+    """It may be the new topic's; to every owner of the new partition, not to the first one alone."""
+    old, *new = (ledger.consumer() for _ in range(3))
+    claim = old.take()
+    old.handle(claim, b"a", b"b", b"c")
+    claim.verified = 1
+    old.let_go()
+    ledger.recreate("j")
+    for holder in new:
+        holder.knows(ledger.source)
+        assert holder.take().early == {1: (sent(1, b"b"),), 2: (sent(2, b"c"),)}
+
+
+def test_a_topic_that_nobody_read_hides_nothing_of_the_one_before_it(ledger: Ledger) -> None:
+    """Recreated twice before one of two workers noticed: what that one handled is known, although a topic lies between."""
+    slow, quick = ledger.consumer(), ledger.consumer()
+    claim = slow.take()
+    ledger.recreate("j")
+    slow.handle(claim, b"a")
+    ledger.recreate("k")
+    quick.knows(ledger.source)
+    assert quick.take().early == {0: (sent(0, b"a"),)}
+
+
+def test_what_was_read_of_a_topic_hides_what_was_handled_before_it(ledger: Ledger) -> None:
+    """By then nothing was accepted any more of the one before; what it left unverified needs no look at every claim since."""
+    first, second, third = (ledger.consumer() for _ in range(3))
+    first.handle(first.take(), b"a", b"b")
+    ledger.recreate("j")
+    second.knows(ledger.source)
+    claim = second.take()
+    second.handle(claim, b"c", b"d")
+    claim.verified = 1
+    second.let_go()
+    ledger.recreate("k")
+    third.knows(ledger.source)
+    assert third.take().early == {1: (sent(1, b"d"),)}
+
+
+def test_two_messages_at_one_offset_are_both_known(ledger: Ledger) -> None:
+    """One of either former topic, and neither was verified: each may be the new one's."""
+    first, second, third = (ledger.consumer() for _ in range(3))
+    first.handle(first.take(), b"a")
+    ledger.recreate("j")
+    second.knows(ledger.source)
+    second.handle(second.take(), b"b")
+    ledger.recreate("k")
+    third.knows(ledger.source)
+    assert third.take().early == {0: (sent(0, b"b"), sent(0, b"a"))}
+
+
+def sent(offset: int, value: bytes) -> Fingerprint:
+    return fingerprint(offset, None, value)

@@ -224,6 +224,7 @@ def test_a_partition_that_went_while_it_was_paused_is_read_when_it_comes_back(wo
 def wait_new(world: World, count: int) -> None:
     """Every message of the new topic has been handled once: also those that were read as the old one's, before it was noticed."""
     new = "select count(*) from effects where topic = %s"
+    assert sum(world.ends().values()) == count, "what was reported as delivered is not in the log"
     try:
         world.wait(lambda: world.one(new, world.topic) >= count, "the new topic's messages are done")
     except AssertionError as error:

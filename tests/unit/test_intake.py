@@ -210,13 +210,10 @@ def test_a_log_that_was_truncated_stops_its_partition() -> None:
 def test_a_message_that_was_handled_before_its_topic_was_noticed_to_be_new_is_covered() -> None:
     """The same message, by time and digests; another one at the same offset is the old topic's, and this one is handled (R16)."""
     desk = Desk()
-    desk.claim.early = {
-        100: fingerprint(1, None, b"{}"),
-        101: fingerprint(1, None, b"{old}"),
-        102: fingerprint(2, None, b"{}"),
-    }
-    assert desk.take(*(FakeMessage(1, 100 + n) for n in range(4))) == [101, 102, 103]
-    assert (desk.journal.covered, desk.runs[0].first) == ([(100, 101)], 101)
+    same, other, later = fingerprint(1, None, b"{}"), fingerprint(1, None, b"{old}"), fingerprint(2, None, b"{}")
+    desk.claim.early = {100: (same,), 101: (other,), 102: (later,), 104: (other, same)}
+    assert desk.take(*(FakeMessage(1, 100 + n) for n in range(5))) == [101, 102, 103]
+    assert (desk.journal.covered, desk.runs[0].first) == ([(100, 101), (104, 105)], 101)
 
 
 # ---- what the topic is (R16) -----------------------------------------------------------------------
@@ -252,6 +249,17 @@ def fails(error: Exception) -> Callable[[], str]:
     return answer
 
 
+def meanwhile(desk: Desk, read: int) -> Callable[[], str]:
+    """All is as it was; while the question was under way, more was read, and another doubt came up."""
+
+    def answer() -> str:
+        desk.claim.next_offset = read
+        desk.intake._sources.doubt()
+        return "id-1"
+
+    return answer
+
+
 def test_a_topic_of_another_id_has_changed() -> None:
     assert watched(Desk(), lambda: "id-2") == {"orders"}
 
@@ -262,10 +270,20 @@ def test_a_topic_that_is_gone_has_changed() -> None:
 
 def test_a_doubt_is_settled_by_the_answer_that_the_topic_is_what_it_was() -> None:
     desk = Desk()
-    desk.take(FakeMessage(1, 100))
     assert watched(desk, lambda: "id-1") == set()
     assert not desk.intake._sources.suspect.is_set()
-    assert desk.claim.verified == 101
+
+
+@pytest.mark.parametrize(("seconds", "verified"), [(1.9, 100), (2.0, 101)])
+def test_what_was_read_is_verified_by_an_answer_that_cannot_be_older(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, verified: int
+) -> None:
+    """A broker may not have heard yet of a recreation when another one serves the new log."""
+    desk, clock = Desk(), iter([5.0, 5.0 + seconds])
+    desk.take(FakeMessage(1, 100))
+    monkeypatch.setattr("eventflow.sources.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert watched(desk, meanwhile(desk, 102), lambda: "id-1") == set()
+    assert desk.claim.verified == verified
 
 
 def test_a_doubt_stays_while_the_brokers_do_not_answer() -> None:
@@ -277,17 +295,20 @@ def test_a_doubt_stays_while_the_brokers_do_not_answer() -> None:
 
 
 def test_an_answer_settles_no_doubt_that_is_younger_than_the_question() -> None:
-    """Nor does it verify what was read meanwhile: both wait for the next question."""
+    desk = Desk()
+    assert watched(desk, meanwhile(desk, 102)) == set()
+    assert desk.intake._sources.suspect.is_set()
+
+
+def test_an_answer_that_comes_after_its_session_says_nothing_of_the_next_one() -> None:
+    """Which has asked for itself, and knows the new topic."""
     desk = Desk()
 
-    def meanwhile() -> str:
-        desk.claim.next_offset = 102
-        desk.intake._sources.doubt()
-        return "id-1"
+    def late() -> str:
+        desk.intake._sources._known = {"orders": Source(2, "orders", 2, "id-2")}
+        return "id-2"
 
-    assert watched(desk, meanwhile) == set()
-    assert desk.intake._sources.suspect.is_set()
-    assert desk.claim.verified == 100
+    assert watched(desk, late) == set()
 
 
 def test_while_in_doubt_nothing_is_received() -> None:
