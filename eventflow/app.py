@@ -28,6 +28,7 @@ from typing_extensions import TypeVar, TypeVarTuple
 from eventflow.codec import Codec, error_line
 from eventflow.context import Start, slot
 from eventflow.database import Database
+from eventflow.elsewhere import check_results, other_database
 from eventflow.errors import (
     BlockingCallError,
     FencedError,
@@ -39,7 +40,7 @@ from eventflow.errors import (
     WorkflowTimeoutError,
 )
 from eventflow.idempotency import check_workflow_id
-from eventflow.incarnation import Incarnation, done_with, lane_count
+from eventflow.incarnation import Incarnation, Others, done_with, lane_count
 from eventflow.journal import Entry
 from eventflow.ledger import Ledger, Operation
 from eventflow.migrations import check_schema
@@ -85,6 +86,9 @@ class App:
         self._database = Database(
             settings.database_url, settings.database_schema, prepared=settings.prepared_statements
         )
+        others = settings.databases.items()
+        self._databases = {n: other_database(n, u, prepared=settings.prepared_statements) for n, u in others}
+        self._others: Others
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
         self._ledger = Ledger(self._database, settings.application, keep=1, check=self._raise_failure)
@@ -117,7 +121,7 @@ class App:
     async def _serve(self) -> AsyncGenerator[None]:
         """What stands between the first incarnation's start and the last one's end."""
         self._supervisor = self._loop.create_task(self._supervise())
-        pruner = Pruner(self._database, self._settings.keep)
+        pruner = Pruner(self._database, self._settings.keep, self._databases, self._others.ledger)
         pruner.start()
         slot.fill(self)
         try:
@@ -142,6 +146,8 @@ class App:
         """Everything that can be wrong before anything starts."""
         for spec in self._specs.values():
             spec.check()
+        for transaction in self._declared.transactions.values():
+            transaction.check(self._databases)
         if self._consumers and not self._settings.kafka_bootstrap_servers:
             raise SettingsError("KAFKA_BOOTSTRAP_SERVERS is not set, and there are consumers to run")
 
@@ -151,6 +157,7 @@ class App:
             try:
                 with self._database.connect("start") as connection:
                     check_schema(connection, self._settings.database_schema)
+                    [(ledger,)] = self._database.run(connection, "ledger_id")
             except UnavailableError as error:
                 if getattr(error, "permanent", False):
                     raise
@@ -159,7 +166,24 @@ class App:
                 if self._stop.wait(min(0.2 * attempt, 2.0)):
                     raise
             else:
-                return
+                break
+        self._others = Others(self._databases, ledger)
+        self._check_others()
+
+    def _check_others(self) -> None:
+        """Whether the databases of this program's transactions are ready; one that is away holds up these alone, later."""
+        used = {t.database for t in self._declared.transactions.values()}
+        for name, database in self._databases.items():
+            if name not in used:
+                continue
+            try:
+                check_results(database)
+            except UnavailableError as error:
+                if getattr(error, "permanent", False):
+                    raise
+                seldom.say(logger, f"{error}; its transactions wait for it")
+            else:
+                self._others.checked.add(name)
 
     def _define_queues(self) -> None:
         """Tell the ledger what this code says of its queues, and learn which there are."""
@@ -173,7 +197,9 @@ class App:
         identity = await asyncio.to_thread(
             birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop
         )
-        incarnation = Incarnation(self._loop, settings, self._database, specs, self._consumers, self._queues, identity)
+        incarnation = Incarnation(
+            self._loop, settings, self._database, specs, self._consumers, self._queues, identity, self._others
+        )
         incarnation.start()
         self._incarnation = incarnation
 
@@ -350,11 +376,11 @@ class App:
         return self._ledger.read(query, workflow_id, missing)
 
     async def transact(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
-        return await (await self._current()).transactions.step(spec, branch, args, kwargs)
+        return await (await self._current()).transactions_of(spec).step(spec, branch, args, kwargs)
 
     def transact_sync(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
         incarnation = self._incarnation or self.on_loop(self._current())
-        return incarnation.transactions.step_sync(spec, branch, args, kwargs)
+        return incarnation.transactions_of(spec).step_sync(spec, branch, args, kwargs)
 
     async def in_thread(self, function: Callable[[], R]) -> R:
         """Call a user's function in a thread: one of its own kind, so that those who hang hold up nothing of ours."""

@@ -16,16 +16,19 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from eventflow.errors import EventflowError, SettingsError, UsageError
+from eventflow.errors import EventflowError, SchemaError, SettingsError, UnavailableError, UsageError
 from eventflow.local import LocalServiceError, LocalServices, services
 from eventflow.registry import registry
-from eventflow.settings import Settings, load_settings
+from eventflow.settings import Settings, load_settings, masked
+
+if TYPE_CHECKING:
+    from eventflow.migrations import Layout
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -169,19 +172,32 @@ def migrate(
         str | None, typer.Option(metavar="NAME", help="Print the GRANTs that a role needs to run.")
     ] = None,
 ) -> None:
-    """Bring the database of DATABASE_URL to this version's schema."""
-    from eventflow import migrations
+    """Bring the database of DATABASE_URL to this version's schema, and those of EVENTFLOW_DATABASES to what they need."""
+    from eventflow.migrations import LEDGER, RESULTS, RESULTS_SCHEMA
 
     settings = load_settings()
-    url, schema = settings.database_url, settings.database_schema
-    where = f"{settings.safe_database_url}, schema {schema}"
+    schema = settings.database_schema
+    _migrate(settings.database_url, f"{settings.safe_database_url}, schema {schema}", schema, LEDGER, plan, roles)
+    for name, url in settings.databases.items():
+        where = f"database {name!r}, {masked(url)}"
+        try:
+            _migrate(url, where, RESULTS_SCHEMA, RESULTS, plan, roles)
+        except (SchemaError, UnavailableError) as error:
+            raise type(error)(f"database {name!r}: {error}") from error
+
+
+def _migrate(url: str, where: str, schema: str, layout: "Layout", plan: bool, roles: str | None) -> None:
+    from eventflow import migrations
+
     if roles is not None:
-        typer.echo(migrations.roles_sql(schema, roles))
+        typer.echo(f"-- {where}\n{migrations.roles_sql(schema, roles, layout)}")
     elif plan:
-        pending = migrations.plan(url, schema=schema)
+        pending = migrations.plan(url, schema=schema, layout=layout)
         typer.echo("\n".join(pending) if pending else f"nothing to do: {where} is up to date")
     else:
-        applied = migrations.migrate(url, schema=schema, progress=lambda title: typer.echo(f"applied {title}"))
+        applied = migrations.migrate(
+            url, schema=schema, layout=layout, progress=lambda title: typer.echo(f"applied {title}")
+        )
         typer.echo(f"{where} is {'ready' if applied else 'up to date'}")
 
 

@@ -46,20 +46,26 @@ def in_schema(text: str, schema: str) -> str:
 
 
 @lru_cache(maxsize=512)
-def sql(name: str, schema: str = "eventflow") -> bytes:
-    """The text of `sql/queries/{name}.sql`, without its comments, for this schema."""
-    text = (sql_folder() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
+def sql(name: str, schema: str = "eventflow", folder: str = "queries") -> bytes:
+    """The text of `sql/{folder}/{name}.sql`, without its comments, for this schema."""
+    text = (sql_folder() / folder / f"{name}.sql").read_text(encoding="utf-8")
     code = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
     return in_schema(code.strip().rstrip(";"), schema).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Where the ledger is, and how to speak to it. Opens connections; holds none."""
+    """Where the ledger is, or another database, and how to speak to it. Opens connections; holds none.
+
+    Attributes:
+        name: of another database than the ledger's, in `EVENTFLOW_DATABASES`.
+
+    """
 
     url: str
     schema: str = "eventflow"
     prepared: bool = True
+    name: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an address that libpq cannot read, before anything starts.
@@ -69,15 +75,16 @@ class Database:
                 which may be the rest of a password.
 
         """
+        variable = "DATABASE_URL" if self.name is None else f"EVENTFLOW_DATABASES: the database {self.name!r}"
         try:
             ports = str(conninfo_to_dict(self.url).get("port") or "")
         except psycopg.ProgrammingError:
             raise SettingsError(
-                "DATABASE_URL: libpq cannot read it: a parameter after `?` is not one of PostgreSQL's, or a space or "
+                f"{variable}: libpq cannot read it: a parameter after `?` is not one of PostgreSQL's, or a space or "
                 "another special character is not percent-encoded"
             ) from None
         if not all(port == "" or (port.isdecimal() and 0 < int(port) < 1 << 16) for port in ports.split(",")):
-            raise SettingsError("DATABASE_URL: the port is not a number from 1 to 65535")
+            raise SettingsError(f"{variable}: the port is not a number from 1 to 65535")
 
     def connect(self, role: str) -> Connection:
         """Open an autocommit connection whose application name is `eventflow {role}`.
@@ -89,7 +96,7 @@ class Database:
         try:
             connection = psycopg.connect(self.url, autocommit=True, **self.options(role))
         except psycopg.OperationalError as error:
-            raise unavailable(error, self.url) from error
+            raise self.unavailable(error) from error
         self.adopt(connection)
         return connection
 
@@ -97,6 +104,10 @@ class Database:
         """Set how this connection prepares statements and sends arrays."""
         register_arrays(connection)
         connection.prepare_threshold = 5 if self.prepared else None
+
+    def unavailable(self, error: Exception) -> UnavailableError:
+        """An error of connecting, in one line, without the password."""
+        return unavailable(error, self.url, self.name)
 
     def options(self, role: str) -> dict[str, Any]:
         """Connection options: a name for pg_stat_activity, and limits within which a dead peer is noticed."""
@@ -111,7 +122,7 @@ class Database:
 
     def text(self, name: str) -> bytes:
         """The named query in this database's schema."""
-        return sql(name, self.schema)
+        return sql(name, self.schema, "queries" if self.name is None else "results/queries")
 
     def run(self, connection: Connection, name: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Execute the named query; its rows, if it has any."""
@@ -152,11 +163,12 @@ class KeptConnection:
             self._connection.close()
 
 
-def unavailable(error: Exception, url: str) -> UnavailableError:
+def unavailable(error: Exception, url: str, name: str | None = None) -> UnavailableError:
     """An error of connecting, or of a connection that broke, in one line, without the password."""
     if isinstance(error, UnavailableError):
         return error
-    result = UnavailableError(f"Postgres at {masked(url)}: {first_line(error)}")
+    which = "" if name is None else f"database {name!r}: "
+    result = UnavailableError(f"{which}Postgres at {masked(url)}: {first_line(error)}")
     result.permanent = is_pointless(error)  # type: ignore[attr-defined]
     return result
 

@@ -486,6 +486,8 @@ class Executor:
         run.dropped = run.ended = True
         self._forget(run)
         self._count_dropped(run)
+        if run.future is not None and not run.future.done():  # who waits for it here asks the ledger from now on
+            self._call(_cancel, run.future)
         run.wake()
         self.next_in_line(run)
 

@@ -42,7 +42,7 @@ def kafka_consumer(
     """Handle each message of these topics exactly once per group, as a durable workflow.
 
     The handler takes a `Message[V]` and stays what it was: calling it calls the function. Stacked on `@transaction`
-    its effects and the message's position are one commit.
+    its effects and the message's position are one commit; on one with `database=`, it is a handler with that one step.
 
     Args:
         topics: one name or several.
@@ -82,7 +82,7 @@ def kafka_consumer(
 
 
 def _transaction(handler: Callable[..., Any]) -> Any:
-    """The transaction that the handler is, if it is one.
+    """The transaction that the handler is, if it is one on the ledger's database; one elsewhere is a step of its handler.
 
     Raises:
         UsageError: a decorator stands between, which the lanes, that call the function itself, would leave out.
@@ -91,7 +91,7 @@ def _transaction(handler: Callable[..., Any]) -> Any:
     spec = getattr(handler, "__eventflow_transaction__", None)
     if spec is not None and getattr(handler, "__wrapped__", None) is not spec.function:
         raise UsageError(f"@kafka_consumer: put the decorator of the transaction {spec.name!r} below @transaction")
-    return spec
+    return spec if spec is None or spec.database is None else None
 
 
 def _resolvable(function: Callable[..., Any]) -> bool:

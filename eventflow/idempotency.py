@@ -9,6 +9,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
+from uuid import UUID
 
 from eventflow.errors import UsageError
 
@@ -109,6 +110,26 @@ def child_workflow_id(parent: str, position: str, generation: int = 0) -> str:
     if len(child) > MAX_ID:
         child = f"{hashlib.sha256(parent.encode()).hexdigest()}>{place}"
     return child
+
+
+def new_ticket(milliseconds: int, randomness: bytes) -> UUID:
+    """What a transaction in another database is known by there: a UUID of version 7 of these 10 random bytes.
+
+    Later ones sort behind, to the millisecond (since 1970).
+    """
+    random = int.from_bytes(randomness[:10], "big")
+    return UUID(
+        int=(milliseconds & (1 << 48) - 1) << 80
+        | 7 << 76
+        | (random >> 62 & 0xFFF) << 64
+        | 2 << 62
+        | random & (1 << 62) - 1
+    )
+
+
+def first_ticket(milliseconds: int) -> UUID:
+    """What every ticket of this millisecond, and later, sorts behind."""
+    return UUID(int=max(0, milliseconds) << 80)
 
 
 def fingerprint(name: str, arguments: str) -> str:

@@ -10,7 +10,9 @@ import logging
 import random
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -19,13 +21,14 @@ from eventflow.consumer import Intake
 from eventflow.context import Start
 from eventflow.database import Connection, Database
 from eventflow.dispatcher import Dispatcher
+from eventflow.elsewhere import Elsewhere
 from eventflow.errors import UnavailableError, WorkflowExistsError
 from eventflow.executor import Executor, How
 from eventflow.journal import Identity, Journal, Lane, rider_statements
 from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
-from eventflow.registry import ConsumerSpec, Spec
+from eventflow.registry import ConsumerSpec, Spec, TransactionSpec
 from eventflow.runs import Claim, Life, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
@@ -41,6 +44,20 @@ def lane_count(settings: Settings) -> int:
     return _FIRST_LANE + 4 * settings.transaction_lanes
 
 
+@dataclass
+class Others:
+    """The other databases that this process knows, over all its incarnations.
+
+    Attributes:
+        databases: by name. ledger: who the ledger is, there. checked: names of those that have what is needed.
+
+    """
+
+    databases: dict[str, Database]
+    ledger: UUID
+    checked: set[str] = field(default_factory=set[str])
+
+
 class Incarnation:
     """One executor of this process, from its birth to its end."""
 
@@ -53,6 +70,7 @@ class Incarnation:
         consumers: list[ConsumerSpec],
         queues: list[str],
         identity: Identity,
+        others: Others,
     ) -> None:
         self._loop, self._settings, self.database = loop, settings, database
         self._specs = specs
@@ -78,6 +96,13 @@ class Incarnation:
         self.transactions = Transactions(
             database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._end
         )
+        self._elsewhere = {
+            name: Elsewhere(
+                other, self.executor, others.ledger, lanes=settings.transaction_lanes, heard=lambda: clock.heard,
+                checked=others.checked, on_fenced=self._end,
+            )
+            for name, other in others.databases.items()
+        }  # fmt: skip
         self.executor.journal = self.journal
         self.executor.transactions = self.transactions
         self._streams = Reader(database, self._stopped)  # apart: what wakes workflows does not wait behind long pages
@@ -105,6 +130,18 @@ class Incarnation:
             )
             for consumer in consumers
         ]  # fmt: skip
+
+    def transactions_of(self, spec: TransactionSpec) -> Transactions | Elsewhere:
+        """Where this transaction is made.
+
+        Raises:
+            SettingsError: there is no such database.
+
+        """
+        if spec.database is None:
+            return self.transactions
+        spec.check(self._elsewhere)
+        return self._elsewhere[spec.database]
 
     def start(self) -> None:
         """Start every part.
@@ -251,6 +288,7 @@ class Incarnation:
         logger.info("executor %d leaves; what runs has %g s to end", self.id, budget)
         self._lease.leave()
         self.queues.leave()
+        self.executor.waits.leave()
         for intake in self.intakes:
             intake.hold()
         while self._busy() and left():
@@ -267,6 +305,7 @@ class Incarnation:
         self._reader.stop()
         self._streams.stop()
         self.executor.abort()
+        await self._close_elsewhere()
         await asyncio.to_thread(self._lease.join, 2.0)
         await asyncio.to_thread(self.queues.join, 2.0)
 
@@ -289,12 +328,17 @@ class Incarnation:
         self._reader.stop()
         self._streams.stop()
         self.transactions.stop()
+        await self._close_elsewhere()
         self._lease.stop()
         self.queues.leave()
         await self._join_intakes()
         await asyncio.to_thread(self.journal.close, 2.0)
         await asyncio.to_thread(self._lease.join, 2.0)
         await asyncio.to_thread(self.queues.join, 2.0)
+
+    async def _close_elsewhere(self) -> None:
+        for place in self._elsewhere.values():
+            await place.close()
 
     async def _join_intakes(self) -> None:
         """Wait until the consumers have left their groups; for all of them together no longer than for one."""

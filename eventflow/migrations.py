@@ -7,7 +7,7 @@ check at start goes by it.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ OLDEST_SERVER = 140000
 # UPDATE where nothing is updated stands for a row lock: SELECT … FOR KEY SHARE asks for that right.
 RIGHTS = {
     "migrations": ("select",),
+    "ledger": ("select",),
     "executors": ("select", "insert", "update", "delete"),
     "beats": ("select", "insert", "update", "delete"),
     "flushes": ("select", "insert", "update", "delete"),
@@ -44,6 +45,30 @@ RIGHTS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """What a schema of ours is made of.
+
+    Attributes:
+        what: it holds, as messages name it. folder: of its migrations, under `sql/`.
+        rights: what a running program may do with its tables. types: those that it uses.
+
+    """
+
+    what: str
+    folder: str
+    rights: Mapping[str, tuple[str, ...]]
+    types: tuple[str, ...] = ()
+
+
+LEDGER = Layout("ledger", "migrations", RIGHTS, ("status",))
+RESULTS = Layout(  # in other databases: what transactions leave there
+    "results of transactions", "results/migrations",
+    {"migrations": ("select",), "results": ("select", "insert", "delete")},
+)  # fmt: skip
+RESULTS_SCHEMA = "eventflow_results"
+
+
+@dataclass(frozen=True, slots=True)
 class Migration:
     """One numbered step of the schema."""
 
@@ -58,10 +83,10 @@ class Migration:
         return f"{self.version:04d} {self.name}"
 
 
-@lru_cache(maxsize=1)
-def migrations() -> tuple[Migration, ...]:
+@lru_cache
+def migrations(folder: str = LEDGER.folder) -> tuple[Migration, ...]:
     """All migrations of this code, in order."""
-    paths = sorted((sql_folder() / "migrations").glob("*.sql"))
+    paths = sorted((sql_folder() / folder).glob("*.sql"))
     return numbered((path.name, path.read_text(encoding="utf-8")) for path in paths)
 
 
@@ -84,9 +109,9 @@ def numbered(files: Iterable[tuple[str, str]]) -> tuple[Migration, ...]:
     return tuple(found)
 
 
-def code_version() -> int:
+def code_version(layout: Layout = LEDGER) -> int:
     """The schema version that this code is written for."""
-    return migrations()[-1].version
+    return migrations(layout.folder)[-1].version
 
 
 # ---- what is there -----------------------------------------------------------------------------
@@ -135,7 +160,7 @@ def _ask(connection: Connection, schema: str, name: str, params: dict[str, Any] 
 # ---- migrate -----------------------------------------------------------------------------------
 
 
-def plan(database_url: str, *, schema: str = "eventflow") -> list[str]:
+def plan(database_url: str, *, schema: str = "eventflow", layout: Layout = LEDGER) -> list[str]:
     """The migrations that `migrate` would apply.
 
     Raises:
@@ -145,11 +170,15 @@ def plan(database_url: str, *, schema: str = "eventflow") -> list[str]:
     """
     with Database(database_url, schema, prepared=False).connect("plan") as connection:
         done = _applied(connection, schema, _facts(connection, schema))
-    return [m.title for m in migrations() if m.version not in done]
+    return [m.title for m in migrations(layout.folder) if m.version not in done]
 
 
 def migrate(
-    database_url: str, *, schema: str = "eventflow", progress: Callable[[str], None] | None = None
+    database_url: str,
+    *,
+    schema: str = "eventflow",
+    layout: Layout = LEDGER,
+    progress: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Apply what is missing, each migration in a transaction of its own; the titles of those applied.
 
@@ -161,7 +190,7 @@ def migrate(
     applied: list[str] = []
     with Database(database_url, schema, prepared=False).connect("migrate") as connection:
         _facts(connection, schema)
-        for migration in migrations():
+        for migration in migrations(layout.folder):
             if _attempt(connection, schema, migration, database_url):
                 applied.append(migration.title)
                 if progress is not None:
@@ -199,7 +228,7 @@ def _apply(connection: Connection, schema: str, migration: Migration) -> bool:
 # ---- may this code work here -------------------------------------------------------------------
 
 
-def check_schema(connection: Connection, schema: str) -> None:
+def check_schema(connection: Connection, schema: str, layout: Layout = LEDGER) -> None:
     """Whether this code may work on this database.
 
     Raises:
@@ -210,18 +239,18 @@ def check_schema(connection: Connection, schema: str) -> None:
     try:
         facts = _facts(connection, schema)
         done = _applied(connection, schema, facts)
-        _check_version(done, schema)
-        lacking = _ask(connection, schema, "missing_rights", _rights(schema))
+        _check_version(done, schema, layout)
+        lacking = _ask(connection, schema, "missing_rights", _rights(schema, layout))
     except psycopg.OperationalError as error:
         raise UnavailableError(f"Postgres went away: {str(error).splitlines()[0]}") from error
     if lacking:
         raise _no_rights(facts, schema, ", ".join(f"{right} on {name}" for right, name in lacking))
 
 
-def _check_version(done: dict[int, int], schema: str) -> None:
+def _check_version(done: dict[int, int], schema: str, layout: Layout) -> None:
     if not done:
-        raise SchemaError(f"schema {schema!r} has no ledger yet; run `eventflow migrate`")
-    mine, there = code_version(), max(done)
+        raise SchemaError(f"schema {schema!r} has no {layout.what} yet; run `eventflow migrate`")
+    mine, there = code_version(layout), max(done)
     if there < mine:
         raise SchemaError(f"schema {schema!r} is at version {there}, this code needs {mine}; run `eventflow migrate`")
     for version, oldest in sorted(done.items()):
@@ -232,8 +261,8 @@ def _check_version(done: dict[int, int], schema: str) -> None:
             )
 
 
-def _rights(schema: str) -> dict[str, Any]:
-    pairs = [(table, right) for table, rights in RIGHTS.items() for right in rights]
+def _rights(schema: str, layout: Layout) -> dict[str, Any]:
+    pairs = [(table, right) for table, rights in layout.rights.items() for right in rights]
     return {"schema": schema, "tables": [t for t, _ in pairs], "rights": [r for _, r in pairs]}
 
 
@@ -244,14 +273,15 @@ def _no_rights(facts: _Facts, schema: str, lacking: str) -> SchemaError:
     )
 
 
-def roles_sql(schema: str, role: str) -> str:
+def roles_sql(schema: str, role: str, layout: Layout = LEDGER) -> str:
     """The least rights that a running program needs, as GRANT statements for a role; again after each migration."""
     where, who = compose.Identifier(schema).as_string(None), compose.Identifier(role).as_string(None)
-    tables = (f"grant {', '.join(rights)} on {where}.{table} to {who};" for table, rights in RIGHTS.items())
+    types = (f"grant usage on type {where}.{name} to {who};" for name in layout.types)
+    tables = (f"grant {', '.join(rights)} on {where}.{table} to {who};" for table, rights in layout.rights.items())
     return "\n".join(
         (
             f"grant usage on schema {where} to {who};",
-            f"grant usage on type {where}.status to {who};",
+            *types,
             *tables,
             f"grant execute on all functions in schema {where} to {who};",
         )

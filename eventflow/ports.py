@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from eventflow.context import runtime
-from eventflow.database import Database, unavailable
+from eventflow.database import Database
 from eventflow.errors import EventflowError, UsageError
 from eventflow.registry import TransactionSpec
 
@@ -145,7 +145,7 @@ class Port:
         try:
             connection = _Lent.connect(self._database.url, **self._database.options("transaction"))
         except psycopg.OperationalError as error:
-            raise unavailable(error, self._database.url) from error
+            raise self._database.unavailable(error) from error
         self._database.adopt(connection)
         return connection
 
@@ -252,7 +252,7 @@ class AsyncPort:
         try:
             connection = await _AsyncLent.connect(self._database.url, **self._database.options("transaction"))
         except psycopg.OperationalError as error:
-            raise unavailable(error, self._database.url) from error
+            raise self._database.unavailable(error) from error
         self._database.adopt(connection)
         return connection
 
@@ -361,6 +361,10 @@ class ThreadPort:
     async def _call(self, method: str, *args: Any) -> Any:
         return await runtime("a transaction").in_thread(functools.partial(getattr(self._port, method), *args))
 
+    def end(self) -> None:
+        """Close the connection, from here; nobody uses it any more."""
+        self._port.close()
+
     async def user(self, *args: Any) -> Any:
         """To its end, for a thread cannot be interrupted; cancelled meanwhile, what it did is rolled back."""
         task, interrupted = await _to_its_end(self._call("user", *args))
@@ -370,7 +374,7 @@ class ThreadPort:
         return task.result()
 
 
-def drive(protocol: Protocol, port: Port) -> Any:
+def drive(protocol: Protocol, port: Any) -> Any:
     """The sync driver."""
     send: Callable[[Any], Ask] = protocol.send
     outcome: Any = None
@@ -386,7 +390,16 @@ def drive(protocol: Protocol, port: Port) -> Any:
         return stop.value
 
 
-async def adrive(protocol: Protocol, port: AsyncPort | ThreadPort) -> Any:
+_INTERRUPTIBLE = {
+    "user",
+    "take",
+    "barrier",
+    "pause",
+    "outlast",
+}  # what may be cancelled: user code, and waits for something else
+
+
+async def adrive(protocol: Protocol, port: Any) -> Any:
     """The async driver. User code can be cancelled; what the protocol does with the transaction ends first (R3)."""
     send: Callable[[Any], Ask] = protocol.send
     outcome: Any = None
@@ -396,10 +409,10 @@ async def adrive(protocol: Protocol, port: AsyncPort | ThreadPort) -> Any:
             method, *args = send(outcome)
             send = protocol.send
             try:
-                if method == "user":
+                if method in _INTERRUPTIBLE:
                     if cancelled is not None:
                         raise cancelled
-                    outcome = await port.user(*args)
+                    outcome = await getattr(port, method)(*args)
                 else:
                     work = asyncio.to_thread(method, *args) if callable(method) else getattr(port, method)(*args)
                     task, interrupted = await _to_its_end(work)

@@ -91,10 +91,12 @@ class LedgerClock:
 
     def __init__(self, ahead: float) -> None:
         self._ahead = ahead  # of the system's clock, in seconds
+        self.heard = self.now()  # when it was told last that this executor lives
 
     def tell(self, time_there: float, asked: float, answered: float) -> None:
         """The ledger said so; asked and answered by the system's clock."""
         self._ahead = time_there - (asked + answered) / 2
+        self.heard = time_there
 
     def now(self) -> float:
         """Seconds since 1970."""

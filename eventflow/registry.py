@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from eventflow.codec import Arguments, Codec, codec_for
-from eventflow.errors import UsageError, first_line
+from eventflow.errors import SettingsError, UsageError, first_line
 from eventflow.kafka import Message, Reader, message_reader
 from eventflow.retry import Retry
 from eventflow.settings import KafkaProperties
@@ -80,7 +80,10 @@ class ConsumerSpec:
 
 @dataclass
 class TransactionSpec:
-    """A `@transaction`: the function, what it wants as its connection, and how it commits."""
+    """A `@transaction`: the function, what it wants as its connection, and how and where it commits.
+
+    `database` is the name of another one than the ledger's.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -89,10 +92,26 @@ class TransactionSpec:
     leading: int
     isolation: Isolation | None
     retry: Retry
+    database: str | None = None
 
     @functools.cached_property
     def result(self) -> Codec:
         return result_codec(self.function)
+
+    def check(self, databases: Mapping[str, object]) -> None:
+        """Whether its database is one of these.
+
+        Raises:
+            SettingsError: it is not; says which transaction that is, and where.
+
+        """
+        if self.database is None or self.database in databases:
+            return
+        code = inspect.unwrap(self.function).__code__
+        raise SettingsError(
+            f"EVENTFLOW_DATABASES names no database {self.database!r}, for which the transaction {self.name!r} is "
+            f"({code.co_filename}:{code.co_firstlineno}); it names: {', '.join(sorted(databases)) or 'none'}"
+        )
 
 
 @dataclass
@@ -101,6 +120,9 @@ class Registry:
 
     specs: dict[str, Spec] = field(default_factory=dict[str, Spec])
     consumers: list[ConsumerSpec] = field(default_factory=list[ConsumerSpec])
+    transactions: dict[tuple[str, str], TransactionSpec] = field(
+        default_factory=dict[tuple[str, str], TransactionSpec]
+    )  # of other databases, by module and qualified name: a redefinition takes the place of what it redefines
     lifespans: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
     instances: list[tuple[str, object]] = field(default_factory=list[tuple[str, object]])  # with their names, in order
     queues: dict[str, str] = field(default_factory=dict[str, str])  # name -> settings, as the ledger keeps them
@@ -121,6 +143,10 @@ class Registry:
         if known is not None:
             self.consumers = [c for c in self.consumers if c.spec is not known]
         self.specs[spec.name] = spec
+
+    def add_transaction(self, spec: TransactionSpec) -> None:
+        """Register a transaction of another database, which is to be there when the application starts."""
+        self.transactions[spec.function.__module__, spec.function.__qualname__] = spec
 
     def add_instance(self, instance: object, name: str, specs: Sequence[Spec]) -> None:
         """Register an instance, and its methods that are workflows, each under a name of its own.

@@ -21,6 +21,7 @@ from eventflow.retry import Retry
 
 BARRIER: Literal["barrier"] = "barrier"
 CALL: Literal["call"] = "call"
+TICKET = "~t"  # between a position and a number: what a transaction in another database is known by there
 LONG = 5.0  # seconds; a policy that may wait for so long between two attempts has them recorded
 
 
@@ -44,7 +45,7 @@ Operation = Generator[Effect, Any, R]
 class History:
     """What one workflow has recorded: read on replay, appended to by live operations."""
 
-    __slots__ = ("_closed", "failures", "fresh", "recorded", "riders", "seq")
+    __slots__ = ("_begun", "_closed", "failures", "fresh", "recorded", "riders", "seq")
 
     def __init__(self, recorded: dict[str, Checkpoint] | None = None) -> None:
         self.recorded = recorded
@@ -53,6 +54,9 @@ class History:
         self.riders: tuple[Rider, ...] = ()  # what goes with the fresh checkpoints
         self.failures: list[tuple[BaseException, int]] = []
         self._closed: set[str] | None = None
+        self._begun = recorded is not None and any(
+            TICKET in position for position in recorded
+        )  # whether it has tickets
 
     def find(self, position: str, name: str) -> Checkpoint | None:
         """The checkpoint at this position.
@@ -66,7 +70,40 @@ class History:
         found = self.recorded.get(position)
         if found is not None and found.name != name:
             raise DeterminismError(f"position {position}: {found.name!r} was recorded, the code now calls {name!r}")
+        if self._begun and found is None and (begun := self.recorded.get(f"{position}{TICKET}1")) is not None:
+            where = json.loads(begun.output or "[null]")[0]
+            raise DeterminismError(
+                f"position {position}: the transaction {begun.name!r} had begun in the database {where!r}, and may be "
+                f"committed there; the code now calls {name!r}, and not there"
+            )
         return found
+
+    def tickets(self, position: str) -> list[Checkpoint]:
+        """What the transaction in another database that began at this position was known by there, the last one at the end."""
+        found: list[Checkpoint] = []
+        while (ticket := self.at(f"{position}{TICKET}{len(found) + 1}")) is not None:
+            found.append(ticket)
+        return found
+
+    def issue(self, position: str, name: str, output: str) -> Checkpoint:
+        """Record what a transaction in another database will be known by there, from now on.
+
+        All tickets of a position have the number of its first one, which is when it began.
+        """
+        before = self.tickets(position)
+        if not before:
+            self.seq += 1
+        seq = before[0].seq if before else self.seq
+        ticket = Checkpoint(f"{position}{TICKET}{len(before) + 1}", seq, name, output, None)
+        self.fresh.append(ticket)
+        self._begun = True
+        return ticket
+
+    def settle(self, ticket: Checkpoint, output: str, attempts: int, seconds: float, riders: Iterable[Rider]) -> None:
+        """Record what a ticket came to, under the ticket's number: what drops the one drops the other."""
+        position = ticket.position.partition(TICKET)[0]
+        self.fresh.append(Checkpoint(position, ticket.seq, ticket.name, output, None, attempts, seconds))
+        self.ride(ticket, riders)
 
     def at(self, position: str) -> Checkpoint | None:
         """What was recorded there, whatever it is."""
@@ -363,6 +400,8 @@ def patch(history: History, branch: "Branch", name: str) -> bool:
     recorded = history.at(branch.peek())
     if recorded is not None and recorded.name != f"patch {name}":
         return False
+    if recorded is None and history.tickets(branch.peek()):
+        return False  # a transaction has begun here, and may be committed
     position = branch.next_position()
     if recorded is None:
         history.note(position, f"patch {name}", "true")

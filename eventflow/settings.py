@@ -1,7 +1,7 @@
 """What a deployment decides: read once, from the environment, and refused by name where it is wrong.
 
 `DATABASE_URL` and `KAFKA_BOOTSTRAP_SERVERS` are the field's own names; everything else is `EVENTFLOW_…`.
-Secrets never show: the database's URL prints with its password masked.
+Secrets never show: a database's URL prints with its password masked.
 """
 
 import difflib
@@ -80,8 +80,8 @@ def _keep(value: object) -> object:
 Keep = Annotated[timedelta | None, BeforeValidator(_keep)]
 
 
-def _properties(value: object) -> object:
-    """Librdkafka's properties, of an object or of its JSON; what is wrong with them, without showing their values."""
+def _object(value: object, example: str) -> dict[Any, Any]:
+    """An object, or what its JSON says; what is wrong with it, without showing any of it."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -89,14 +89,46 @@ def _properties(value: object) -> object:
             where = f": {error.msg}, at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
             raise ValueError(f"must be a JSON object{where}") from None
     if not isinstance(value, dict):
-        raise ValueError('must be a JSON object, such as {"client.rack": "a"}')
-    for name, set_to in cast("dict[Any, Any]", value).items():
+        raise ValueError(f"must be a JSON object, such as {example}")
+    return cast("dict[Any, Any]", value)
+
+
+def _properties(value: object) -> object:
+    """Librdkafka's properties; what is wrong with them, without showing their values."""
+    properties = _object(value, '{"client.rack": "a"}')
+    for name, set_to in properties.items():
         if not isinstance(set_to, str | int | float):
             raise ValueError(f"the Kafka property {name!r} must be a string, a number or a boolean")
-    refusal = _refusal(cast("dict[str, Any]", value))
+    refusal = _refusal(properties)
     if refusal is not None:
         raise ValueError(refusal)
-    return cast("object", value)
+    return properties
+
+
+def _postgres_url(value: str) -> str:
+    """The URL as libpq takes it; what is wrong with it, without showing any of it."""
+    if not re.match(r"postgres(ql)?(\+psycopg)?://", value):
+        raise ValueError("must be a URL that begins with postgresql://")
+    head, _, rest = value.partition("://")[2].partition("/")
+    if set("@?#") & set(head.rpartition("@")[0]) or "@" in rest.partition("?")[0]:
+        # Taken for a host or a database's name, the rest of the password would be shown by every message.
+        raise ValueError("in its user and password, characters such as / @ : ? # must be percent-encoded")
+    return re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql://", value)
+
+
+def _databases(value: object) -> object:
+    """Databases' URLs by name."""
+    databases = _object(value, '{"shop": "postgresql://..."}')
+    for name, url in databases.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"not a name for a database: {name!r}; it is letters, digits and _, such as shop_2")
+        if not isinstance(url, str):
+            raise ValueError(f"the database {name!r} must be a URL that begins with postgresql://")
+        try:
+            databases = databases | {name: _postgres_url(url)}
+        except ValueError as error:
+            raise ValueError(f"the database {name!r}: {error}") from None
+    return databases
 
 
 class Settings(BaseSettings):
@@ -107,9 +139,10 @@ class Settings(BaseSettings):
         kafka_bootstrap_servers: the brokers (`KAFKA_BOOTSTRAP_SERVERS`); needed by consumers only.
         database_schema: the schema that holds the ledger.
         application: programs that share a ledger but not their code set different names.
+        databases: other PostgreSQL databases in which transactions are made, by the name that `@transaction` gives, as JSON.
         keep: `all`, or how long succeeded workflows stay (`30m`, `12h`, `7d`, seconds).
         threads: worker threads for sync workflows and steps.
-        transaction_lanes: connections for transactional handlers and steps.
+        transaction_lanes: connections for transactional handlers and steps, of each kind and for each database.
         max_in_flight: messages in flight, per consumer.
         lease: after how many seconds without a beat a process is presumed dead.
         beat: seconds between two beats.
@@ -123,7 +156,9 @@ class Settings(BaseSettings):
 
     """
 
-    model_config = SettingsConfigDict(env_prefix="EVENTFLOW_", populate_by_name=True, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="EVENTFLOW_", populate_by_name=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     database_url: str = Field(validation_alias=AliasChoices("database_url", "DATABASE_URL"), repr=False)
     kafka_bootstrap_servers: str = Field(
@@ -132,6 +167,9 @@ class Settings(BaseSettings):
     )
     database_schema: str = Field(default="eventflow", min_length=1, max_length=63)
     application: str = Field(default="default", min_length=1, max_length=200)
+    databases: Annotated[dict[str, str], NoDecode, BeforeValidator(_databases)] = Field(
+        default_factory=dict[str, str], repr=False
+    )
     keep: Keep = None
     threads: int = Field(default=40, ge=1, le=1000)
     transaction_lanes: int = Field(default=2, ge=1, le=64)
@@ -151,13 +189,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _a_postgres_url(cls, value: str) -> str:
-        if not re.match(r"postgres(ql)?(\+psycopg)?://", value):
-            raise ValueError("must be a URL that begins with postgresql://")
-        head, _, rest = value.partition("://")[2].partition("/")
-        if set("@?#") & set(head.rpartition("@")[0]) or "@" in rest.partition("?")[0]:
-            # Taken for a host or a database's name, the rest of the password would be shown by every message.
-            raise ValueError("in its user and password, characters such as / @ : ? # must be percent-encoded")
-        return re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql://", value)
+        return _postgres_url(value)
 
     @model_validator(mode="after")
     def _beats_fit_into_a_lease(self) -> Self:

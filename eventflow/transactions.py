@@ -6,13 +6,14 @@ that the failure stays its own message's. The protocol is one generator; a sync 
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -22,10 +23,10 @@ import psycopg
 from eventflow.codec import decode_error, encode_error
 from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
-from eventflow.errors import FencedError, UnavailableError
+from eventflow.errors import FencedError, HistoryTooLongError, UnavailableError
 from eventflow.executor import Dropped, Executor, message_of
 from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce, rider_statements
-from eventflow.ports import AsyncPort, Condition, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
+from eventflow.ports import Ask, AsyncPort, Condition, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
@@ -39,7 +40,7 @@ Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
 _CONFLICTS = {"40001", "40P01"}
 _CONFLICTS_BORNE = 20  # tries of one message or step, before its conflicts are its own failure
-_BREAKS_BORNE = 5
+BREAKS_BORNE = 5  # connections lost while user code had them, before that is its own failure
 _FULL = ("53", "58")  # a full disk and the like: no statement of the user's is at fault
 _OUTAGES = ("57", "08", "53", "58", "25006")  # a full disk or a read-only server is nobody's message's fault (R15)
 _OURS: dict[str, TransactionVerdict] = {
@@ -278,9 +279,9 @@ class Transactions:
                 breaks += verdict == "broken"
                 alone = len(runs) == 1
                 if verdict == "lost":
-                    runs = self._without(runs, lost_claims(cast("psycopg.Error", _cause(error))))
+                    runs = self._without(runs, lost_claims(cast("psycopg.Error", cause_of(error))))
                 elif (verdict == "conflict" and alone and tries < _CONFLICTS_BORNE) or (
-                    verdict == "broken" and alone and breaks < _BREAKS_BORNE
+                    verdict == "broken" and alone and breaks < BREAKS_BORNE
                 ):
                     yield (self._stopped.wait, backoff(tries))
                 elif verdict == "again":
@@ -332,7 +333,7 @@ class Transactions:
                 entries.append(Entry(run, [], "succeeded", output=output))
                 entries[-1].riders = list(scope.riders) or None
         yield ("flush",)
-        yield from _still_there()
+        yield from still_there()
         return entries
 
     def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
@@ -348,7 +349,7 @@ class Transactions:
         yield ("rollback",)
         verdict = judge_transaction(error, phase, condition)
         if verdict == "fenced":
-            raise fenced(_cause(error)) from error
+            raise fenced(cause_of(error)) from error
         if verdict == "gone":
             raise Dropped from error
         if verdict != "unknown":
@@ -388,64 +389,45 @@ class Transactions:
 
     def step_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A sync transaction called in a sync workflow, or outside one."""
-        if branch is not None:
-            self._executor.check(branch.run)
-            self._executor.accept(branch.run)
-            self._executor.barrier_sync(branch.run)
-        place = self._steps.get()
-        lane, port = place
-        try:
-            return drive(self._step(lane, spec, branch, args, kwargs), port)
-        finally:
-            self._steps.put(place)
+        with acting(None if branch is None else branch.run):
+            if branch is not None:
+                self._executor.check(branch.run)
+                self._executor.accept(branch.run)
+                self._executor.barrier_sync(branch.run)
+            place = self._steps.get()
+            lane, port = place
+            try:
+                return drive(self._step(lane, spec, branch, args, kwargs), port)
+            finally:
+                self._steps.put(place)
 
     async def step(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A transaction that is awaited: in a workflow, or outside one; a sync one's function runs in a thread."""
-        if branch is not None:
-            self._executor.check(branch.run, branch.attempt)
-            self._executor.accept(branch.run)
-            await self._executor.barrier(branch.run)
-        place = await self._async_steps.get()
-        lane, port, threaded = place
-        try:
-            return await adrive(self._step(lane, spec, branch, args, kwargs), port if spec.is_async else threaded)
-        finally:
-            self._async_steps.put_nowait(place)
+        with acting(None if branch is None else branch.run):
+            if branch is not None:
+                self._executor.check(branch.run, branch.attempt)
+                self._executor.accept(branch.run)
+                await self._executor.barrier(branch.run)
+            place = await self._async_steps.get()
+            lane, port, threaded = place
+            try:
+                return await adrive(self._step(lane, spec, branch, args, kwargs), port if spec.is_async else threaded)
+            finally:
+                self._async_steps.put_nowait(place)
 
     def _step(self, lane: Lane, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Protocol:
         position = branch.next_position() if branch is not None else ""
-        recorded = self._recorded(spec, branch, position)
+        recorded = recorded_at(position, spec, branch) if branch is not None else None
         if recorded is not None:
             return spec.result.decode(recorded.output or "null")
-        attempts, began = 0, time.perf_counter()
-        while True:
-            attempts += 1
-            try:
-                return (yield from self._step_once(lane, spec, branch, position, args, kwargs, attempts))
-            except FencedError:
-                raise
-            except Exception as error:
-                if spec.retry.wants(error, attempts) or (_state(error) in _CONFLICTS and attempts < _CONFLICTS_BORNE):
-                    yield (self._stopped.wait, _pause(spec, attempts))
-                    continue
-                if attempts > 1:
-                    error.add_note(f"eventflow: transaction {spec.name!r} failed in each of {attempts} attempts")
-                if branch is not None:
-                    _note_failure(branch.run, position, spec, error, attempts, time.perf_counter() - began)
-                raise
 
-    def _recorded(self, spec: TransactionSpec, branch: Branch | None, position: str) -> Checkpoint | None:
-        """What the transaction came to before; a recorded failure is raised."""
-        if branch is None:
-            return None
-        history = branch.run.history
-        with branch.run.lock:
-            recorded = history.find(position, spec.name)
-        if recorded is None or recorded.error is None:
-            return recorded
-        error = decode_error(recorded.error)
-        history.failures.append((error, recorded.seq))
-        raise error
+        def once(attempts: int) -> Protocol:
+            return self._step_once(lane, spec, branch, position, args, kwargs, attempts)
+
+        def pause(seconds: float) -> Ask:
+            return (self._stopped.wait, seconds)
+
+        return (yield from persistently(spec, branch, position, once, pause))
 
     def _step_once(
         self, lane: Lane, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any,
@@ -461,8 +443,8 @@ class Transactions:
                 yield ("begin", spec)
                 phase = "user"
                 scope = StepScope(branch or Branch(None, None), position, spec.name)
-                result = yield ("user", spec, _call_step(spec, scope, args, kwargs), "alone")
-                yield from _still_there()
+                result = yield ("user", spec, call_step(spec, scope, args, kwargs), "alone")
+                yield from still_there()
                 if branch is not None:
                     output = spec.result.encode(result)
                     seconds = time.perf_counter() - began
@@ -487,7 +469,7 @@ class Transactions:
                 if verdict == "committed" or (phase == "write" and _stands_already(error)):
                     return (yield from self._read_result(lane, spec, branch, position))
                 breaks += verdict == "broken"
-                again = verdict == "again" or (verdict == "broken" and breaks < _BREAKS_BORNE)
+                again = verdict == "again" or (verdict == "broken" and breaks < BREAKS_BORNE)
                 if again and not self._stopped.is_set():
                     yield (self._stopped.wait, backoff(tries))
                     continue
@@ -543,6 +525,59 @@ class Transactions:
             self._ready.notify_all()
 
 
+@contextlib.contextmanager
+def acting(run: Run | None) -> Generator[None, None, None]:
+    """While a transaction is under way, its workflow does not stand still, whatever its other branches wait for."""
+    if run is None:
+        yield
+        return
+    with run.lock:
+        run.acting += 1
+    try:
+        yield
+    finally:
+        with run.lock:
+            run.acting -= 1
+
+
+def persistently(
+    spec: TransactionSpec,
+    branch: Branch | None,
+    position: str,
+    once: Callable[[int], Protocol],
+    pause: Callable[[float], Ask],
+) -> Protocol:
+    """Run `once` until it succeeds, or its retries are spent and its failure is recorded; conflicts are borne longer."""
+    attempts, began = 0, time.perf_counter()
+    while True:
+        attempts += 1
+        try:
+            return (yield from once(attempts))
+        except (FencedError, HistoryTooLongError):
+            raise
+        except Exception as error:
+            if spec.retry.wants(error, attempts) or (_state(error) in _CONFLICTS and attempts < _CONFLICTS_BORNE):
+                yield pause(_pause(spec, attempts))
+                continue
+            if attempts > 1:
+                error.add_note(f"eventflow: transaction {spec.name!r} failed in each of {attempts} attempts")
+            if branch is not None:
+                note_failure(branch.run, position, spec, error, attempts, time.perf_counter() - began)
+            raise
+
+
+def recorded_at(position: str, spec: TransactionSpec, branch: Branch) -> Checkpoint | None:
+    """What the transaction came to before; a recorded failure is raised."""
+    history = branch.run.history
+    with branch.run.lock:
+        recorded = history.find(position, spec.name)
+    if recorded is None or recorded.error is None:
+        return recorded
+    error = decode_error(recorded.error)
+    history.failures.append((error, recorded.seq))
+    raise error
+
+
 def _pause(spec: TransactionSpec, attempts: int) -> float:
     """Seconds before the next attempt; a conflict without a policy of the user's waits as the server's own refusals do."""
     return spec.retry.wait(attempts, random.random()) if spec.retry.retries else backoff(attempts)
@@ -560,11 +595,11 @@ def _next_seq(run: Run) -> int:
 
 def _stands_already(error: BaseException) -> bool:
     """Whether a task of the former attempt has committed the same step meanwhile; what it came to is recorded."""
-    cause = _cause(error)
+    cause = cause_of(error)
     return isinstance(cause, psycopg.errors.UniqueViolation) and cause.diag.table_name == "checkpoints"
 
 
-def _still_there() -> Protocol:
+def still_there() -> Protocol:
     """User code that has closed its connection has failed, although it returned."""
     if (yield ("condition",)) == "broken":
         raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
@@ -579,9 +614,10 @@ def _note(run: Run, checkpoint: Checkpoint) -> None:
         history.recorded[checkpoint.position] = checkpoint
 
 
-def _note_failure(
+def note_failure(
     run: Run, position: str, spec: TransactionSpec, error: Exception, attempts: int, seconds: float
 ) -> None:
+    """Record that a transaction has failed for good; nothing of it is committed."""
     with run.lock:
         record = run.history.add(position, spec.name, None, encode_error(error), attempts, seconds)
         run.history.failures.append((error, record.seq))
@@ -591,14 +627,14 @@ def _transaction(run: Run) -> TransactionSpec:
     return cast("TransactionSpec", run.spec.consumer and run.spec.consumer.transaction)
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The error as psycopg raised it, where SQLAlchemy has wrapped it."""
     return getattr(error, "orig", None) or error
 
 
 def _state(error: BaseException) -> str | None:
     """The server's code for the error, if it is one of the server's."""
-    return getattr(_cause(error), "sqlstate", None)
+    return getattr(cause_of(error), "sqlstate", None)
 
 
 def judge_transaction(error: BaseException, phase: Phase, condition: Condition) -> TransactionVerdict:
@@ -608,7 +644,7 @@ def judge_transaction(error: BaseException, phase: Phase, condition: Condition) 
     or the server did. `again`: the ledger's trouble, nobody's fault. `unknown`: it may have been committed.
     `lost`: claims went to another owner. `gone`: the workflow did. `fenced`: this executor is over.
     """
-    cause, state = _cause(error), _state(error) or ""
+    cause, state = cause_of(error), _state(error) or ""
     if state in _OURS:
         return _OURS[state]
     if not isinstance(error, Exception):
@@ -649,7 +685,9 @@ async def _in_scope(scope: StepScope, coroutine: Any) -> Any:
         current.reset(token)
 
 
-def _call_step(spec: TransactionSpec, scope: StepScope, args: Any, kwargs: Any) -> Callable[[Any], Any]:
+def call_step(spec: TransactionSpec, scope: StepScope, args: Any, kwargs: Any) -> Callable[[Any], Any]:
+    """What calls the user's function with a connection or Session, in the scope of its step."""
+
     def call(connection: Any) -> Any:
         given = (*args[: spec.leading], connection, *args[spec.leading :])
         if spec.is_async:

@@ -57,6 +57,11 @@ class Waits:
         self._runs: set[Run] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._looked = 0.0
+        self._leaving = False
+
+    def leave(self) -> None:
+        """The process is about to leave: from now on whoever stands still leaves memory, however soon he would go on."""
+        self._leaving = True
 
     def add(self, wait: Wait) -> None:
         """Begin to wait."""
@@ -182,7 +187,7 @@ class Waits:
         if stands != life.seen or run.acting or life.suspending or not run.settled():
             life.seen = stands
             return False
-        if crowded and not run.spec.is_async:
+        if self._leaving or (crowded and not run.spec.is_async):
             return True
         worth = self._suspend_after if run.spec.is_async else min(self._suspend_after, 1.0)
         return all(w.until is None or w.until - self._now() > worth for w in life.waits.values())

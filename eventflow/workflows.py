@@ -234,7 +234,11 @@ def _flavour(function: Callable[..., Any]) -> tuple[Any, int]:
 
 
 def _transaction_spec(
-    function: Callable[..., Any], name: str | None, isolation: Isolation | None, retries: int | Retry
+    function: Callable[..., Any],
+    name: str | None,
+    isolation: Isolation | None,
+    retries: int | Retry,
+    database: str | None,
 ) -> TransactionSpec:
     check_function(function, "transaction")
     flavour, leading = _flavour(function)
@@ -245,9 +249,15 @@ def _transaction_spec(
         )
     if isolation not in {None, "read committed", "repeatable read", "serializable"}:
         raise UsageError(f"@transaction: no such isolation level: {isolation!r}")
-    return TransactionSpec(
-        check_name(name or function.__qualname__), function, awaited, flavour, leading, isolation, as_retry(retries)
-    )
+    if database is not None and not (isinstance(cast("object", database), str) and database):
+        raise UsageError(f"@transaction: database= is a name of EVENTFLOW_DATABASES, not {database!r}")
+    spec = TransactionSpec(
+        check_name(name or function.__qualname__), function, awaited, flavour, leading, isolation, as_retry(retries),
+        database,
+    )  # fmt: skip
+    if database is not None:
+        registry.add_transaction(spec)
+    return spec
 
 
 class _TransactionDecorator(Protocol):
@@ -263,7 +273,11 @@ def transaction(function: Callable[Concatenate[Conn, P], R], /) -> Callable[P, R
 def transaction(function: Callable[Concatenate[Self_, Conn, P], R], /) -> Callable[Concatenate[Self_, P], R]: ...
 @overload
 def transaction(
-    *, name: str | None = None, isolation: Isolation | None = None, retries: int | Retry = 0
+    *,
+    name: str | None = None,
+    isolation: Isolation | None = None,
+    retries: int | Retry = 0,
+    database: str | None = None,
 ) -> _TransactionDecorator: ...
 def transaction(
     function: Callable[..., Any] | None = None,
@@ -272,11 +286,16 @@ def transaction(
     name: str | None = None,
     isolation: Isolation | None = None,
     retries: int | Retry = 0,
+    database: str | None = None,
 ) -> Any:
     """A function whose database effects, and the record that it ran, are one commit on the ledger's database.
 
     Its first parameter, by annotation, is a SQLAlchemy `Session` or `AsyncSession` or a psycopg connection; callers
     leave it out. Stacked under `@kafka_consumer` it is a transactional handler: effect and position commit together.
+    `retries` counts attempts after the first; serialization failures and deadlocks are retried without it, too.
+
+    `database` names another database of `EVENTFLOW_DATABASES`: its effects and its result are one commit there, once
+    through any crash, and the ledger learns of it after. As a handler it is one whose only step it is.
 
     Raises:
         UsageError: no function, or the first parameter's annotation names no connection.
@@ -284,7 +303,7 @@ def transaction(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        spec = _transaction_spec(function, name, isolation, retries)
+        spec = _transaction_spec(function, name, isolation, retries, database)
         call = _async_transaction(spec) if spec.is_async else _sync_transaction(spec)
         call.__eventflow_transaction__ = spec  # type: ignore[attr-defined]
         return call

@@ -26,6 +26,13 @@ create table eventflow.migrations (
   applied_at  timestamptz not null default now()
 );
 
+-- Who this ledger is, in databases that keep something for it: a row, with a random id.
+create table eventflow.ledger (
+  id  uuid not null default gen_random_uuid(),
+  one boolean primary key default true check (one)
+);
+insert into eventflow.ledger default values;
+
 -- Who runs. Written at birth; afterwards only a takeover, or its own clean end, sets alive to false (R2, R9).
 create table eventflow.executors (
   id          bigint generated always as identity primary key,

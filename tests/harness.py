@@ -489,12 +489,12 @@ class Proxy:
     the server it cuts a flush half sent, towards the client it loses the answer to one that committed.
     """
 
-    def __init__(self, url: str, seed: int = 0) -> None:
+    def __init__(self, url: str, seed: int = 0, port: int = 0) -> None:
         parts = urlsplit(url)
         self._target = (parts.hostname or "127.0.0.1", parts.port or 5432)
         self._random = random.Random(seed)
         self._budget: tuple[int, int] | None = None
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._open: set[socket.socket] = set()
         self._through = threading.Event()
         self._through.set()

@@ -11,7 +11,7 @@ import pytest
 
 import eventflow
 from eventflow import sync
-from eventflow.migrations import migrate
+from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 from eventflow.settings import Settings
 from tests.conformance.colours import COLOURS, Colour, Pair, traced, until
 from tests.harness import EFFECTS, World
@@ -23,11 +23,12 @@ anyhow = pytest.mark.parametrize("app", MODES, indirect=True)  # a test's defaul
 class App:
     """Eventflow, running in this process; it can be stopped and started again, as by a deploy."""
 
-    def __init__(self, url: str, mode: str) -> None:
+    def __init__(self, url: str, mode: str, databases: dict[str, str] | None = None) -> None:
         self.leaves = mode == "leaves"
         self._settings = Settings(
-            database_url=url, suspend_after=MODES[mode], lease=1, beat=0.2, drain=2, accept_after=0.01, threads=8
-        )
+            database_url=url, suspend_after=MODES[mode], lease=1, beat=0.2, drain=2, accept_after=0.01, threads=8,
+            databases=databases or {},
+        )  # fmt: skip
         self._stack = contextlib.ExitStack()
         self.up()
 
@@ -59,12 +60,28 @@ def names(handle: sync.Handle[Any]) -> list[str]:
 
 @contextlib.contextmanager
 def new_database(postgres_url: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex[:12]}"
+    """A ledger of its own."""
+    with empty_database(postgres_url) as url:
+        migrate(url)
+        yield url
+
+
+@contextlib.contextmanager
+def other_database(postgres_url: str) -> Iterator[str]:
+    """One that is not the ledger's, ready for transactions, with a table for effects."""
+    with empty_database(postgres_url, "other") as url:
+        migrate(url, schema=RESULTS_SCHEMA, layout=RESULTS)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(EFFECTS.encode())
+        yield url
+
+
+@contextlib.contextmanager
+def empty_database(postgres_url: str, kind: str = "test") -> Iterator[str]:
+    name = f"{kind}_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f"create database {name}".encode())
-    url = postgres_url.rsplit("/", 1)[0] + f"/{name}"
-    migrate(url)
-    yield url
+    yield postgres_url.rsplit("/", 1)[0] + f"/{name}"
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f"drop database {name} with (force)".encode())
 

@@ -1,5 +1,6 @@
 """The command line as people meet it: every mistake of theirs is one line on stderr, and the statuses are as promised."""
 
+import json
 import os
 import re
 import shlex
@@ -188,6 +189,25 @@ def test_migrate(database_url: str) -> None:
     assert "postgres:***@" in first.stdout, "the password is masked"
     grants = eventflow("migrate", "--roles", "someone", **url).stdout
     assert 'grant usage on schema "eventflow" to "someone";' in grants
+
+
+def test_migrate_prepares_other_databases(database_url: str) -> None:
+    """Here the other one is the same: the schemas do not meet."""
+    both = {"DATABASE_URL": database_url, "EVENTFLOW_DATABASES": json.dumps({"shop": database_url})}
+    planned = eventflow("migrate", "--plan", **both).stdout.splitlines()
+    assert planned[-1] == "0001 results"
+    first = eventflow("migrate", **both).stdout.splitlines()
+    assert first[-2] == "applied 0001 results"
+    assert first[-1].startswith("database 'shop', postgresql://postgres:***@")
+    assert first[-1].endswith(" is ready")
+    again = eventflow("migrate", "--plan", **both).stdout.splitlines()
+    assert again[-1].startswith("nothing to do: database 'shop', ")
+    grants = eventflow("migrate", "--roles", "someone", **both).stdout
+    assert 'grant select, insert, delete on "eventflow_results".results to "someone";' in grants
+    away = both | {"EVENTFLOW_DATABASES": '{"shop": "postgresql://me:s3cret@127.0.0.1:1/x"}'}
+    done = eventflow("migrate", **away)
+    assert (done.returncode, "s3cret" in done.stderr) == (1, False)
+    assert done.stderr.startswith("error: database 'shop': Postgres at postgresql://me:***@127.0.0.1:1/x: ")
 
 
 def test_migrate_into_another_schema(database_url: str) -> None:

@@ -11,10 +11,11 @@ import psycopg
 import pytest
 
 from eventflow.database import Database, sql
+from eventflow.elsewhere import check_results, other_database
 from eventflow.errors import SchemaError
-from eventflow.migrations import check_schema, migrate, migrations, roles_sql
+from eventflow.migrations import RESULTS, RESULTS_SCHEMA, check_schema, migrate, migrations, roles_sql
 from tests.harness import World
-from tests.integration.test_schema import QUERIES, explain
+from tests.integration.test_schema import QUERIES, RESULTS_QUERIES, explain
 
 MIGRATING = {"insert_migration", "lock_migrations"}  # what only `migrate` does, by a role that may create
 Admin = psycopg.Connection[Any]
@@ -116,6 +117,22 @@ def test_the_documented_rights_suffice_for_every_query(database_url: str, admin:
             assert explain(connection, name), name
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             explain(connection, "insert_migration")
+
+
+def test_the_documented_rights_suffice_elsewhere(database_url: str, admin: Admin, role: str) -> None:
+    migrate(database_url, schema=RESULTS_SCHEMA, layout=RESULTS)
+    admin.execute(f"revoke all on all functions in schema {RESULTS_SCHEMA} from public".encode())
+    other = other_database("shop", url_of(role, database_url), prepared=True)
+    with pytest.raises(SchemaError, match=f"database 'shop': the role '{role}' lacks rights .*usage of the schema"):
+        check_results(other)
+    admin.execute(roles_sql(RESULTS_SCHEMA, role, RESULTS).encode())
+    check_results(other)
+    with other.connect("test") as connection:
+        for name in RESULTS_QUERIES:
+            assert explain(connection, name, RESULTS_SCHEMA, "results/queries"), name
+    admin.execute(f"revoke insert on {RESULTS_SCHEMA}.results from {role}".encode())
+    with pytest.raises(SchemaError, match="insert on results; `eventflow migrate --roles"):
+        check_results(other)
 
 
 def test_workers_with_the_documented_rights_only(world: World, admin: Admin, role: str) -> None:

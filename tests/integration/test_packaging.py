@@ -20,6 +20,8 @@ def test_the_wheel_works_outside_the_checkout(database_url: str, tmp_path: Path)
         names = archive.namelist()
     assert "eventflow/sql/schema.sql" in names
     assert "eventflow/sql/migrations/0001_ledger.sql" in names
+    assert "eventflow/sql/results/migrations/0001_results.sql" in names
+    assert "eventflow/sql/results/queries/record_result.sql" in names
     assert "eventflow/py.typed" in names
     assert "eventflow/local/jars.lock" in names
     place = tmp_path / "installed"

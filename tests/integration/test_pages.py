@@ -1,6 +1,7 @@
 """The guides to workflows and to queues: each of their blocks is a program, and prints what the page says that it prints."""
 
 import itertools
+import json
 import os
 import re
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from eventflow.migrations import migrate
+from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 from eventflow.registry import registry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -29,14 +30,20 @@ def test_no_block_is_left_out(text: str) -> None:
 
 @pytest.fixture(scope="module", params=["60", "0.05"], ids=["stays", "leaves"])
 def environment(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """What waits stays in memory, or leaves it; the programs share a ledger."""
+    """What waits stays in memory, or leaves it; the programs share a ledger, and another database, `shop`."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    url = postgres_url.rsplit("/", 1)[0] + f"/{name}"
+    url, shop = (postgres_url.rsplit("/", 1)[0] + f"/{name}{end}" for end in ("", "_shop"))
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f"create database {name}".encode())
+        admin.execute(f"create database {name}_shop".encode())
         migrate(url)
-        yield {"DATABASE_URL": url, "EVENTFLOW_SUSPEND_AFTER": request.param}
+        migrate(shop, schema=RESULTS_SCHEMA, layout=RESULTS)
+        yield {
+            "DATABASE_URL": url, "EVENTFLOW_SUSPEND_AFTER": request.param,
+            "EVENTFLOW_DATABASES": json.dumps({"shop": shop}),
+        }  # fmt: skip
         admin.execute(f"drop database {name} with (force)".encode())
+        admin.execute(f"drop database {name}_shop with (force)".encode())
 
 
 @pytest.mark.parametrize(("block", "printed"), [pytest.param(b, p, id=title) for title, b, p in BLOCKS])
@@ -54,6 +61,7 @@ def test_a_block_prints_what_the_page_says(
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(registry, "specs", {})
     monkeypatch.setattr(registry, "consumers", [])
+    monkeypatch.setattr(registry, "transactions", {})
     monkeypatch.setattr(registry, "lifespans", [])
     monkeypatch.setattr(registry, "queues", {})
     program = types.ModuleType(f"program_{next(NUMBERS)}")

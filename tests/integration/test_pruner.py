@@ -1,14 +1,18 @@
 """What the policy lets go, and what it never touches."""
 
+import os
+import time
 from datetime import timedelta
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
 from eventflow.database import Database
-from eventflow.migrations import migrate
-from eventflow.pruner import prune_ledger, prune_workflows
+from eventflow.idempotency import new_ticket
+from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
+from eventflow.pruner import Pruner, prune_ledger, prune_results, prune_workflows
 from tests.harness import World
 
 ROWS = """
@@ -102,3 +106,62 @@ def test_a_worker_prunes_by_its_setting(world: World) -> None:
     world.wait_completed("billing")
     world.wait(lambda: world.one("select count(*) from eventflow.workflows") == 0, "they have gone")
     world.check_no_incidents()
+
+
+# ---- results in other databases -------------------------------------------------------------------------
+
+RESULT = """
+insert into eventflow_results.results (ticket, ledger, seconds, attempts, workflow_id, position, name, output, finished_at)
+values (%s, %s, 0, 1, %s, '1.1', 'book', '1', now() - make_interval(hours => %s))
+"""
+RECORDED = "insert into eventflow.checkpoints (workflow_id, position, seq, name, attempts, seconds) values (%s, %s, 1, 'book', 1, 0)"
+
+
+def test_only_results_that_nobody_can_ask_for_go(database: Database) -> None:
+    """Of this ledger, a day old, and known to it, or dropped there."""
+    migrate(database.url, schema=RESULTS_SCHEMA, layout=RESULTS)
+    other = Database(database.url, RESULTS_SCHEMA, name="shop")
+    with database.connect("test") as connection, other.connect("test") as there:
+        [(ledger,)] = database.run(connection, "ledger_id")
+
+        def add(workflow_id: str, hours: int, *recorded: str, ledger: UUID = ledger) -> None:
+            ticket = new_ticket(int((time.time() - hours * 3600) * 1000), os.urandom(10))
+            there.execute(RESULT, (ticket, ledger, workflow_id, hours))
+            for position in recorded:
+                connection.execute(RECORDED, (workflow_id, position))
+
+        add("in flight", 30, "1.1~t1")
+        add("settled twice, in flight", 30, "1.1~t1", "1.1~t2")
+        add("young", 23, "1.1~t1", "1.1")
+        add("another ledger's", 30, ledger=uuid4())
+        stays = {"in flight", "settled twice, in flight", "young", "another ledger's"}
+        for n in range(1500):  # more than a batch
+            add(f"recorded {n}", 30, "1.1~t1", "1.1")
+        add("dropped", 30)
+        assert sum(prune_results(database, connection, other, there, ledger)) == 1501
+        left = there.execute("select workflow_id from eventflow_results.results").fetchall()
+        assert {workflow_id for (workflow_id,) in left} == stays
+        assert sum(prune_results(database, connection, other, there, ledger)) == 0
+
+
+def test_a_process_prunes_other_databases_soon_after_its_start(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is away is passed over."""
+    migrate(database.url, schema=RESULTS_SCHEMA, layout=RESULTS)
+    others = {
+        "away": Database("postgresql://nobody@127.0.0.1:1/x", RESULTS_SCHEMA, name="away"),
+        "shop": Database(database.url, RESULTS_SCHEMA, name="shop"),
+    }
+    monkeypatch.setattr("eventflow.pruner._EVERY", 0.05)
+    with database.connect("test") as connection:
+        [(ledger,)] = database.run(connection, "ledger_id")
+        ticket = new_ticket(int((time.time() - 30 * 3600) * 1000), os.urandom(10))
+        connection.execute(RESULT, (ticket, ledger, "dropped", 30))
+        pruner = Pruner(database, None, others, ledger)
+        pruner.start()
+        deadline = time.monotonic() + 10
+        while connection.execute("select 1 from eventflow_results.results").fetchall():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        pruner.stop()

@@ -1,6 +1,8 @@
 """The schema that people read is the one that migrations make, and every query fits it."""
 
 import re
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import psycopg
 import pytest
 
 from eventflow.database import Database, in_schema, sql, sql_folder
-from eventflow.migrations import RIGHTS, check_schema, migrate
+from eventflow.migrations import RESULTS, RESULTS_SCHEMA, RIGHTS, check_schema, migrate
 
 ODD = 'My "odd" schema'  # names that Postgres quotes as we do
 TO_READ = "To read"
@@ -96,11 +98,12 @@ def test_a_difference_is_seen(connection: psycopg.Connection[Any], change: str) 
 # ---- queries -----------------------------------------------------------------------------------
 
 QUERIES = sorted(p.stem for p in (sql_folder() / "queries").glob("*.sql"))
+RESULTS_QUERIES = sorted(p.stem for p in (sql_folder() / "results/queries").glob("*.sql"))
 
 
-def head(name: str) -> list[str]:
+def head(name: str, folder: str = "queries") -> list[str]:
     """The comment lines that a query begins with."""
-    lines = (sql_folder() / "queries" / f"{name}.sql").read_text().splitlines()
+    lines = (sql_folder() / folder / f"{name}.sql").read_text().splitlines()
     return lines[: next(i for i, line in enumerate(lines) if not line.startswith("--"))]
 
 
@@ -116,9 +119,9 @@ def numbered(text: str) -> tuple[str, int]:
     return re.sub(r"%\((\w+)\)[bst]", number, text).replace("%%", "%"), len(names)
 
 
-def explain(connection: psycopg.Connection[Any], name: str, schema: str = "eventflow") -> str:
+def explain(connection: psycopg.Connection[Any], name: str, schema: str = "eventflow", folder: str = "queries") -> str:
     """The query's plan for any parameters. Nothing runs, but every name, cast and right is looked at."""
-    text, count = numbered(sql(name, schema).decode())
+    text, count = numbered(sql(name, schema, folder).decode())
     with connection.transaction(force_rollback=True):
         connection.execute("set local plan_cache_mode = force_generic_plan")
         connection.execute("set local enable_seqscan = off")
@@ -170,3 +173,72 @@ def test_the_first_migration_is_the_file_to_read(tmp_path: Path) -> None:
     text = (sql_folder() / "migrations" / "0001_ledger.sql").read_text()
     assert text.startswith("-- migration: 1 ledger\n-- oldest_code: 1\n")
     assert in_schema(text, "x").count("eventflow.claims") == 0
+
+
+# ---- what other databases have ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A database that is not the ledger's, ready for transactions."""
+    migrate(database_url, schema=RESULTS_SCHEMA, layout=RESULTS)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def test_the_results_to_read_are_those_that_are_made(other: psycopg.Connection[Any]) -> None:
+    migrated = dump(other, RESULTS_SCHEMA)
+    other.execute(f"drop schema {RESULTS_SCHEMA} cascade; create schema {RESULTS_SCHEMA}".encode())
+    other.execute((sql_folder() / "results" / "schema.sql").read_text().encode())
+    assert dump(other, RESULTS_SCHEMA) == migrated
+    assert {row[0] for row in migrated} == {"relation", "column", "constraint", "index", "function"}
+
+
+def test_every_query_fits_the_results(other: psycopg.Connection[Any]) -> None:
+    assert RESULTS_QUERIES
+    for name in RESULTS_QUERIES:
+        plan = explain(other, name, RESULTS_SCHEMA, "results/queries")
+        assert plan, name
+        if "By primary key" in " ".join(head(name, "results/queries")):
+            assert "results_pkey" in plan, name
+        assert 1 <= len(head(name, "results/queries")) <= 4, name
+
+
+def test_rights_name_every_table_of_the_results(other: psycopg.Connection[Any]) -> None:
+    check_schema(other, RESULTS_SCHEMA, RESULTS)
+    tables = other.execute("select tablename from pg_tables where schemaname = %s", [RESULTS_SCHEMA]).fetchall()
+    assert {name for (name,) in tables} == set(RESULTS.rights)
+
+
+def test_who_last_heard_from_the_ledger_long_ago_records_nothing(other: psycopg.Connection[Any]) -> None:
+    """Its row might have been there, and be pruned by now."""
+    database = Database("postgresql://x", RESULTS_SCHEMA, name="other")
+    row: dict[str, Any] = {
+        "ticket": uuid.uuid4(), "ledger": uuid.uuid4(), "workflow_id": "w", "position": "1.1", "name": "n", "output": "1",
+        "riders": None, "attempts": 1, "seconds": 0.5,
+    }  # fmt: skip
+    with pytest.raises(psycopg.Error, match="it was frozen, or the clocks differ") as refused:
+        database.run(other, "record_result", row | {"heard": time.time() - 13 * 3600})
+    assert refused.value.sqlstate == "EF001"
+    database.run(other, "record_result", row | {"heard": time.time() - 11 * 3600})
+    database.run(other, "void_ticket", row)
+    assert database.run(other, "read_result", row) == [("1", None, 1, 0.5)]
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        database.run(other, "record_result", row | {"heard": time.time()})
+    void = row | {"ticket": uuid.uuid4()}
+    database.run(other, "void_ticket", void)
+    assert database.run(other, "read_result", void) == [(None, None, 0, 0.0)]
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        database.run(other, "record_result", void | {"heard": time.time()})
+
+
+def test_a_row_is_durable_when_its_commit_returns(other: psycopg.Connection[Any]) -> None:
+    """Whatever the role's or the database's setting is: the ledger is about to rely on it."""
+    other.execute("set synchronous_commit = off")
+    with other.transaction():
+        row: dict[str, Any] = {
+            "ticket": uuid.uuid4(), "ledger": uuid.uuid4(), "workflow_id": "w", "position": "1.1", "name": "n",
+            "output": "1", "riders": None, "attempts": 1, "seconds": 0.5, "heard": time.time(),
+        }  # fmt: skip
+        Database("postgresql://x", RESULTS_SCHEMA, name="other").run(other, "record_result", row)
+        assert other.execute("show synchronous_commit").fetchone() == ("on",)

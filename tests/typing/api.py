@@ -77,6 +77,11 @@ def book(connection: psycopg.Connection[Any], order: Order) -> int:
     return order.order_id
 
 
+@eventflow.transaction(database="shop")
+async def sell(session: AsyncSession, order: Order) -> int:
+    return order.order_id
+
+
 class Shop:
     """Transactions as methods: self, then the connection, which callers leave out."""
 
@@ -84,13 +89,14 @@ class Shop:
     def reserve(self, session: Session, sku: str, *, count: int = 1) -> int:
         return count
 
-    @eventflow.transaction(isolation="serializable", retries=Retry(3, delay=timedelta(seconds=1)))
+    @eventflow.transaction(isolation="serializable", retries=Retry(3, delay=timedelta(seconds=1)), database="shop")
     async def areserve(self, session: AsyncSession, sku: str) -> int:
         return 1
 
 
 async def shop() -> None:
     assert_type(book(Order(order_id=1, amount=1)), int)
+    assert_type(await sell(Order(order_id=1, amount=1)), int)
     assert_type(Shop().reserve("a", count=2), int)
     assert_type(await Shop().areserve("a"), int)
 

@@ -65,6 +65,10 @@ def without_a_session_either(order: Order) -> int:
 def isolated_as_nothing(session: Session) -> None: ...
 
 
+@eventflow.transaction(database=3)  # pyright: ignore[reportArgumentType]
+def on_the_third_database(session: Session) -> None: ...
+
+
 @eventflow.transaction
 def book(session: Session, order: Order) -> int:
     return order.order_id

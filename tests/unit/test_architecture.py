@@ -39,7 +39,7 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 
 def test_every_query_is_used_and_says_what_it_does() -> None:
     code = "\n".join(m.read_text() for m in MODULES)
-    for path in sorted((sql_folder() / "queries").glob("*.sql")):
+    for path in sorted(sql_folder().rglob("queries/*.sql")):
         assert f'"{path.stem}"' in code, f"{path.name} is used nowhere"
         assert path.read_text().startswith("-- "), path.name
 

@@ -18,6 +18,7 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setattr(registry, "specs", {})
     monkeypatch.setattr(registry, "consumers", [])
     monkeypatch.setattr(registry, "lifespans", [])
+    monkeypatch.setattr(registry, "transactions", {})
     return registry
 
 
@@ -91,6 +92,31 @@ def test_a_transaction_stacks_under_a_consumer() -> None:
     def enter(connection: psycopg.Connection[Any], message: Message[int]) -> None: ...
 
     assert registry.consumers[0].transaction is not None
+
+
+def test_a_transaction_of_another_database_is_a_step_of_its_handler() -> None:
+    def enter(connection: psycopg.Connection[Any], message: Message[int]) -> None: ...
+
+    eventflow.kafka_consumer("t", group="g")(eventflow.transaction(database="shop")(enter))
+    [consumer] = registry.consumers
+    assert consumer.transaction is None
+    [transaction] = registry.transactions.values()
+    assert (transaction.database, transaction.name) == ("shop", enter.__qualname__)
+    with pytest.raises(
+        SettingsError, match=f"no database 'shop', for which the transaction {enter.__qualname__!r} is .*it names: crm"
+    ):
+        transaction.check({"crm": None})
+    eventflow.transaction(enter)
+    eventflow.transaction(database="crm")(enter)
+    assert [t.database for t in registry.transactions.values()] == ["crm"], "a redefinition takes the place"
+
+
+@pytest.mark.parametrize("bad", ["", 7, b"shop"])
+def test_a_database_has_a_name(bad: Any) -> None:
+    def enter(connection: psycopg.Connection[Any]) -> None: ...
+
+    with pytest.raises(UsageError, match="database= is a name of EVENTFLOW_DATABASES"):
+        eventflow.transaction(database=bad)(enter)
 
 
 async def test_outside_running() -> None:

@@ -1,3 +1,5 @@
+from uuid import RFC_4122
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,8 +8,10 @@ from eventflow.errors import UsageError
 from eventflow.idempotency import (
     MessageIdentity,
     check_workflow_id,
+    first_ticket,
     message_workflow_id,
     message_workflow_id_prefix,
+    new_ticket,
     parse_message_workflow_id,
 )
 
@@ -60,3 +64,10 @@ def test_ids_that_people_may_not_give(bad: str) -> None:
 
 def test_ids_that_people_may_give() -> None:
     assert check_workflow_id("refund:o-1 ä") == "refund:o-1 ä"
+
+
+def test_tickets_are_uuids_that_sort_by_time() -> None:
+    one, other = new_ticket(1_700_000_000_000, b"\xff" * 10), new_ticket(1_700_000_000_001, b"\0" * 10)
+    assert (one.version, one.variant, other.version) == (7, RFC_4122, 7)
+    assert first_ticket(1_700_000_000_000) < one < first_ticket(1_700_000_000_001) < other
+    assert len({new_ticket(7, n.to_bytes(10, "big")) for n in range(1000)}) == 1000

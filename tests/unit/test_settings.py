@@ -1,9 +1,10 @@
 from datetime import timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from eventflow.errors import SettingsError
-from eventflow.settings import load_settings, masked
+from eventflow.settings import Settings, load_settings, masked
 
 URL = "postgresql://me:s3cret@db.example/shop"
 
@@ -13,6 +14,20 @@ def test_secrets_never_show() -> None:
     assert "s3cret" not in repr(settings)
     assert settings.safe_database_url == "postgresql://me:***@db.example/shop"
     assert masked("postgresql://db/shop?user=me&password=s3cret") == "postgresql://db/shop?user=me&password=***"
+
+
+def test_secrets_of_other_databases_never_show() -> None:
+    settings = load_settings(database_url=URL, databases={"shop": URL, "crm": "postgres://me:s3cret@x/y"})
+    assert settings.databases == {"shop": URL, "crm": "postgresql://me:s3cret@x/y"}
+    assert "s3cret" not in repr(settings)
+    with pytest.raises(ValidationError) as error:
+        Settings(database_url=URL, databases={"shop": "mysql://me:s3cret@x/y"})
+    assert "s3cret" not in str(error.value)
+
+
+def test_other_databases_come_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENTFLOW_DATABASES", f'{{"shop": "{URL}"}}')
+    assert load_settings(database_url=URL).databases == {"shop": URL}
 
 
 def test_a_missing_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +66,12 @@ def test_kafka_properties_that_are_ours(name: str) -> None:
         ("EVENTFLOW_KAFKA", '["s3cret"]', 'EVENTFLOW_KAFKA: must be a JSON object, such as {"client.rack": "a"}'),
         ("EVENTFLOW_KAFKA", '{"a": ["s3cret"]}', "EVENTFLOW_KAFKA: the Kafka property 'a' must be a string, a number or a boolean"),
         ("EVENTFLOW_KAFKA", '{"group.id": "s3cret"}', "EVENTFLOW_KAFKA: the Kafka property 'group.id' can not be set; use group= of @kafka_consumer"),
+        ("EVENTFLOW_DATABASES", "{s3cret", "EVENTFLOW_DATABASES: must be a JSON object: Expecting property name enclosed in double quotes, at character 2"),
+        ("EVENTFLOW_DATABASES", '["s3cret"]', 'EVENTFLOW_DATABASES: must be a JSON object, such as {"shop": "postgresql://..."}'),
+        ("EVENTFLOW_DATABASES", '{"the shop": "s3cret"}', "EVENTFLOW_DATABASES: not a name for a database: 'the shop'; it is letters, digits and _, such as shop_2"),
+        ("EVENTFLOW_DATABASES", '{"shop": ["s3cret"]}', "EVENTFLOW_DATABASES: the database 'shop' must be a URL that begins with postgresql://"),
+        ("EVENTFLOW_DATABASES", '{"shop": "mysql://me:s3cret@x"}', "EVENTFLOW_DATABASES: the database 'shop': must be a URL that begins with postgresql://"),
+        ("EVENTFLOW_DATABASES", '{"shop": "postgresql://me:s3/cret@x/y"}', "EVENTFLOW_DATABASES: the database 'shop': in its user and password, characters such as / @ : ? # must be percent-encoded"),
         ("EVENTFLOW_KEEP", "long", "EVENTFLOW_KEEP: must be `all`, or how long: `30m`, `12h`, `7d`, or seconds"),
         ("EVENTFLOW_KEEP", "9" * 300 + "d", "EVENTFLOW_KEEP: must be `all`, or how long: `30m`, `12h`, `7d`, or seconds"),
         ("EVENTFLOW_KEEEP", "7d", "EVENTFLOW_KEEEP is no setting of eventflow; did you mean EVENTFLOW_KEEP?"),
