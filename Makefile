@@ -48,6 +48,7 @@ format: venv ## Format the code, and mend what the linter can
 bench: venv ## Measure, beside the rivals, in one run; memory over 2,000,000 messages
 	@$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/bench.lock
 	@$(BIN)/python -m benchmarks --memory 2000000
+	@$(BIN)/python -m benchmarks.workflows
 
 lock: venv ## Resolve the locked versions anew
 	@$(BIN)/pip install --quiet uv

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from benchmarks import catalogue, measures, orders, report
 from benchmarks.catalogue import Contestant
-from benchmarks.runs import FailedError, rounds
+from benchmarks.runs import FailedError, Run, once, rounds
 from benchmarks.services import Addresses, services
 from benchmarks.verify import MismatchError
 
@@ -138,7 +138,11 @@ def run(asked: argparse.Namespace, where: Addresses, console: Console) -> int:
     machine = report.machine(where)
     with ExitStack() as end:
         topics = fill_topics(where, chosen, counts, end)
-        runs, bench.failures = rounds(where, chosen, topics, how_many, console.print)
+
+        def turn(contestant: Contestant, number: int) -> Run:
+            return once(where, contestant, *topics[contestant.size], number)
+
+        runs, bench.failures = rounds(chosen, how_many, turn, console.print)
 
         def fast() -> tuple[str, int]:
             if "fast" not in topics:
@@ -148,10 +152,13 @@ def run(asked: argparse.Namespace, where: Addresses, console: Console) -> int:
 
         extras = bench.extras(fast)
     results: Figures = {"machine": machine, "rounds": how_many, **extras}
-    results |= {"rates": report.rates(runs), "ratios": report.ratios(runs)}
+    results |= {
+        "rates": report.rates(runs, catalogue.CONTESTANTS),
+        "ratios": report.ratios(runs, catalogue.RATIOS),
+    }
     results |= {"bars": report.bars(results), "failures": bench.failures}
     report.show(console, results)
-    console.print(f"written: {report.write(results, runs)}")
+    console.print(f"written: {report.write('latest', results, runs)}")
     if asked.write_page:
         report.render_page(results)
     for failure in bench.failures:

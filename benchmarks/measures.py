@@ -50,7 +50,7 @@ def latency(where: Addresses, contestant: Contestant, rate: float, seconds: floa
     figures: Figures = {"contestant": contestant.name, "rate": rate, "messages": count - warm}
     for name, key in (("handled", "delays"), ("durable", "durable_delays")):
         if key in report:
-            figures[name] = _percentiles([d for order_id, d in report[key] if order_id >= warm])
+            figures[name] = percentiles([d for order_id, d in report[key] if order_id >= warm])
     return figures
 
 
@@ -62,8 +62,8 @@ def _send(where: Addresses, topic: str, rate: float, count: int) -> None:
             raise FailedError(f"the producer failed{producer.complaint()}")
 
 
-def _percentiles(delays: Sequence[float]) -> dict[str, float]:
-    """In milliseconds."""
+def percentiles(delays: Sequence[float]) -> dict[str, float]:
+    """Of delays in seconds; in milliseconds."""
     inner = sorted(delay * 1000 for delay in delays)
     places = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
     last = len(inner) - 1

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import confluent_kafka
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import databases
-from benchmarks.catalogue import CONTESTANTS, RATIOS, Ratio
+from benchmarks.catalogue import Ratio
 from benchmarks.runs import Run
 from benchmarks.services import Addresses
 
@@ -59,10 +59,21 @@ def _cpu() -> str:
     return names[0] if names else platform.processor()
 
 
-def rates(runs: Sequence[Run]) -> list[Figures]:
+class Competing(Protocol):
+    """Who competed: what a table says of them."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def loop(self) -> str: ...
+
+
+def rates(runs: Sequence[Run], contestants: Iterable[Competing]) -> list[Figures]:
     """Per contestant: the median rate and its range, WAL, client CPU."""
     rows: list[Figures] = []
-    for contestant in CONTESTANTS:
+    for contestant in contestants:
         mine = [run for run in runs if run.contestant == contestant.name]
         if not mine:
             continue
@@ -74,23 +85,23 @@ def rates(runs: Sequence[Run]) -> list[Figures]:
                 "loop": contestant.loop,
                 "count": mine[0].count,
                 "rounds": len(mine),
-                "rate": _spread([run.rate for run in mine]),
-                "wal_per_message": _spread([run.wal_per_message for run in mine]),
-                "client_us_per_message": _spread(cpu) if cpu else None,
+                "rate": spread([run.rate for run in mine]),
+                "wal_per_message": spread([run.wal_per_message for run in mine]),
+                "client_us_per_message": spread(cpu) if cpu else None,
             }
         )
     return rows
 
 
-def ratios(runs: Sequence[Run]) -> list[Figures]:
+def ratios(runs: Sequence[Run], wanted: Iterable[Ratio]) -> list[Figures]:
     """Each ratio within its round, then the median over rounds."""
     rows: list[Figures] = []
-    for ratio in RATIOS:
+    for ratio in wanted:
         per_round = list(_per_round(ratio, runs))
         if per_round:
-            spread = _spread(per_round)
-            met = None if ratio.bar is None else spread["median"] >= ratio.bar
-            rows.append({"title": ratio.title, "ratio": spread, "bar": ratio.bar, "met": met})
+            found = spread(per_round)
+            met = None if ratio.bar is None else found["median"] >= ratio.bar
+            rows.append({"title": ratio.title, "ratio": found, "bar": ratio.bar, "met": met})
     return rows
 
 
@@ -102,7 +113,8 @@ def _per_round(ratio: Ratio, runs: Sequence[Run]) -> Iterable[float]:
             yield by_name[ratio.of] / max(others)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Of several rounds: the median, and from where to where."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
@@ -114,47 +126,50 @@ def bars(results: Figures) -> list[Figures]:
             low = figures["rate"] < 100
             name, bar = ("p50", 10.0) if low else ("p99", 50.0)
             title = f"produce to handled, {name}, {figures['rate']:,.0f}/s, ms"
-            rows.append(_at_most(title, figures["handled"][name], bar))
+            rows.append(at_most(title, figures["handled"][name], bar))
     for row in results["rates"]:
         if row["contestant"] == "eventflow-async":
-            rows.append(_at_most("WAL per message, B", row["wal_per_message"]["median"], 800))
+            rows.append(at_most("WAL per message, B", row["wal_per_message"]["median"], 800))
     if "idle" in results:
-        rows.append(_at_most("idle transactions/s", results["idle"]["per_second"], 2.0))
+        rows.append(at_most("idle transactions/s", results["idle"]["per_second"], 2.0))
     for figures in results.get("round_trips", []):
         if figures["contestant"] == "eventflow-async":
-            rows.append(_at_most("round trips per message", figures["per_message"], 0.005))
+            rows.append(at_most("round trips per message", figures["per_message"], 0.005))
     if "memory" in results:
         second, last = (results["memory"][f"{q}_quarter_mib"] for q in ("second", "last"))
-        rows.append(_at_most("memory, last quarter / second", last / second, 1.05))
+        rows.append(at_most("memory, last quarter / second", last / second, 1.05))
     return rows
 
 
-def _at_most(title: str, value: float, bar: float) -> Figures:
+def at_most(title: str, value: float, bar: float) -> Figures:
+    """A bar that a figure must not be above."""
     return {"title": title, "value": value, "bar": bar, "met": value <= bar}
 
 
 def tables(results: Figures) -> list[Table]:
     """Everything, for people."""
-    made = [_rates_table(results["rates"]), _bars_table(results["ratios"], results["bars"])]
+    made = [
+        rates_table("Messages per second, verified", "message", results["rates"]),
+        bars_table(results["ratios"], results["bars"]),
+    ]
     if "latency" in results:
         made.append(_latency_table(results["latency"]))
     if "round_trips" in results:
         made.append(_trips_table(results["round_trips"]))
-    return [table for table in made if table.row_count]
+    return made
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """The first column is words, the others are figures."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
 
 
-def _rates_table(rows: Sequence[Figures]) -> Table:
-    table = _table(
-        "Messages per second, verified", "contestant", "loop", "messages", "rate", "range",
-        "WAL B/msg", "client us/msg",
-    )  # fmt: skip
+def rates_table(title: str, unit: str, rows: Sequence[Figures]) -> Table:
+    """Rates of one kind of work, per second."""
+    table = new_table(title, "contestant", "loop", f"{unit}s", "rate", "range", f"WAL B/{unit}", f"client us/{unit}")
     for row in rows:
         rate, cpu = row["rate"], row["client_us_per_message"]
         table.add_row(
@@ -169,13 +184,14 @@ def _rates_table(rows: Sequence[Figures]) -> Table:
     return table
 
 
-def _bars_table(ratio_rows: Sequence[Figures], others: Sequence[Figures]) -> Table:
-    table = _table("Ratios within a round, and bars", "what", "median", "range", "bar", "")
+def bars_table(ratio_rows: Sequence[Figures], others: Sequence[Figures]) -> Table:
+    """Ratios, and what else there is a bar for."""
+    table = new_table("Ratios within a round, and bars", "what", "median", "range", "bar", "")
     for row in ratio_rows:
-        spread, bar = row["ratio"], row["bar"]
-        span = f"{spread['low']:.2f} - {spread['high']:.2f}"
+        found, bar = row["ratio"], row["bar"]
+        span = f"{found['low']:.2f} - {found['high']:.2f}"
         wanted = "" if bar is None else f">= {bar:g}"
-        table.add_row(row["title"], f"{spread['median']:.2f}", span, wanted, _word(row["met"]))
+        table.add_row(row["title"], f"{found['median']:.2f}", span, wanted, _word(row["met"]))
     for row in others:
         value, bar = f"{row['value']:.4g}", f"<= {row['bar']:g}"
         table.add_row(row["title"], value, "", bar, _word(row["met"]))
@@ -187,7 +203,7 @@ def _word(met: bool | None) -> str:
 
 
 def _latency_table(rows: Sequence[Figures]) -> Table:
-    table = _table("Latency from produce, ms", "what", "rate/s", "p50", "p90", "p99", "p99.9", "max")
+    table = new_table("Latency from produce, ms", "what", "rate/s", "p50", "p90", "p99", "p99.9", "max")
     for row in rows:
         for name in ("handled", "durable"):
             if name in row:
@@ -197,7 +213,7 @@ def _latency_table(rows: Sequence[Figures]) -> Table:
 
 
 def _trips_table(rows: Sequence[Figures]) -> Table:
-    table = _table("Round trips to PostgreSQL", "contestant", "messages", "trips", "per message")
+    table = new_table("Round trips to PostgreSQL", "contestant", "messages", "trips", "per message")
     for row in rows:
         numbers = (f"{row['messages']:,}", f"{row['trips']:,}", f"{row['per_message']:.5f}")
         table.add_row(row["contestant"], *numbers)
@@ -209,36 +225,44 @@ def as_json(results: Figures, runs: Sequence[Run]) -> str:
     return json.dumps({**results, "runs": [asdict(run) for run in runs]}, indent=1)
 
 
-def write(results: Figures, runs: Sequence[Run]) -> Path:
-    """Keep the results as results/latest.json."""
+def write(name: str, results: Figures, runs: Sequence[Run]) -> Path:
+    """Keep the results as results/{name}.json."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "latest.json"
+    path = RESULTS / f"{name}.json"
     path.write_text(as_json(results, runs) + "\n")
     return path
 
 
 def render_page(results: Figures) -> None:
-    """Replace what stands between the markers of RESULTS.md."""
-    begin, end = "<!-- results -->", "<!-- /results -->"
-    page = PAGE.read_text()
-    head, tail = page.partition(begin)[0], page.partition(end)[2]
-    PAGE.write_text(f"{head}{begin}\n\n{_markdown(results)}\n{end}{tail}")
-
-
-def _markdown(results: Figures) -> str:
-    about = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines = [
-        f"Measured {about['at']} on {about['cores']} cores ({about['cpu']}), Linux"
-        f" {about['kernel']}, load average {about['load'][0]:.1f} at the start;"
-        f" {results['rounds']} rounds. {versions}.",
-        "",
-    ]
-    for table in tables(results):
-        lines += [f"### {table.title}", "", *_markdown_table(table), ""]
+    """Write these results into their part of the page."""
+    lines = [about(results), "", *markdown_tables(tables(results))]
     if "memory" in results:
         lines += [_memory_sentence(results["memory"]), ""]
-    return "\n".join(lines)
+    fill_page("results", lines)
+
+
+def fill_page(part: str, lines: Iterable[str]) -> None:
+    """Replace what stands between two markers of RESULTS.md."""
+    begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
+    page = PAGE.read_text()
+    head, tail = page.partition(begin)[0], page.partition(end)[2]
+    text = "\n".join(lines)
+    PAGE.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}")
+
+
+def about(results: Figures) -> str:
+    """When and where these figures were measured."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"Measured {machine['at']} on {machine['cores']} cores ({machine['cpu']}), Linux {machine['kernel']}, load"
+        f" average {machine['load'][0]:.1f} at the start; {results['rounds']} rounds. {versions}."
+    )
+
+
+def markdown_tables(made: Iterable[Table]) -> list[str]:
+    """The tables that have rows, as Markdown."""
+    return [line for table in made if table.row_count for line in (f"### {table.title}", "", *_markdown(table), "")]
 
 
 def _memory_sentence(figures: Figures) -> str:
@@ -248,7 +272,7 @@ def _memory_sentence(figures: Figures) -> str:
     )
 
 
-def _markdown_table(table: Table) -> list[str]:
+def _markdown(table: Table) -> list[str]:
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     marks = ["---", *["---:"] * (len(columns) - 1)]
     rows = [[str(column.header) for column in table.columns], marks, *zip(*columns, strict=True)]
@@ -257,9 +281,15 @@ def _markdown_table(table: Table) -> list[str]:
 
 def show(console: Console, results: Figures) -> None:
     """Print the tables."""
-    for table in tables(results):
-        console.print(table)
+    show_tables(console, tables(results))
     if "idle" in results:
         console.print(f"idle: {results['idle']['per_second']:.2f} transactions/s")
     if "memory" in results:
         console.print(_memory_sentence(results["memory"]))
+
+
+def show_tables(console: Console, made: Iterable[Table]) -> None:
+    """Print the tables that have rows."""
+    for table in made:
+        if table.row_count:
+            console.print(table)

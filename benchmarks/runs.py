@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeVar
 
 import psycopg
 
@@ -140,7 +140,19 @@ def verified(dsn: str, count: int, report: Report, check: Verify) -> None:
 
 
 def once(where: Addresses, contestant: Contestant, topic: str, count: int, number: int) -> Run:
-    """Run one contestant once.
+    """Run one contestant of the Kafka benchmark once. Raises as `compete`."""
+
+    def command(dsn: str) -> list[str]:
+        return arguments(contestant, dsn, where.bootstrap, topic, count)
+
+    return compete(where, contestant.name, command, count, number, contestant.verify)
+
+
+def compete(
+    where: Addresses, name: str, command: Callable[[str], Sequence[str]], count: int, number: int, check: Verify,
+    limit: float = LIMIT,
+) -> Run:  # fmt: skip
+    """Run a contestant's process on a fresh database, whose address `command` takes.
 
     Raises:
         FailedError: it died or hung.
@@ -149,13 +161,12 @@ def once(where: Addresses, contestant: Contestant, topic: str, count: int, numbe
     load = os.getloadavg()[0]
     with databases.fresh(where.database_url) as dsn:
         before = databases.wal(dsn)
-        command = arguments(contestant, dsn, where.bootstrap, topic, count)
-        with process(command) as child:
-            report = child.finish(count)
+        with process(command(dsn)) as child:
+            report = child.finish(count, limit)
         written = report.pop("wal_bytes", databases.wal(dsn) - before)
-        verified(dsn, count, report, contestant.verify)
+        verified(dsn, count, report, check)
     return Run(
-        contestant=contestant.name,
+        contestant=name,
         round=number,
         rate=report.pop("rate"),
         count=report.pop("count"),
@@ -166,26 +177,31 @@ def once(where: Addresses, contestant: Contestant, topic: str, count: int, numbe
     )
 
 
+class Named(Protocol):
+    """Who competes."""
+
+    @property
+    def name(self) -> str: ...
+
+
+C = TypeVar("C", bound=Named)
+
+
 def rounds(
-    where: Addresses,
-    contestants: Sequence[Contestant],
-    topics: dict[str, tuple[str, int]],
-    how_many: int,
-    say: Callable[[str], None],
+    contestants: Sequence[C], how_many: int, run: Callable[[C, int], Run], say: Callable[[str], None]
 ) -> tuple[list[Run], list[str]]:
     """Let all take turns; every second round backwards, so that a drift of the machine favours nobody."""
     done: list[Run] = []
     failures: list[str] = []
     for number in range(1, how_many + 1):
         for contestant in contestants if number % 2 else reversed(contestants):
-            topic, count = topics[contestant.size]
             try:
-                run = once(where, contestant, topic, count, number)
+                one = run(contestant, number)
             except (FailedError, MismatchError) as error:
                 failures.append(f"{contestant.name}, round {number}: {error}")
                 say(f"[red]round {number}  {contestant.name:<36} {error}[/red]")
                 continue
-            done.append(run)
-            say(f"round {number}  {contestant.name:<36} {run.rate:>10,.0f}/s  verified")
+            done.append(one)
+            say(f"round {number}  {contestant.name:<36} {one.rate:>10,.0f}/s  verified")
             time.sleep(0.2)
     return done, failures

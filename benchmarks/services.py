@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DATABASE = "EVENTFLOW_TEST_DATABASE_URL"
 KAFKA = "EVENTFLOW_TEST_KAFKA_BOOTSTRAP_SERVERS"
+NO_KAFKA = "not used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,22 @@ def services() -> Iterator[Addresses]:
     with local.services(ROOT / ".eventflow" / "bench", throughput=True) as running:
         addresses = running.addresses
         yield Addresses(addresses.database_url, addresses.kafka_bootstrap_servers, "local", _kafka_version())
+
+
+@contextmanager
+def postgres() -> Iterator[Addresses]:
+    """PostgreSQL alone, for what needs no Kafka."""
+    if DATABASE in os.environ:
+        yield Addresses(os.environ[DATABASE], "", "external", NO_KAFKA)
+        return
+    from eventflow.local import Postgres
+
+    server = Postgres(ROOT / ".eventflow" / "bench")
+    server.start()
+    try:
+        yield Addresses(server.url, "", "local", NO_KAFKA)
+    finally:
+        server.stop()
 
 
 def _kafka_version() -> str:

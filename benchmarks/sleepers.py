@@ -8,24 +8,22 @@ URL a local PostgreSQL is started. Prints figures as JSON, and fails where memor
 
 import argparse
 import asyncio
+import contextlib
 import json
 import resource
-import subprocess
 import sys
-import tempfile
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
 
 import eventflow
+from benchmarks import databases
+from benchmarks.contestants.common import resident
+from benchmarks.runs import FailedError, process
+from benchmarks.services import postgres
 from eventflow import durable, sync
-from eventflow.local import Postgres
 from eventflow.migrations import migrate
 from eventflow.settings import Settings
 
@@ -44,18 +42,12 @@ def sleeper_sync(until: datetime) -> float:
     return time.time()
 
 
-def megabytes() -> float:
-    """What is resident now."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
-
-
 async def measured(url: str, count: int, rate: int, colour: str) -> dict[str, Any]:
     """Start them, wait until all are asleep, and again until all are awake."""
     workflow: Any = sleeper_async if colour == "async" else sleeper_sync
     figures: dict[str, Any] = {"colour": colour, "sleepers": count, "rate": rate}
     async with eventflow.running(Settings(database_url=url, suspend_after=2.0), consumers=False):
-        figures["idle MB"] = round(megabytes())
+        figures["idle MB"] = round(resident())
         lead = 20 + count / 2000  # seconds for starting them all
         begin, began = datetime.now(UTC) + timedelta(seconds=lead), time.monotonic()
         limit = asyncio.Semaphore(500)
@@ -70,11 +62,11 @@ async def measured(url: str, count: int, rate: int, colour: str) -> dict[str, An
         asleep = "select count(*) from eventflow.workflows where status = 'waiting' and executor is null"
         await until(url, asleep, count, lead)
         figures["all asleep, s before the first wakes"] = round((begin - datetime.now(UTC)).total_seconds(), 1)
-        figures["asleep MB"] = round(megabytes())
+        figures["asleep MB"] = round(resident())
         await until(
             url, "select count(*) from eventflow.workflows where status = 'succeeded'", count, 300 + 3 * count / rate
         )
-        figures["woken MB"] = round(megabytes())
+        figures["woken MB"] = round(resident())
     figures["peak MB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     with psycopg.connect(url) as connection:
         rows = connection.execute(
@@ -104,20 +96,18 @@ async def until(url: str, query: str, wanted: int, timeout: float) -> None:
             await asyncio.sleep(1)
 
 
-@contextmanager
-def server(url: str | None) -> Iterator[str]:
-    """The server given, or one of our own."""
-    if url is not None:
-        yield url
-        return
-    with tempfile.TemporaryDirectory(prefix="eventflow-sleepers-", dir="/var/tmp") as folder:
-        Path(folder).chmod(0o755)
-        local = Postgres(Path(folder))
-        local.start()
-        try:
-            yield local.url
-        finally:
-            local.stop()
+def sleepers(server: str, count: int, rate: int, colour: str) -> dict[str, Any]:
+    """What a process of its own measures, on a fresh database of this server.
+
+    Raises:
+        FailedError: it failed.
+
+    """
+    command = [sys.executable, "-m", "benchmarks.sleepers", "--measured", "--count", str(count), "--rate", str(rate)]
+    with databases.fresh(server) as url:
+        migrate(url)
+        with process([*command, "--colour", colour, "--database-url", url]) as child:
+            return child.finish(count, 600 + 6 * count / rate)
 
 
 def main() -> int:
@@ -131,22 +121,13 @@ def main() -> int:
     if options.measured:
         print(json.dumps(asyncio.run(measured(options.database_url, options.count, options.rate, options.colour))))
         return 0
-    with server(options.database_url) as base:
-        name = f"sleepers_{uuid.uuid4().hex[:8]}"
-        with psycopg.connect(base, autocommit=True) as admin:
-            admin.execute(f"create database {name}".encode())
-        url = f"{base.rpartition('/')[0]}/{name}"
-        migrate(url)
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.sleepers", "--measured", "--database-url", url, "--count",
-             str(options.count), "--rate", str(options.rate), "--colour", options.colour],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        with psycopg.connect(base, autocommit=True) as admin:
-            admin.execute(f"drop database {name} with (force)".encode())
-    if done.returncode:
-        return done.returncode
-    figures = json.loads(done.stdout.splitlines()[-1])
+    with contextlib.ExitStack() as stack:
+        server = options.database_url or stack.enter_context(postgres()).database_url
+        try:
+            figures = sleepers(server, options.count, options.rate, options.colour)
+        except FailedError as error:
+            print(error, file=sys.stderr)
+            return 1
     print(json.dumps(figures, indent=2))
     if figures["peak MB"] >= MEMORY or figures["late s"]["most"] > LATE:
         print(f"over its limit: {MEMORY:g} MB, {LATE:g} s late at most", file=sys.stderr)

@@ -25,7 +25,12 @@ class Wanted:
     answer: tuple[object, ...]
 
 
-def _check(connection: psycopg.Connection, *wanted: Wanted) -> None:
+def check(connection: psycopg.Connection, *wanted: Wanted) -> None:
+    """Ask these queries.
+
+    Raises:
+        MismatchError: an answer is another one.
+    """
     wrong: list[str] = []
     for want in wanted:
         found = connection.execute(want.query.encode()).fetchone()
@@ -35,7 +40,8 @@ def _check(connection: psycopg.Connection, *wanted: Wanted) -> None:
         raise MismatchError("; ".join(wrong))
 
 
-def _equal(what: str, found: object, wanted: object) -> None:
+def equal(what: str, found: object, wanted: object) -> None:
+    """Raises `MismatchError` where they are not."""
     if found != wanted:
         raise MismatchError(f"{what}: wanted {wanted}, found {found}")
 
@@ -51,21 +57,21 @@ def _all_of(count: int) -> tuple[int, int, int, int]:
 def entries(connection: psycopg.Connection, count: int, report: Report) -> None:
     """One effect per order, with its amount."""
     effects = f"select {_ORDERS.format('order_id')}, sum(amount)::bigint from entries"
-    _check(connection, Wanted("effects", effects, (*_all_of(count), orders.total(count))))
+    check(connection, Wanted("effects", effects, (*_all_of(count), orders.total(count))))
 
 
 def loop(connection: psycopg.Connection, count: int, report: Report) -> None:
     """Effects, and positions that add up to all offsets."""
     entries(connection, count, report)
     positions = "select sum(position)::bigint from positions"
-    _check(connection, Wanted("positions", positions, (count,)))
+    check(connection, Wanted("positions", positions, (count,)))
 
 
 def prototype(connection: psycopg.Connection, count: int, report: Report) -> None:
     """A finished row and a checkpoint per message, inputs all distinct, results the orders' amounts."""
     order_id = "(convert_from(input, 'UTF8')::json ->> 'order_id')::bigint"
     result = "convert_from(output, 'UTF8')::bigint"
-    _check(
+    check(
         connection,
         Wanted(
             "workflows",
@@ -83,10 +89,10 @@ def prototype(connection: psycopg.Connection, count: int, report: Report) -> Non
 
 def limit(connection: psycopg.Connection, count: int, report: Report) -> None:
     """The rows that the ceiling inserted."""
-    _check(connection, *_ledger_rows(count))
+    check(connection, *_ledger_rows(count))
 
 
-_STEPS = """(
+STEPS = """(
     select workflow_id, output, error from eventflow.checkpoints
     union all
     select id, s ->> 2, s ->> 3 from eventflow.workflows, jsonb_array_elements(steps::jsonb) as t (s)
@@ -101,7 +107,7 @@ def _ledger_rows(count: int) -> tuple[Wanted, Wanted]:
         ' count(distinct (claim, "offset")) from eventflow.workflows'
     )
     checkpoints = (
-        f"select count(*), count(distinct workflow_id), sum(output::bigint)::bigint, count(error) from {_STEPS}"
+        f"select count(*), count(distinct workflow_id), sum(output::bigint)::bigint, count(error) from {STEPS}"
     )
     total = orders.total(count)
     return (
@@ -131,26 +137,26 @@ def _accepted(count: int) -> tuple[Wanted, Wanted, Wanted]:
 
 def workflows(connection: psycopg.Connection, count: int, report: Report) -> None:
     """A succeeded workflow and a checkpoint per message, every offset accepted once, no handler run twice."""
-    _equal("handler calls", report.get("handled"), count)
-    _check(connection, *_ledger_rows(count), *_accepted(count))
+    equal("handler calls", report.get("handled"), count)
+    check(connection, *_ledger_rows(count), *_accepted(count))
 
 
 def transactional(connection: psycopg.Connection, count: int, report: Report) -> None:
     """One effect per message, every offset accepted once; rows of finished messages are a matter of policy."""
-    _equal("handler calls", report.get("handled"), count)
+    equal("handler calls", report.get("handled"), count)
     entries(connection, count, report)
     unfinished = "select count(*) from eventflow.workflows where status <> 'succeeded'"
-    _check(connection, *_accepted(count), Wanted("rows not succeeded", unfinished, (0,)))
+    check(connection, *_accepted(count), Wanted("rows not succeeded", unfinished, (0,)))
 
 
 def two_steps(connection: psycopg.Connection, count: int, report: Report) -> None:
     """The latency handler: every message once, two checkpoints each."""
-    _equal("distinct orders handled", len({order_id for order_id, _ in report["delays"]}), count)
-    _equal("handler calls", len(report["delays"]), count)
-    _equal("second steps", len(report["durable_delays"]), count)
+    equal("distinct orders handled", len({order_id for order_id, _ in report["delays"]}), count)
+    equal("handler calls", len(report["delays"]), count)
+    equal("second steps", len(report["durable_delays"]), count)
     succeeded = "select count(*) from eventflow.workflows where status = 'succeeded'"
-    checkpoints = f"select count(*), count(distinct workflow_id) from {_STEPS}"
-    _check(
+    checkpoints = f"select count(*), count(distinct workflow_id) from {STEPS}"
+    check(
         connection,
         *_accepted(count),
         Wanted("workflows", succeeded, (count,)),
@@ -160,8 +166,8 @@ def two_steps(connection: psycopg.Connection, count: int, report: Report) -> Non
 
 def dbos(connection: psycopg.Connection, count: int, report: Report) -> None:
     """A succeeded workflow and one recorded step per message; no step run twice."""
-    _equal("steps run", report.get("steps"), count)
-    _check(
+    equal("steps run", report.get("steps"), count)
+    check(
         connection,
         Wanted(
             "workflows",

@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -49,6 +48,7 @@ from eventflow.queues import DEFAULT, Order
 from eventflow.records import Rider
 from eventflow.recovery import birth
 from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
+from eventflow.runs import Run, new_id
 from eventflow.settings import Settings, load_settings
 from eventflow.telemetry import seldom
 from eventflow.threads import Threads
@@ -239,27 +239,77 @@ class App:
         """Start a workflow on this process; its id, once that is durable. From any loop."""
         if asyncio.get_running_loop() is not self._loop:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.start_soon(start), self._loop))
-        if self._stop.is_set():
-            raise NotRunningError("this process leaves `running()` and starts nothing more")
+        self._check_starting()
         incarnation = await self._current()
         if start.workflow_id is not None:
             check_workflow_id(start.workflow_id)
             await self._to_its_end(self._start_given(incarnation, start))
             return start.workflow_id
-        executor = incarnation.executor
-        run = incarnation.new_run(start, str(uuid.uuid4()))
-        run.future = self._loop.create_future()
-        executor.runs[run.workflow_id] = run
-        run.submitted += 1
         accepted = self._loop.create_future()
-        # Not by the caller, who may be cancelled while he waits: once it is durable it runs.
-        run.waiters = [functools.partial(executor.dispatch, [run]), functools.partial(_in_loop, self._loop, accepted)]
-        incarnation.journal.submit(Entry(run, []))
+        told = functools.partial(incarnation.executor.on_loop, done_with, accepted, None)
+        run = self._begin_run(incarnation, start, self._loop.create_future(), told)
         await accepted
         if run.dropped:
-            await self._current()  # which raises what is fatal
-            raise FencedError("this process lost its lease while the workflow was started")
+            await self._refuse_dropped()
         return run.workflow_id
+
+    async def call(self, start: Start, codec: Codec) -> Any:
+        """Start a workflow on this process and wait for its result. From any loop."""
+        if asyncio.get_running_loop() is not self._loop:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.call(start, codec), self._loop))
+        self._check_starting()
+        run = self._begin_run(await self._current(), start, self._loop.create_future())
+        try:
+            return await asyncio.shield(run.future)
+        except asyncio.CancelledError:
+            if not run.future.cancelled():
+                raise
+        return await self._elsewhere(run, codec)
+
+    def call_sync(self, start: Start, codec: Codec) -> Any:
+        """The same from a thread, which the loop has no part in. Blocks."""
+        self._check_starting()
+        incarnation = self._incarnation or self.on_loop(self._current())
+        run = self._begin_run(incarnation, start, concurrent.futures.Future[Any]())
+        if incarnation.over:  # it let go of what it held, and may not have seen this one
+            run.future.cancel()
+        try:
+            return run.future.result()
+        except concurrent.futures.CancelledError:
+            if not run.future.cancelled():
+                raise
+        if self._stop.is_set():
+            raise NotRunningError(
+                f"this process leaves `running()`; {run.workflow_id!r} goes on, if it has begun, in another one"
+            )
+        return self.on_loop(self._elsewhere(run, codec))
+
+    def _check_starting(self) -> None:
+        if self._stop.is_set():
+            raise NotRunningError("this process leaves `running()` and starts nothing more")
+
+    def _begin_run(
+        self, incarnation: Incarnation, start: Start, answer: Any, *accepted: Callable[[], None]
+    ) -> Run:  # fmt: skip
+        """A workflow under an id of ours: it runs once it is durable, whatever becomes of its caller meanwhile."""
+        executor = incarnation.executor
+        run = incarnation.new_run(start, new_id())
+        run.future = answer
+        executor.runs[run.workflow_id] = run
+        run.submitted += 1
+        run.waiters = [functools.partial(executor.dispatch, [run]), *accepted]
+        incarnation.journal.submit(Entry(run, []))
+        return run
+
+    async def _elsewhere(self, run: Run, codec: Codec) -> Any:
+        """The result of a run that this executor has let go of."""
+        if not run.in_ledger:
+            await self._refuse_dropped()
+        return await self._ledger.result(run.workflow_id, codec, None)
+
+    async def _refuse_dropped(self) -> NoReturn:
+        await self._current()  # which raises what is fatal
+        raise FencedError("this process lost its lease while the workflow was started")
 
     async def _start_given(self, incarnation: Incarnation, start: Start) -> None:
         run = await asyncio.to_thread(incarnation.start_workflow, start)
@@ -278,16 +328,19 @@ class App:
         """The workflow's result: from memory where it runs here, else from the ledger."""
         until = None if timeout is None else time.monotonic() + timeout
         run = self._incarnation.executor.runs.get(workflow_id) if self._incarnation else None
-        if run is not None and run.future is not None:
+        own: asyncio.Future[Any] | None = None
+        if run is not None and not isinstance(run.future, concurrent.futures.Future):  # which is its thread's alone
+            own = run.future
+        if own is not None:
+            future = own
             try:
-                future = run.future
                 if asyncio.get_running_loop() is not self._loop:
                     future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_wait(future), self._loop))
                 return await asyncio.wait_for(asyncio.shield(future), timeout)
             except TimeoutError:
                 raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {timeout} s") from None
             except asyncio.CancelledError:
-                if not run.future.cancelled():
+                if not own.cancelled():
                     raise
         left = None if until is None else max(0.0, until - time.monotonic())
         return await self._ledger.result(workflow_id, codec, left)
@@ -421,10 +474,6 @@ async def _enter(stack: contextlib.AsyncExitStack, lifespan: Callable[[], Any]) 
         at = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error_line(error)} ({Path(at.filename).name}, line {at.lineno})"
         raise LifespanError(f"the lifespan {lifespan.__qualname__!r} raised {what}") from error
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:
-    loop.call_soon_threadsafe(done_with, future, None)
 
 
 async def _wait(future: "asyncio.Future[Any]") -> Any:

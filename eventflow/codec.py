@@ -129,6 +129,8 @@ class Arguments:
             raise UsageError(f"the annotations of {self._name} cannot be resolved: {error}") from None
         self._codecs = {n: codec_for(resolved.get(n, _EMPTY)) for n in self._signature.parameters}
         self._kinds = {n: p.kind for n, p in self._signature.parameters.items()}
+        # How many arguments fit where all are given by position, and whose they are: to bind them is a slow way to learn it.
+        self._simple = {count: self._positional(count) for count in _counts(self._signature)}
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """The arguments as JSON: {"args": [...], "kwargs": {...}}.
@@ -138,11 +140,13 @@ class Arguments:
             CodecError: one does not fit its annotation.
 
         """
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise UsageError(f"{self._name}: {error}") from None
-        names = self._positional(len(args))
+        names = None if kwargs else self._simple.get(len(args))
+        if names is None:
+            try:
+                self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise UsageError(f"{self._name}: {error}") from None
+            names = self._positional(len(args))
         encoded = [self._one(n, v) for n, v in zip(names, args, strict=True)]
         keyed = [f"{json.dumps(n)}:{self._one(self._keyword(n), v)}" for n, v in kwargs.items()]
         return f'{{"args":[{",".join(encoded)}],"kwargs":{{{",".join(keyed)}}}}}'
@@ -157,10 +161,12 @@ class Arguments:
         try:
             data = json.loads(text)
             args, kwargs = data["args"], data["kwargs"]
-            names = self._positional(len(args))
+            simple = None if kwargs else self._simple.get(len(args))
+            names = self._positional(len(args)) if simple is None else simple
             positional = [self._codecs[n].decode(json.dumps(v)) for n, v in zip(names, args, strict=True)]
             keyed = {n: self._codecs[self._keyword(n)].decode(json.dumps(v)) for n, v in kwargs.items()}
-            self._signature.bind(*positional, **keyed)
+            if simple is None:
+                self._signature.bind(*positional, **keyed)
         except CodecError as error:
             raise CodecError(f"the arguments of {self._name}: {error}") from None
         except (ValueError, KeyError, TypeError, UsageError) as error:
@@ -189,6 +195,16 @@ class Arguments:
             if kind is inspect.Parameter.VAR_KEYWORD:
                 return known
         raise UsageError(f"{self._name} has no parameter {name!r}")
+
+
+def _counts(signature: inspect.Signature) -> range:
+    """How many arguments by position alone fit a signature that takes no other number of them."""
+    parameters = signature.parameters.values()
+    free = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    needed = [p for p in parameters if p.default is inspect.Parameter.empty and p.kind in free]
+    if any(p.kind not in free for p in parameters):
+        return range(0)
+    return range(len(needed), len(parameters) + 1)
 
 
 # ---- errors ------------------------------------------------------------------------------------

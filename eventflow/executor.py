@@ -8,6 +8,8 @@ Nothing here writes: outcomes and checkpoints go to the journal as entries, and 
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
 import logging
 import threading
@@ -117,6 +119,8 @@ class Executor:
         self._idle = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsubmitted: list[Run] = []
+        self._posted: deque[Callable[[], None]] = deque()  # by other threads, for the loop
+        self._woken = False
         self._started: deque[tuple[float, Run]] = deque()
         self._timers: dict[Run, asyncio.TimerHandle] = {}
         self._suspects: deque[Run] = deque()
@@ -171,7 +175,7 @@ class Executor:
         elif threaded:
             self._threads.put(threaded)
         if plain:
-            self.loop.call_soon_threadsafe(self._enqueue, plain)
+            self.on_loop(self._enqueue, plain)
 
     def _when_settled(self, run: Run) -> None:
         """Launch it once everything recorded before, in it and in its scope, is durable."""
@@ -487,7 +491,7 @@ class Executor:
         self._forget(run)
         self._count_dropped(run)
         if run.future is not None and not run.future.done():  # who waits for it here asks the ledger from now on
-            self._call(_cancel, run.future)
+            self.on_loop(_cancel, run.future)
         run.wake()
         self.next_in_line(run)
 
@@ -501,7 +505,7 @@ class Executor:
     def _forget(self, run: Run) -> None:
         """It is ours no more; another run of the same message may have taken its place."""
         if run in self._deadlines:
-            self._call(self._deadlines.pop(run).cancel)
+            self.on_loop(self._deadlines.pop(run).cancel)
         if self.runs.get(run.workflow_id) is run:
             del self.runs[run.workflow_id]
             if run.life is not None and run.life.queue is not None:
@@ -777,7 +781,7 @@ class Executor:
                         ended = ("outcome", run.workflow_id)
                         if self.waits.awaited(ended):
                             what = (entry.status, entry.output, entry.error, entry.reason)
-                            self._call(self.waits.arrived, ended, what)
+                            self.on_loop(self.waits.arrived, ended, what)
                 if entry.status == "parked" or entry.status == "waiting":
                     self._hold_back(run, entry)
             if run.waiters is not None or run.after is not None:
@@ -792,9 +796,9 @@ class Executor:
         """What has been written for others: who waits for it here looks at once, who sleeps is woken."""
         for query, row, _ in riders:
             if query == "insert_messages":
-                self._call(self.waits.arrived, ("inbox", *row[:2]))
+                self.on_loop(self.waits.arrived, ("inbox", *row[:2]))
             elif query == "insert_events":
-                self._call(self.waits.arrived, ("event", *row[:2]))
+                self.on_loop(self.waits.arrived, ("event", *row[:2]))
             elif query == "insert_children":
                 self._born(str(row[0]))
             elif query == "enqueue":
@@ -808,12 +812,24 @@ class Executor:
             elif query == "insert_signals":
                 self.on_signal()
 
-    def _call(self, function: Callable[..., None], *args: Any) -> None:
-        """On the loop: now, where this is its thread."""
+    def on_loop(self, function: Callable[..., None], *args: Any) -> None:
+        """Call it on the loop: now, where this is its thread; else in order, as many as have come by one wake-up."""
         if threading.get_ident() == self._loop_thread:
             function(*args)
-        else:
-            self.loop.call_soon_threadsafe(function, *args)
+            return
+        self._posted.append(functools.partial(function, *args))
+        if not self._woken:
+            self._woken = True
+            self.loop.call_soon_threadsafe(self._see_to_posted)
+
+    def _see_to_posted(self) -> None:
+        self._woken = False  # before the look: what is posted after it wakes the loop again
+        try:
+            while self._posted:
+                self._posted.popleft()()
+        finally:
+            if self._posted:  # one has raised, which the loop reports
+                self.loop.call_soon(self._see_to_posted)
 
     def settled(self, runs: list[Run]) -> None:
         """These were committed by a transaction of their own, result and position included."""
@@ -829,11 +845,13 @@ class Executor:
     def _answer(self, run: Run, entry: Entry) -> None:
         self._forget(run)
         future = run.future
-        if future is not None and entry.status in {"succeeded", "failed"}:
-            outcome, failed = run.outcome, entry.status == "failed"
-            self.loop.call_soon_threadsafe(_resolve, future, outcome, failed)
-        elif future is not None:
-            self.loop.call_soon_threadsafe(_cancel, future)
+        if future is None:
+            return
+        call = self.on_loop if isinstance(future, asyncio.Future) else _at_once  # or of a thread, which it wakes itself
+        if entry.status in {"succeeded", "failed"}:
+            call(_resolve, future, run.outcome, entry.status == "failed")
+        else:
+            call(_cancel, future)
 
     def dropped(self, entries: list[Entry]) -> None:
         """The journal refused these; called in its thread."""
@@ -1099,7 +1117,12 @@ def _resolve_wait(future: "asyncio.Future[Any]", what: Any) -> None:
         future.set_result(what)
 
 
-def _resolve(future: "asyncio.Future[Any]", outcome: Any, failed: bool) -> None:
+def _at_once(function: Callable[..., None], *args: Any) -> None:
+    with contextlib.suppress(concurrent.futures.InvalidStateError):  # the end of this executor was quicker
+        function(*args)
+
+
+def _resolve(future: Any, outcome: Any, failed: bool) -> None:
     if future.done():
         return
     if failed:
@@ -1109,6 +1132,6 @@ def _resolve(future: "asyncio.Future[Any]", outcome: Any, failed: bool) -> None:
         future.set_result(outcome)
 
 
-def _cancel(future: "asyncio.Future[Any]") -> None:
+def _cancel(future: Any) -> None:
     if not future.done():
         future.cancel()

@@ -143,6 +143,11 @@ class Incarnation:
         spec.check(self._elsewhere)
         return self._elsewhere[spec.database]
 
+    @property
+    def over(self) -> bool:
+        """Whether it has let go, or is about to, of what it holds; nothing that it is given now is seen to."""
+        return self._stopped.is_set()
+
     def start(self) -> None:
         """Start every part.
 

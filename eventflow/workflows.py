@@ -88,7 +88,8 @@ class Workflow(Generic[P, R_co]):
         if current_branch() is not None:
             child = note(f"the workflow {self.name!r}", talk.start(self._start(encoded)))
             return cast("R_co", operate_sync("a result", "await", talk.result(child, self.spec.result, None)))
-        return cast("R_co", runtime(f"the workflow {self.name!r}").on_loop(self._call(encoded)))
+        app = runtime(f"the workflow {self.name!r}")
+        return cast("R_co", app.call_sync(self._start(encoded), self.spec.result))
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> "Workflow[[], R_co]":
         """A workflow of no arguments: these are its arguments, keywords too.
@@ -127,8 +128,7 @@ class Workflow(Generic[P, R_co]):
         if current_branch() is not None:
             child = note(f"the workflow {self.name!r}", talk.start(asked))
             return await operate("a result", talk.result(child, self.spec.result, None))
-        app = runtime(f"the workflow {self.name!r}")
-        return await app.result(await app.start_soon(asked), self.spec.result, None)
+        return await runtime(f"the workflow {self.name!r}").call(asked, self.spec.result)
 
 
 class _WorkflowDecorator(Protocol):

@@ -7,6 +7,7 @@ import json
 import resource
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 
@@ -50,6 +51,12 @@ class Tally:
         self.handled = number = next(self._numbers)
         if number == self.wanted:
             self._loop.call_soon_threadsafe(self.full.set)
+
+
+def resident() -> float:
+    """This process's resident memory in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def report(count: int, seconds: float, **more: object) -> None:

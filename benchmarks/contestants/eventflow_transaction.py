@@ -5,31 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from sqlalchemy import BigInteger
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 import eventflow
 from benchmarks.contestants import common
+from benchmarks.contestants.entries import ENTER, ENTRIES, Entry
 from benchmarks.contestants.eventflow_workflow import contest, parser
 from benchmarks.contestants.ledger import Order
 from eventflow import Message
 
 tally: common.Tally
-ENTRIES = "create table entries (order_id bigint primary key, amount bigint not null)"
-ENTER = "insert into entries (order_id, amount) values (%s, %s)"
-
-
-class Base(DeclarativeBase):
-    """The user's own tables."""
-
-
-class Entry(Base):
-    """One effect."""
-
-    __tablename__ = "entries"
-
-    order_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    amount: Mapped[int] = mapped_column(BigInteger)
 
 
 @eventflow.transaction

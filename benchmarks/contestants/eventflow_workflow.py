@@ -1,13 +1,11 @@
 """eventflow: a message becomes a workflow with one step; sync, async, or with a step that really suspends."""
 
 import asyncio
-import resource
 import sys
 import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 
 import eventflow
 from benchmarks.contestants import common
@@ -82,16 +80,10 @@ def sample_memory(samples: list[tuple[int, float]]) -> None:
 
     def watch() -> None:
         while True:
-            samples.append((tally.handled, resident()))
+            samples.append((tally.handled, common.resident()))
             time.sleep(0.5)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def resident() -> float:
-    """This process's resident memory in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 async def idle(run: Contest) -> None:

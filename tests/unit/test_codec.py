@@ -1,5 +1,6 @@
 import dataclasses
 import enum
+import inspect
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -73,6 +74,28 @@ def test_arguments() -> None:
 def test_arguments_that_do_not_fit(args: Any, kwargs: Any) -> None:
     with pytest.raises(UsageError):
         Arguments(call).encode(args, kwargs)
+
+
+SIGNATURES: list[Any] = [
+    lambda: 0, lambda a: 0, lambda a, b=1: 0, lambda a, /, b: 0, lambda a, *rest: 0, lambda *rest: 0, lambda a, *, k: 0,
+    lambda a, *, k=1: 0, lambda a, b=1, /, *, k=1, **more: 0, lambda **more: 0,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", SIGNATURES)
+@pytest.mark.parametrize("count", range(4))
+def test_as_many_arguments_fit_as_the_signature_says(function: Any, count: int) -> None:
+    arguments, args = Arguments(function), list(range(count))
+    text = f'{{"args":{args},"kwargs":{{}}}}'
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError:
+        with pytest.raises(UsageError):
+            arguments.encode(tuple(args), {})
+        with pytest.raises(CodecError):
+            arguments.decode(text)
+    else:
+        assert arguments.decode(arguments.encode(tuple(args), {})) == (args, {})
 
 
 class ShopError(Exception):

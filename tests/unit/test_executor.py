@@ -388,3 +388,36 @@ async def test_what_has_begun_is_accepted_and_durable_before_its_claim_is_let_go
     end.set()
     await until(lambda: run.ended)
     line.executor.abort()
+
+
+async def test_what_threads_post_is_done_in_order_by_few_wake_ups_although_one_of_them_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    executor, loop, done, wakes = new_executor(), asyncio.get_running_loop(), list[int](), list[object]()
+    raised = list[Any]()
+    loop.set_exception_handler(lambda _, context: raised.append(context["exception"]))
+    wake = loop.call_soon_threadsafe
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        wakes.append(args)
+        return wake(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+
+    def post() -> None:
+        for n in range(100):
+            executor.on_loop(fail if n == 40 else done.append, n)
+
+    def fail(n: int) -> None:
+        raise ValueError(n)
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    thread.join()  # the loop looks when all of it is there
+    ended = asyncio.Event()
+    await asyncio.to_thread(executor.on_loop, ended.set)
+    await asyncio.wait_for(ended.wait(), 5)
+    assert done == [n for n in range(100) if n != 40]
+    assert [str(error) for error in raised] == ["40"]
+    assert len([args for args in wakes if args[0] == executor._see_to_posted]) <= 2
+    executor.abort()

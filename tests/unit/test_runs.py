@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import logging
+import os
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +20,7 @@ from eventflow.kafka import Message
 from eventflow.records import Checkpoint
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Run, Scope
+from eventflow.runs import Claim, Run, Scope, new_id
 from tests.fakes import new_executor
 
 
@@ -359,3 +361,15 @@ async def test_an_error_that_cannot_be_printed_is_a_failure_like_any_other(caplo
         statuses = [entry.status for entry in at.submitted]
         assert sorted(statuses) == ["failed", "queued", "running", "succeeded"]
         assert "Unprintable" in caplog.text
+
+
+def test_ids_are_random_uuids_that_no_fork_shares() -> None:
+    ids = [new_id() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert all(str(uuid.UUID(one)) == one and uuid.UUID(one).version == 4 for one in ids)
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(writer, new_id().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 100).decode() != new_id()
