@@ -239,7 +239,7 @@ class App:
         """Start a workflow on this process; its id, once that is durable. From any loop."""
         if asyncio.get_running_loop() is not self._loop:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.start_soon(start), self._loop))
-        if self._stop.is_set():
+        if self._stop.is_set() and start.parent is None:  # what still runs may go on, to its children, too
             raise NotRunningError("this process leaves `running()` and starts nothing more")
         incarnation = await self._current()
         if start.workflow_id is not None:
