@@ -25,7 +25,7 @@ class Adoption:
         specs: Mapping[str, Spec],
         *,
         adopt: Callable[[list[Run], How], None],
-        request: Callable[[str, str, str], None],
+        request: Callable[[str, str, str, int], None],
     ) -> None:
         self._database, self._executor, self._application, self._specs = database, executor, application, specs
         self._adopt, self._request = adopt, request
@@ -46,8 +46,8 @@ class Adoption:
 
     def read_requests(self, connection: Connection) -> None:
         """See to what people ask of this executor's workflows."""
-        for workflow_id, kind, who in self._database.run(connection, "own_requests", {"executor": self._executor}):
-            self._request(workflow_id, kind, who)
+        for row in self._database.run(connection, "own_requests", {"executor": self._executor}):
+            self._request(*row)
 
     def _run_of(self, row: Row, recorded: dict[str, Checkpoint] | None) -> Run:
         run = Run(self._specs[row[1]], row[0], self._application)
@@ -60,4 +60,7 @@ class Adoption:
         if generation or any(one is not None for one in (parent, deadline, queue)):
             run.life = Life(parent, deadline, queue)
             run.life.generation = generation
+        if run.history.told():
+            run.life = run.life or Life()
+            run.life.recall(run.history)
         return run

@@ -239,7 +239,8 @@ class App:
         """Start a workflow on this process; its id, once that is durable. From any loop."""
         if asyncio.get_running_loop() is not self._loop:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.start_soon(start), self._loop))
-        self._check_starting()
+        if start.parent is None:  # what still runs may go on, to its children, too
+            self._check_starting()
         incarnation = await self._current()
         if start.workflow_id is not None:
             check_workflow_id(start.workflow_id)

@@ -28,6 +28,7 @@ import psycopg
 from eventflow.context import StepScope
 from eventflow.database import Connection, Database, evicting, fenced, in_transaction
 from eventflow.errors import (
+    Cancelled,
     DeterminismError,
     EventflowError,
     FencedError,
@@ -141,21 +142,35 @@ class Elsewhere:
 
     def step_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A sync transaction called in a sync workflow, or outside one."""
-        run = None if branch is None else branch.run
-        desk = _Desk(self, run)
+        desk = _Desk(self, branch)
         try:
-            with acting(run):
-                return drive(self._call(spec, branch, args, kwargs), desk)
+            if branch is None:
+                return drive(self._call(spec, None, "", args, kwargs), desk)
+            position = self._position(branch)
+            try:
+                self.executor.begin_sync(branch, position)
+                with acting(branch.run):
+                    return drive(self._call(spec, branch, position, args, kwargs), desk)
+            except Cancelled:
+                self.executor.told(branch, position)
+                raise
         finally:
             desk.put_back()
 
     async def step(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A transaction that is awaited: in a workflow, or outside one; a sync one's function runs in a thread."""
-        run = None if branch is None else branch.run
-        desk = _AsyncDesk(self, run, threaded=not spec.is_async)
+        desk = _AsyncDesk(self, None if branch is None else branch.run, threaded=not spec.is_async)
         try:
-            with acting(run):
-                return await adrive(self._call(spec, branch, args, kwargs), desk)
+            if branch is None:
+                return await adrive(self._call(spec, None, "", args, kwargs), desk)
+            position = self._position(branch)
+            try:
+                await self.executor.begin_either(branch, position)
+                with acting(branch.run):
+                    return await adrive(self._call(spec, branch, position, args, kwargs), desk)
+            except (asyncio.CancelledError, Cancelled):
+                self.executor.told(branch, position)
+                raise
         finally:
             desk.put_back()
 
@@ -172,14 +187,16 @@ class Elsewhere:
 
     # ---- the protocol ----
 
-    def _call(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Protocol:
+    def _position(self, branch: Branch) -> str:
+        self.executor.check(branch.run, branch.attempt)
+        return branch.next_position()
+
+    def _call(self, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any) -> Protocol:
         def pause(seconds: float) -> Ask:
             return ("pause", seconds)
 
         if branch is None:
             return (yield from persistently(spec, None, "", lambda _: self._outside(spec, args, kwargs), pause))
-        self.executor.check(branch.run, branch.attempt)
-        position = branch.next_position()
         step = _Step(spec, branch, position, args, kwargs, time.perf_counter())
         with branch.run.lock:
             tickets = branch.run.history.tickets(position)
@@ -420,8 +437,8 @@ def _read_riders(text: str | None) -> list[Rider]:
 class _Desk:
     """In a thread."""
 
-    def __init__(self, place: Elsewhere, run: Run | None) -> None:
-        self._place, self._run = place, run
+    def __init__(self, place: Elsewhere, branch: Branch | None) -> None:
+        self._place, self._branch = place, branch
         self._port: Port | None = None
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
@@ -440,20 +457,21 @@ class _Desk:
             self._port = None
 
     def barrier(self) -> None:
-        assert self._run is not None
-        self._place.executor.barrier_sync(self._run)
-        self._place.executor.raise_if_interrupted(self._run)
+        assert self._branch is not None
+        self._place.executor.barrier_sync(self._branch.run)
+        self._place.executor.raise_if_interrupted(self._branch)
 
     def pause(self, seconds: float) -> None:
         self._place.stopped.wait(seconds)
 
     def outlast(self, seconds: float) -> None:
         """A pause in which the run may leave memory, and its thread be given to others."""
-        executor, run = self._place.executor, cast("Run", self._run)
+        assert self._branch is not None
+        executor, run = self._place.executor, self._branch.run
         with run.lock:
             run.acting -= 1
         try:
-            executor.wait_sync(run, Await(executor.now() + seconds))
+            executor.wait_sync(self._branch, Await(executor.now() + seconds))
         finally:
             with run.lock:
                 run.acting += 1

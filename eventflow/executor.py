@@ -32,7 +32,7 @@ from eventflow.errors import (
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal, heralds
 from eventflow.records import FINAL, Rider
-from eventflow.replay import Await, Branch, History
+from eventflow.replay import TOLD, Await, Branch, History
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads
@@ -361,6 +361,9 @@ class Executor:
         if life is not None and isinstance(life.interrupted, WorkflowTimeoutError):
             self.fail(run, life.interrupted)  # whatever it still returned, its time was over
             return
+        if self._stopping and run.spec.is_async:  # it caught its cancellation: nobody but the process was to end
+            self.release(run)
+            return
         run.outcome = result
         self._hand(run, Entry(run, run.history.take_last(), "succeeded", output=output), ended=True)
 
@@ -370,7 +373,7 @@ class Executor:
             self.abandon(run)
         elif run.life is not None and run.life.suspending:
             self._suspend(run, run.life)
-        elif isinstance(error, asyncio.CancelledError) and self._stopping:
+        elif isinstance(error, asyncio.CancelledError | Suspended) and self._stopping:
             self.release(run)
         elif isinstance(error, asyncio.CancelledError | Cancelled) and run.life is not None and run.life.interrupted:
             self._end_interrupted(run, run.life.interrupted)
@@ -436,6 +439,8 @@ class Executor:
         run.attempt += 1
         run.begun = False
         dropped = run.history.drop_failed(error)
+        if run.life is not None:
+            run.life.recall(run.history)
         logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, error_line(error))
         # Queued, not running: if the process dies meanwhile, it was not this one that killed it (R13).
         entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait)
@@ -446,12 +451,18 @@ class Executor:
 
     def _continue(self, run: Run, arguments: str) -> None:
         """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
+        life = life_of(run)
+        if isinstance(life.interrupted, WorkflowTimeoutError):
+            self.fail(run, life.interrupted)
+            return
         run.arguments, run.attempt, run.begun = arguments, run.attempt + 1, False
         written = run.history.take_riders()
         run.history = History()
         entry = Entry(run, [], drop_from=0)
         entry.arguments, entry.riders = arguments, [*written, Rider("settle_stream_items", (run.workflow_id,))]
-        life = life_of(run)
+        if life.told:
+            entry.riders.append(Rider("settle_requests", (run.workflow_id,)))
+            life.begin_anew()
         life.generation += 1
         entry.generation = life.generation
         self._hand(run, entry)
@@ -522,7 +533,7 @@ class Executor:
         """
         if run.dropped or run.ended or (attempt is not None and attempt != run.attempt):
             raise Dropped
-        if run.life is not None and run.life.suspending:
+        if (run.life is not None and run.life.suspending) or (self._stopping and run.spec.is_async):
             raise Suspended
         if run.history.seq >= LONG_HISTORY:
             self._check_length(run)
@@ -658,26 +669,86 @@ class Executor:
         if home is not None and run.begun:
             home.cancel()
 
-    def request(self, workflow_id: str, kind: str, who: str) -> None:
-        """A person wants a workflow of this executor to end. On the loop."""
+    def request(self, workflow_id: str, kind: str, who: str, number: int) -> None:
+        """A person wants a workflow of this executor to end; each request has its number. On the loop."""
         run = self.runs.get(workflow_id)
-        if run is None or run.ended:
+        if run is None or run.ended or number <= life_of(run).heard:
             return
+        life_of(run).heard = number
         if kind == "terminate":
             self.terminate(run, f"terminated by {who}")
         else:
             self.interrupt(run, WorkflowCancelledError(f"cancelled by {who}"))
 
-    def raise_if_interrupted(self, run: Run) -> None:
+    def raise_if_interrupted(self, branch: Branch) -> None:
         """In a sync run, before it acts or waits.
 
         Raises:
-            Cancelled: it is to end; once.
+            Cancelled: it is to end; once on each branch.
 
         """
-        life = run.life
-        if life is not None and life.interrupted is not None and not life.told:
-            life.tell(run.history)
+        life = branch.run.life
+        if life is not None and life.interrupted is not None and not branch.told:
+            if not life.told:
+                life.tell(branch.run.history)
+            raise Cancelled(str(life.interrupted))
+
+    def told(self, branch: Branch, position: str) -> None:
+        """An operation ends because the workflow is to end: recorded here, so that a replay is told here, and not elsewhere.
+
+        What it waited for may have come by then, and what it did may have been committed after all.
+        """
+        run, life = branch.run, branch.run.life
+        if (
+            life is None
+            or not life.told
+            or branch.told
+            or life.suspending
+            or self._stopping
+            or run.ended
+            or run.dropped
+        ):
+            return
+        branch.told = True
+        with run.lock:
+            run.history.note(f"{position}!", TOLD, life.why())
+
+    async def begin(self, branch: Branch, position: str) -> None:
+        """An operation begins: one at which a former attempt was told to end is told again, and does not act.
+
+        All branches stand where they were told, or are to begin, when the first of them is cancelled, as it was then.
+        """
+        run, life = branch.run, branch.run.life
+        branch.told = branch.told or life.told
+        if life.to_tell and (position in life.to_tell or run.history.at(position) is None):
+            if life.to_tell == {position}:
+                self.loop.call_soon(self._tell_again, run, life)
+            else:
+                life.to_tell.discard(position)
+            await self.wait(run, Await(None))
+
+    def _tell_again(self, run: Run, life: Life) -> None:
+        life.to_tell.clear()
+        run.home.cancel()
+
+    async def begin_either(self, branch: Branch, position: str) -> None:
+        """The same on the loop, where the operation may be that of a sync run, too."""
+        if not branch.run.spec.is_async:
+            self.begin_sync(branch, position)
+        elif branch.run.life is not None:
+            await self.begin(branch, position)
+
+    def begin_sync(self, branch: Branch, position: str) -> None:
+        """The same in a worker thread.
+
+        Raises:
+            Cancelled: it was told to end here.
+
+        """
+        life = branch.run.life
+        if life is not None and position in life.to_tell:
+            life.to_tell.discard(position)
+            branch.told = True
             raise Cancelled(str(life.interrupted))
 
     # ---- children ----
@@ -728,9 +799,10 @@ class Executor:
             self.waits.drop(wait)
         return self._came(run, what)
 
-    def wait_sync(self, run: Run, awaited: Await) -> Any:
+    def wait_sync(self, branch: Branch, awaited: Await) -> Any:
         """The same for a worker thread."""
-        self.raise_if_interrupted(run)
+        run: Run = branch.run
+        self.raise_if_interrupted(branch)
         with run.lock:
             self.submit_fresh(run)
             run.acting -= 1
@@ -743,9 +815,19 @@ class Executor:
             came.append(what)
             told.set()
 
-        self.loop.call_soon_threadsafe(self.waits.add, Wait(run, awaited, resolve))
+        self.loop.call_soon_threadsafe(self._add_wait, branch, Wait(run, awaited, resolve))
         told.wait()
         return self._came(run, came[0])
+
+    def _add_wait(self, branch: Branch, wait: Wait) -> None:
+        """Of a worker thread, unless its branch was to be told to end just before."""
+        life = life_of(wait.run)
+        if life.interrupted is None or branch.told or life.suspending:
+            self.waits.add(wait)
+            return
+        if not life.told:
+            life.tell(wait.run.history)
+        wait.resolve(Cancelled(str(life.interrupted)))
 
     def _came(self, run: Run, what: Any) -> Any:
         if isinstance(what, BaseException):
@@ -952,12 +1034,16 @@ class Executor:
             self._spawn()
 
     async def _run_suspect(self, run: Run) -> None:
+        if run.ended or run.dropped:
+            return
         if run.recoveries >= run.spec.recoveries:
             logger.error("%s is parked: it was running each time its process died", run.workflow_id)
             self._park(run, f"its process died {run.recoveries + 1} times while it ran")
             return
         self._open(False)
         await self._silence(1.0)
+        if run.ended or run.dropped:
+            return  # it was terminated, or let go of, while it waited for its turn
         run.attempt += 1
         run.recoveries += 1
         self._hand(run, Entry(run, [], changed=True))

@@ -5,6 +5,7 @@ replayed.
 """
 
 import asyncio
+import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
@@ -167,15 +168,25 @@ class Handle(Generic[R_co]):
         `asyncio.CancelledError` in async code, `errors.Cancelled` in sync code; where that is not caught, it ends as
         `cancelled`. With `children`, all that descends from it is asked, too. Who asked, and when, is recorded.
 
+        In a workflow it is a step: done once what stands before it is durable, and not again by a replay.
+
         Raises:
             NotRunningError: outside `running()`.
 
         """
-        await self.backend.request([self._workflow_id], "cancel", children=children)
+        await self._ask("cancel", children)
 
     async def terminate(self, *, children: bool = True) -> None:
         """End the workflow here and now, as `cancelled`: what its code still does is not recorded. Raises as `cancel`."""
-        await self.backend.request([self._workflow_id], "terminate", children=children)
+        await self._ask("terminate", children)
+
+    async def _ask(self, kind: str, children: bool) -> None:
+        branch = current_branch() if self.recorded else None
+        ask = functools.partial(self.backend.request, [self._workflow_id], kind, children=children)
+        if branch is None:
+            await ask()
+        else:
+            await drive(branch, step_that_asks(kind, ask), (), {})
 
     # ---- what people do to a workflow that nobody holds; who did it, and when, is recorded ----
 
@@ -294,6 +305,13 @@ def prepare(
     limit = chosen.spec.timeout if timeout is None else seconds(timeout, "timeout")
     found = None if attributes is None else codec_for(dict[str, Any]).encode(dict(attributes))
     return Start(chosen.spec, chosen.encode(args, {}), workflow_id, if_exists, limit, found)
+
+
+def step_that_asks(kind: str, call: Any) -> StepSpec:
+    """Asking a workflow to end, as a step; asked twice it is told once."""
+    spec = StepSpec(kind, call, Retry(0))
+    spec.__dict__["result"] = codec_for(int)
+    return spec
 
 
 def step_that_starts(start: Start, call: Any) -> StepSpec:

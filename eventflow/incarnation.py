@@ -175,8 +175,8 @@ class Incarnation:
             while not seen.wait(0.5) and not self._stopped.is_set():
                 pass
 
-    def _request(self, workflow_id: str, kind: str, who: str) -> None:
-        self._loop.call_soon_threadsafe(self.executor.request, workflow_id, kind, who)
+    def _request(self, workflow_id: str, kind: str, who: str, number: int) -> None:
+        self._loop.call_soon_threadsafe(self.executor.request, workflow_id, kind, who, number)
 
     def requested(self) -> None:
         """A person of this process has asked for something."""

@@ -43,6 +43,7 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "insert_events": ("workflow_id", "key", "value"),
     "insert_stream_items": ("workflow_id", "key", "value", "source"),
     "settle_stream_items": ("workflow_id",),
+    "settle_requests": ("workflow_id",),
     "insert_signals": ("workflow_id",),
     "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),

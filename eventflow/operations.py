@@ -3,6 +3,7 @@
 One generator for both colours; a driver does what it asks, on the loop or in a worker thread.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 from typing_extensions import TypeVar
 
 from eventflow.context import StepScope, current, current_branch, would_block
-from eventflow.errors import UsageError
+from eventflow.errors import Cancelled, UsageError
 from eventflow.records import Rider
 from eventflow.replay import BARRIER, Await, Branch, Operation
 
@@ -76,9 +77,12 @@ async def operate(what: str, make: Callable[[Branch, str], Operation[R]]) -> R:
     if isinstance(branch.home, threading.Thread):
         raise UsageError(f"{what} is awaited in async workflows; sync ones have eventflow.sync")
     executor.check(run)
-    operation = make(branch, branch.next_position())
+    position = branch.next_position()
+    operation = make(branch, position)
     outcome: Any = None
     try:
+        if run.life is not None:
+            await executor.begin(branch, position)
         while True:
             effect = operation.send(outcome)
             outcome = None
@@ -88,6 +92,9 @@ async def operate(what: str, make: Callable[[Branch, str], Operation[R]]) -> R:
                 outcome = await executor.wait(run, cast("Await", effect))
     except StopIteration as stop:
         return stop.value
+    except asyncio.CancelledError:
+        executor.told(branch, position)
+        raise
     finally:
         executor.recorded(run)
 
@@ -104,17 +111,23 @@ def operate_sync(what: str, instead: str, make: Callable[[Branch, str], Operatio
     if not isinstance(branch.home, threading.Thread):
         raise would_block(what, instead)
     executor.check(run)
-    operation = make(branch, branch.next_position())
+    position = branch.next_position()
+    operation = make(branch, position)
     outcome: Any = None
     try:
+        if run.life is not None:
+            executor.begin_sync(branch, position)
         while True:
             effect = operation.send(outcome)
             outcome = None
             if effect is BARRIER:
                 executor.barrier_sync(run)
             else:
-                outcome = executor.wait_sync(run, cast("Await", effect))
+                outcome = executor.wait_sync(branch, cast("Await", effect))
     except StopIteration as stop:
         return stop.value
+    except Cancelled:
+        executor.told(branch, position)
+        raise
     finally:
         executor.recorded(run)

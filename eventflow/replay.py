@@ -22,6 +22,7 @@ from eventflow.retry import Retry
 BARRIER: Literal["barrier"] = "barrier"
 CALL: Literal["call"] = "call"
 TICKET = "~t"  # between a position and a number: what a transaction in another database is known by there
+TOLD = "told to end"  # what is recorded at "{position}!" where an operation was told that its workflow is to end
 LONG = 5.0  # seconds; a policy that may wait for so long between two attempts has them recorded
 
 
@@ -129,6 +130,11 @@ class History:
         """What shall be written in the same transaction as a checkpoint."""
         self.riders += tuple(rider._replace(seq=checkpoint.seq) for rider in riders)
 
+    def told(self) -> list[Checkpoint]:
+        """Where its operations were told that it is to end, in the order in which they were."""
+        known = [*(self.recorded or {}).values(), *self.fresh]
+        return sorted((c for c in known if c.name == TOLD), key=lambda c: c.seq)
+
     def closed(self) -> set[str]:
         """The streams that it has recorded as closed."""
         if self._closed is None:
@@ -214,10 +220,11 @@ class Branch:
     A task may outlive the attempt that started it (`asyncio.gather` ends none): it records nothing in the next one.
     """
 
-    __slots__ = ("attempt", "children", "home", "number", "path", "run")
+    __slots__ = ("attempt", "children", "home", "number", "path", "run", "told")
 
     def __init__(self, run: Any, home: object, path: str = "1", attempt: int | None = None) -> None:
         self.run = run
+        self.told = False  # that the workflow is to end
         self.attempt = getattr(run, "attempt", 0) if attempt is None else attempt
         self.home = home
         self.path = path
@@ -236,7 +243,9 @@ class Branch:
         """The branch of a task that this branch started, numbered in the order of their first operations."""
         self.children += 1
         path = str(self.children) if self.path == "1" else f"{self.path}/{self.children}"
-        return Branch(self.run, home, path, self.attempt)
+        branch = Branch(self.run, home, path, self.attempt)
+        branch.told = self.told
+        return branch
 
 
 class Kind(NamedTuple):

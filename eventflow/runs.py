@@ -4,6 +4,7 @@ A run is what the executor drives and what the journal writes. Who may touch wha
 everything else to the thread or loop that runs it, until it has been handed to the journal for the last time.
 """
 
+import json
 import os
 import threading
 from collections import deque
@@ -12,6 +13,7 @@ from contextlib import nullcontext
 from hashlib import sha256
 from typing import Any
 
+from eventflow.codec import decode_error, encode_error
 from eventflow.idempotency import operation_key
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
@@ -156,6 +158,8 @@ class Life:
         deadline: when it is over, in seconds since 1970 by the ledger's clock.
         interrupted: why it is to end before its function does; told: whether its code has been told so.
         cut: from which checkpoint on it recorded what it did because it was told.
+        heard: the number of the last request to end that came; one that is read again says nothing.
+        to_tell: positions at which a former attempt was told, and this one has yet to be.
         waits: what its branches wait for, while they do.
         seen: where it stood when it was last looked at; one that stands still may leave memory.
         suspending: it leaves memory; whatever it does on its way out is not recorded.
@@ -168,12 +172,14 @@ class Life:
         "cut",
         "deadline",
         "generation",
+        "heard",
         "interrupted",
         "parent",
         "queue",
         "seen",
         "suspending",
         "taken",
+        "to_tell",
         "told",
         "waits",
     )
@@ -187,6 +193,8 @@ class Life:
         self.interrupted: BaseException | None = None
         self.told = False
         self.cut: int | None = None
+        self.heard = 0
+        self.to_tell: set[str] = set()
         self.waits: dict[Any, Await] = {}
         self.seen: Any = None
         self.suspending = False
@@ -195,6 +203,25 @@ class Life:
     def tell(self, history: History) -> None:
         """Its code is told that it is to end."""
         self.told, self.cut = True, history.seq + 1
+
+    def recall(self, history: History) -> None:
+        """Take up what was recorded of where a former attempt was told to end: this one is told there, and nowhere else."""
+        told = history.told()
+        self.to_tell = {checkpoint.position.removesuffix("!") for checkpoint in told}
+        self.told, self.cut = bool(told), told[0].seq if told else None
+        if told and self.interrupted is None:
+            why = json.loads(told[0].output or "")
+            self.heard, self.interrupted = why["request"], decode_error(why["error"])
+
+    def why(self) -> str:
+        """What is recorded where it is told to end."""
+        assert self.interrupted is not None
+        return json.dumps({"request": self.heard, "error": encode_error(self.interrupted)})
+
+    def begin_anew(self) -> None:
+        """The next run of a workflow that was told to end, and went on: what that one was asked is done with."""
+        self.interrupted, self.told, self.cut = None, False, None
+        self.to_tell.clear()
 
 
 class Run:

@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 
 from eventflow.codec import Codec, decode_error, encode_error
 from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, runtime, would_block
+from eventflow.errors import Cancelled
 from eventflow.registry import check_function, check_name, colour_async, innermost, is_async, result_codec
 from eventflow.replay import BARRIER, CALL, Await, Branch, Kind
 from eventflow.replay import step as run_protocol
@@ -71,6 +72,8 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
     function, limit = spec.function, spec.timeout
     acting = False
     try:
+        if run.life is not None:
+            await executor.begin(branch, position)
         while True:
             effect = send(outcome)
             send, outcome = procedure.send, None
@@ -95,6 +98,9 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
             executor.check(run, branch.attempt)
     except StopIteration as stop:
         return stop.value
+    except asyncio.CancelledError:
+        executor.told(branch, position)
+        raise
     finally:
         run.acting -= acting
         executor.recorded(run)
@@ -124,6 +130,8 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     function, limit = spec.function, spec.timeout
     acting = False
     try:
+        if run.life is not None:
+            executor.begin_sync(branch, position)
         while True:
             with run.lock:
                 effect = send(outcome)
@@ -132,9 +140,9 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                     acting = not acting
                     run.acting += 1 if acting else -1
             if type(effect) is Await:
-                executor.wait_sync(run, effect)
+                executor.wait_sync(branch, effect)
             elif effect is CALL:
-                executor.raise_if_interrupted(run)
+                executor.raise_if_interrupted(branch)
                 token = current.set(scope)
                 try:
                     if limit is None:
@@ -151,6 +159,9 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                 executor.pause_sync(run, cast("float", effect))
     except StopIteration as stop:
         return stop.value
+    except Cancelled:
+        executor.told(branch, position)
+        raise
     finally:
         with run.lock:
             run.acting -= acting

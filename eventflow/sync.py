@@ -21,7 +21,7 @@ from eventflow.client import Client as AsyncClient
 from eventflow.client import Filter, Pages, each
 from eventflow.codec import Codec, codec_for
 from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, runtime
-from eventflow.errors import UsageError
+from eventflow.errors import Cancelled, UsageError
 from eventflow.handles import Handle as AsyncHandle
 from eventflow.handles import (
     StreamPages,
@@ -30,6 +30,7 @@ from eventflow.handles import (
     prepare,
     refuse_given,
     refuse_in_workflow,
+    step_that_asks,
     step_that_enqueues,
     step_that_starts,
 )
@@ -117,12 +118,23 @@ class Handle(Generic[R_co]):
     def cancel(self, *, children: bool = True) -> None:
         """Ask for the workflow to end; see `eventflow.Handle.cancel`."""
         refuse_loop("sync.Handle.cancel", "await eventflow.Handle.cancel")
-        self._handle.backend.on_loop(self._handle.cancel(children=children))
+        self._ask("cancel", children)
 
     def terminate(self, *, children: bool = True) -> None:
         """End the workflow here and now; see `eventflow.Handle.terminate`."""
         refuse_loop("sync.Handle.terminate", "await eventflow.Handle.terminate")
-        self._handle.backend.on_loop(self._handle.terminate(children=children))
+        self._ask("terminate", children)
+
+    def _ask(self, kind: str, children: bool) -> None:
+        backend, branch = self._handle.backend, current_branch() if self._handle.recorded else None
+
+        def ask() -> int:
+            return backend.on_loop(backend.request([self.workflow_id], kind, children=children))
+
+        if branch is None:
+            ask()
+        else:
+            drive_sync(branch, step_that_asks(kind, ask), (), {})
 
     def steps(self) -> list[StepRecord]:
         """The workflow's durable steps, in order, failures as "Type: message"; none where the ledger has no such workflow.
@@ -371,7 +383,8 @@ def gather(*calls: Callable[[], R]) -> list[R]:
     Raises:
         BlockingCallError: on a thread with a running event loop.
         NotRunningError: outside `running()`.
-        BaseException: of those that failed, the first in the order of the calls; after all have ended.
+        BaseException: of those that failed, the first in the order of the calls; after all have ended. `Cancelled` comes
+            before others: each call is told once that the workflow is to end, where it next acts or waits.
 
     """
     refuse_loop("sync.gather", "asyncio.gather")
@@ -386,9 +399,11 @@ def gather(*calls: Callable[[], R]) -> list[R]:
     _count(branch, 1)
     failures = [call.error for call in made if call.error is not None]
     if failures:
+        failure = next((one for one in failures if isinstance(one, Cancelled)), failures[0])
         if branch is not None:
-            branch.run.history.failed_together(failures[0], failures[1:])
-        raise failures[0]
+            branch.told = branch.told or isinstance(failure, Cancelled)
+            branch.run.history.failed_together(failure, [one for one in failures if one is not failure])
+        raise failure
     return [cast("R", call.result) for call in made]
 
 

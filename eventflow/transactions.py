@@ -23,7 +23,7 @@ import psycopg
 from eventflow.codec import decode_error, encode_error
 from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
-from eventflow.errors import FencedError, HistoryTooLongError, UnavailableError
+from eventflow.errors import Cancelled, FencedError, HistoryTooLongError, UnavailableError
 from eventflow.executor import Dropped, Executor, message_of
 from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce, rider_statements
 from eventflow.ports import Ask, AsyncPort, Condition, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
@@ -389,38 +389,71 @@ class Transactions:
 
     def step_sync(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A sync transaction called in a sync workflow, or outside one."""
-        with acting(None if branch is None else branch.run):
-            if branch is not None:
-                self._executor.check(branch.run)
-                self._executor.accept(branch.run)
-                self._executor.barrier_sync(branch.run)
-            place = self._steps.get()
-            lane, port = place
-            try:
-                return drive(self._step(lane, spec, branch, args, kwargs), port)
-            finally:
-                self._steps.put(place)
+        if branch is None:
+            return self._on_a_lane_sync(spec, None, "", args, kwargs)
+        executor, position = self._executor, self._position(branch)
+        try:
+            executor.begin_sync(branch, position)
+            recorded = recorded_at(position, spec, branch)
+            if recorded is not None:
+                return spec.result.decode(recorded.output or "null")
+            executor.raise_if_interrupted(branch)
+            with acting(branch.run):
+                executor.accept(branch.run)
+                executor.barrier_sync(branch.run)
+                return self._on_a_lane_sync(spec, branch, position, args, kwargs)
+        except Cancelled:
+            executor.told(branch, position)
+            raise
+
+    def _on_a_lane_sync(
+        self, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any
+    ) -> Any:
+        place = self._steps.get()
+        lane, port = place
+        try:
+            return drive(self._step(lane, spec, branch, position, args, kwargs), port)
+        finally:
+            self._steps.put(place)
 
     async def step(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A transaction that is awaited: in a workflow, or outside one; a sync one's function runs in a thread."""
-        with acting(None if branch is None else branch.run):
-            if branch is not None:
-                self._executor.check(branch.run, branch.attempt)
-                self._executor.accept(branch.run)
-                await self._executor.barrier(branch.run)
-            place = await self._async_steps.get()
-            lane, port, threaded = place
-            try:
-                return await adrive(self._step(lane, spec, branch, args, kwargs), port if spec.is_async else threaded)
-            finally:
-                self._async_steps.put_nowait(place)
+        if branch is None:
+            return await self._on_a_lane(spec, None, "", args, kwargs)
+        executor, position = self._executor, self._position(branch)
+        try:
+            await executor.begin_either(branch, position)
+            recorded = recorded_at(position, spec, branch)
+            if recorded is not None:
+                return spec.result.decode(recorded.output or "null")
+            if not branch.run.spec.is_async:
+                executor.raise_if_interrupted(branch)
+            with acting(branch.run):
+                executor.accept(branch.run)
+                await executor.barrier(branch.run)
+                return await self._on_a_lane(spec, branch, position, args, kwargs)
+        except (asyncio.CancelledError, Cancelled):
+            executor.told(branch, position)
+            raise
 
-    def _step(self, lane: Lane, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Protocol:
-        position = branch.next_position() if branch is not None else ""
-        recorded = recorded_at(position, spec, branch) if branch is not None else None
-        if recorded is not None:
-            return spec.result.decode(recorded.output or "null")
+    async def _on_a_lane(
+        self, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any
+    ) -> Any:
+        place = await self._async_steps.get()
+        lane, port, threaded = place
+        try:
+            protocol = self._step(lane, spec, branch, position, args, kwargs)
+            return await adrive(protocol, port if spec.is_async else threaded)
+        finally:
+            self._async_steps.put_nowait(place)
 
+    def _position(self, branch: Branch) -> str:
+        self._executor.check(branch.run, branch.attempt)
+        return branch.next_position()
+
+    def _step(
+        self, lane: Lane, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any
+    ) -> Protocol:
         def once(attempts: int) -> Protocol:
             return self._step_once(lane, spec, branch, position, args, kwargs, attempts)
 

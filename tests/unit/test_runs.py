@@ -334,6 +334,25 @@ async def test_between_two_suspects_others_get_their_turn() -> None:
         assert at.executor.room() == 0
 
 
+async def test_a_suspect_that_is_ended_while_it_waits_for_its_turn_is_left_alone() -> None:
+    """To record that it runs again would be refused (EF004), and end this executor."""
+    async with desk(threads=4) as at:
+        ran: list[int] = []
+
+        async def suspect(message: Message[Any]) -> None:
+            ran.append(message.offset)
+            await asyncio.sleep(0.1)
+
+        rows = [at.row(handler_spec(suspect), n) for n in range(3)]
+        at.executor.adopt(rows, "recovered")
+        await until(lambda: len(ran) == 1, "the first one runs alone")
+        at.executor.terminate(rows[1], "terminated by the test")
+        submitted = rows[1].submitted
+        await until(lambda: not at.executor._gate and len(ran) == 2 and not at.executor.runs, "all is over")
+        assert rows[1].submitted == submitted
+        assert len(set(ran)) == 2
+
+
 # ---- errors that cannot be printed -------------------------------------------------------------------
 
 

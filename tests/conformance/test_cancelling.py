@@ -1,0 +1,281 @@
+"""Cancelling, and leaving: a workflow is told once, where it is; a replay is told there again, whatever has come meanwhile: API.md 2.5.9."""
+
+import asyncio
+from typing import Any
+
+import psycopg
+import pytest
+
+import eventflow
+from eventflow import durable, sync
+from eventflow.context import slot
+from eventflow.errors import Cancelled, WorkflowCancelledError
+from tests.conformance.colours import Body, Colour, Do, _seen, both, trace, traced, until
+from tests.conformance.conftest import App, names
+
+TOLD = (asyncio.CancelledError, Cancelled)
+
+
+def ends_cancelled(handle: sync.Handle[Any]) -> None:
+    with pytest.raises(WorkflowCancelledError):
+        handle.result(timeout=10)
+    assert handle.get().status == "cancelled"
+
+
+@both
+def naps_and_cleans_up_for_long(do: Do) -> Body[None]:
+    try:
+        yield do.sleep(0.5)
+        yield do.run_step(trace, "slept")
+    except TOLD:
+        yield do.run_step(trace, "told")
+        yield do.sleep(0.8)  # by then the time of the other sleep has come
+        yield do.run_step(trace, "cleaned up")
+        raise
+
+
+def test_a_sleep_whose_time_comes_while_it_cleans_up_is_cancelled_all_the_same(app: App, colour: Colour) -> None:
+    handle = app.start(naps_and_cleans_up_for_long, colour)
+    app.asleep(handle)
+    handle.cancel()
+    ends_cancelled(handle)
+    assert traced(handle.workflow_id) == ["told", "cleaned up"]
+
+
+@both
+def receives_and_cleans_up_for_long(do: Do) -> Body[None]:
+    try:
+        yield do.recv(str)
+        yield do.run_step(trace, "received")
+    except TOLD:
+        yield do.run_step(trace, "told")
+        yield do.sleep(0.3)
+        yield do.run_step(trace, "cleaned up")
+        raise
+
+
+def test_a_message_that_comes_while_it_cleans_up_is_not_received(app: App, colour: Colour) -> None:
+    handle = app.start(receives_and_cleans_up_for_long, colour)
+    app.asleep(handle)
+    handle.cancel()
+    until(lambda: traced(handle.workflow_id) == ["told"])
+    handle.send("late")
+    ends_cancelled(handle)
+    assert traced(handle.workflow_id) == ["told", "cleaned up"]
+
+
+@eventflow.step
+async def takes_long() -> None:
+    trace("begins")
+    if traced(durable.workflow_id()).count("begins") == 1:
+        await asyncio.sleep(30)
+
+
+@both
+def acts_and_cleans_up_for_long(do: Do) -> Body[None]:
+    try:
+        yield do.run_step(takes_long)
+        yield do.run_step(trace, "acted")
+    except TOLD:
+        yield do.run_step(trace, "told")
+        yield do.sleep(0.3)
+        yield do.run_step(trace, "cleaned up")
+        raise
+
+
+def test_a_step_that_was_cancelled_does_not_run_again_beside_the_clean_up(app: App) -> None:
+    handle = app.start(acts_and_cleans_up_for_long, "async")
+    until(lambda: traced(handle.workflow_id) == ["begins"])
+    handle.cancel()
+    ends_cancelled(handle)
+    assert traced(handle.workflow_id) == ["begins", "told", "cleaned up"]
+
+
+@eventflow.transaction
+async def takes_its_time(connection: "psycopg.AsyncConnection[Any]") -> None:
+    """Its commit is on its way when its workflow is told to end."""
+    await connection.execute("select 1")
+    app: Any = slot.runtime
+    executor = app._incarnation.executor
+    executor.interrupt(executor.runs[durable.workflow_id()], WorkflowCancelledError("cancelled by its own transaction"))
+
+
+@both
+def commits_and_cleans_up_for_long(do: Do) -> Body[None]:
+    try:
+        yield do.run_step(takes_its_time)
+        yield do.run_step(trace, "committed")
+        yield do.sleep(30)
+    except TOLD:
+        yield do.run_step(trace, "told")
+        yield do.sleep(0.3)
+        yield do.run_step(trace, "cleaned up")
+        raise
+
+
+def test_a_transaction_that_commits_although_it_is_cancelled(app: App) -> None:
+    """It is recorded, and its workflow is told behind it, also on every replay."""
+    handle = app.start(commits_and_cleans_up_for_long, "async")
+    ends_cancelled(handle)
+    assert traced(handle.workflow_id) in (["told", "cleaned up"], ["committed", "told", "cleaned up"])
+
+
+@both
+def survives_and_begins_anew(do: Do, run: int) -> Body[str]:
+    if run == 2:
+        for _ in range(3):
+            yield do.sleep(0.3)
+        return "went on"
+    try:
+        yield do.sleep(30)
+    except TOLD:
+        yield do.run_step(trace, "told")
+    return durable.continue_as_new(survives_and_begins_anew[do.colour].bind(2))
+
+
+def test_the_next_run_is_not_told_of_what_the_one_before_it_survived(app: App, colour: Colour) -> None:
+    handle = app.start(survives_and_begins_anew, colour, 1)
+    app.asleep(handle)
+    handle.cancel()
+    assert handle.result(timeout=10) == "went on"
+    assert traced(handle.workflow_id) == ["told"]
+
+
+@both
+def waits_for_ever(do: Do) -> Body[None]:
+    yield do.sleep(60)
+
+
+@both
+def cancels_at_once(do: Do) -> Body[str]:
+    child = yield do.start(waits_for_ever)
+    yield child.cancel
+    try:
+        yield child.result
+    except WorkflowCancelledError:
+        return "cancelled"
+    return "not cancelled"
+
+
+def test_a_child_is_cancelled_right_after_its_start(app: App, colour: Colour) -> None:
+    """The request finds it: what the parent has recorded before is durable by then."""
+    handle = app.start(cancels_at_once, colour)
+    assert handle.result(timeout=10) == "cancelled"
+    assert [name.split()[0] for name in names(handle)] == ["start", "cancel", "result"]
+
+
+@both
+def survives(do: Do) -> Body[str]:
+    try:
+        yield do.sleep(60)
+    except TOLD:
+        trace("told")
+    yield do.recv(str)
+    yield do.call(waits_for_a_moment)
+    return "survived"
+
+
+@both
+def waits_for_a_moment(do: Do) -> Body[None]:
+    yield do.sleep(0.8)
+
+
+@both
+def cancels_a_survivor(do: Do) -> Body[str]:
+    child = yield do.start(survives)
+    yield do.sleep(0.3)
+    yield child.cancel
+    yield do.send(child.workflow_id, "go on")
+    yield do.sleep(0.3)  # each wake is a replay; the child has a child by then
+    return (yield child.result)
+
+
+def test_a_replay_does_not_cancel_again(app: App, colour: Colour) -> None:
+    handle = app.start(cancels_a_survivor, colour)
+    assert handle.result(timeout=10) == "survived"
+    assert "cancel" in {name.split()[0] for name in names(handle)}
+
+
+def _waits_in_a_branch(do: Do, n: int) -> Body[None]:
+    try:
+        if n:
+            yield do.run_step(takes_a_moment)
+        yield do.sleep(30)
+    except TOLD:
+        trace(f"branch {n} told")
+        raise
+
+
+def takes_a_moment() -> None:
+    trace("acts")
+    until(lambda: traced(durable.workflow_id()).count("go on"))
+
+
+@both
+def waits_in_branches(do: Do) -> Body[None]:
+    try:
+        yield do.gather(*(_waits_in_a_branch(do, n) for n in range(2)))
+    except TOLD:
+        yield do.run_step(trace, "cleaned up")
+        raise
+
+
+def test_every_branch_is_told(app: App) -> None:
+    """Also one that does not wait just then: sync code is told where it next does."""
+    handle = app.start(waits_in_branches, "sync")
+    until(lambda: traced(handle.workflow_id) == ["acts"])
+    handle.cancel()
+    until(lambda: "branch 0 told" in traced(handle.workflow_id))
+    _seen[handle.workflow_id].append("go on")
+    ends_cancelled(handle)
+    assert traced(handle.workflow_id) == ["acts", "branch 0 told", "go on", "branch 1 told", "cleaned up"]
+
+
+@both
+def compensates(do: Do, goes_on: bool) -> Body[str]:
+    try:
+        yield do.run_step(takes_long)
+    except TOLD:
+        yield do.run_step(trace, "compensated")
+        if not goes_on:
+            raise
+    return "done"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_process_that_leaves_cancels_no_workflow(app: App, goes_on: bool) -> None:
+    """Its task is cancelled, and unwinds; what it reaches meanwhile does nothing, for nobody has cancelled the workflow."""
+    handle = app.start(compensates, "async", goes_on)
+    until(lambda: traced(handle.workflow_id) == ["begins"])
+    app.down()
+    app.up()
+    assert handle.result(timeout=10) == "done"
+    assert traced(handle.workflow_id) == ["begins", "begins"]
+
+
+@eventflow.step
+async def takes_a_while() -> None:
+    trace("begins")
+    await asyncio.sleep(0.5)
+
+
+@both
+def quick(do: Do) -> Body[int]:
+    return 4
+    yield
+
+
+@both
+def starts_late(do: Do, child_id: str) -> Body[int]:
+    yield do.run_step(takes_a_while)
+    child = yield do.start(quick, workflow_id=child_id)
+    return (yield child.result)
+
+
+def test_what_still_runs_in_a_process_that_leaves_may_start_children(app: App, colour: Colour) -> None:
+    child_id = f"{colour} late child"
+    handle = app.start(starts_late, colour, child_id)
+    until(lambda: traced(handle.workflow_id) == ["begins"])
+    app.down()
+    app.up()
+    assert handle.result(timeout=10) == 4
