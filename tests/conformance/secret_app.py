@@ -7,7 +7,7 @@ import psycopg
 from pydantic import BaseModel
 
 import eventflow
-from eventflow import Message, durable
+from eventflow import Message, durable, sync
 from tests.conformance.colours import Body, Do, both
 
 TOPIC = os.environ.get("TOPIC", "secrets")
@@ -41,6 +41,17 @@ def breaks(do: Do, text: str) -> Body[str]:
 
 
 @both
+def stands_in_line(do: Do, text: str) -> Body[str]:
+    yield do.sleep(0.01)
+    return f"{text} served"
+
+
+def enqueued(do: Do, text: str) -> Any:
+    verb: Any = eventflow.enqueue if do.colour == "async" else sync.enqueue
+    return lambda: verb(stands_in_line[do.colour], text)
+
+
+@both
 def keeps(do: Do, note: Note) -> Body[list[str]]:
     found: list[str] = [(yield do.run_step(make, note.text))]
     try:
@@ -57,6 +68,8 @@ def keeps(do: Do, note: Note) -> Body[list[str]]:
         yield do.call(breaks, note.text)
     except ValueError as error:
         found.append(str(error))
+    queued = yield enqueued(do, f"{note.text} queued")
+    found.append((yield queued.result))
     found.append((yield do.recv(str, topic="outside", timeout=60)))
     return found
 

@@ -5,12 +5,15 @@ import contextlib
 import json
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
 from eventflow import durable, sync
 from eventflow.encryption import AesGcm
@@ -101,7 +104,7 @@ def kafka_world(postgres_url: str, kafka_bootstrap: str, tmp_path: Path) -> Iter
         yield made
 
 
-KEPT = [f"{SECRET} {end}" for end in ("made", "failed", "child said", "sent back", "broke", "outside")]  # by `keeps`
+KEPT = [f"{SECRET} {end}" for end in ("made", "failed", "child said", "sent back", "broke", "queued served", "outside")]
 
 
 def message_id(world: World, group: str, offset: int) -> str:
@@ -423,6 +426,70 @@ def test_a_client_without_the_key(start_app: Callable[..., App], encrypted: str,
         for read in (lambda: mine.result(timeout=5), lambda: mine.event("said", str)):
             with pytest.raises(UnreadableError, match="'new', and this process has none"):
                 read()
+
+
+# ---- queues ----------------------------------------------------------------------------------------------
+
+
+def enqueue_by(way: str, client: sync.Client, url: str, name: str, text: str, workflow_id: str) -> None:
+    """Put it in line, in one of the ways that there are."""
+    if way == "client":
+        client.enqueue(name, text, workflow_id=workflow_id)
+    elif way == "psycopg":
+        with psycopg.connect(url) as connection:
+            client.enqueue(name, text, workflow_id=workflow_id, session=connection)
+    elif way == "sqlalchemy":
+        engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        with Session(engine) as session, session.begin():
+            client.enqueue(name, text, workflow_id=workflow_id, session=session)
+        engine.dispose()
+    else:
+        with psycopg.connect(url) as connection:
+            arguments = json.dumps([text])
+            connection.execute(
+                "select eventflow.enqueue(%s, %s::jsonb, workflow_id => %s)", [name, arguments, workflow_id]
+            )
+
+
+@pytest.mark.parametrize("way", ["client", "psycopg", "sqlalchemy", "sql"])
+def test_what_is_enqueued(start_app: Callable[..., App], encrypted: str, colour: Colour, way: str) -> None:
+    """Encrypted, but by SQL; put in line again it is the same, where that can be told."""
+    start_app("old")
+    mine, name = f"{colour} {uuid.uuid4()}", echoes[colour].name
+    with sync.Client(encrypted, payload_codec=AesGcm({"old": RAW["old"]})) as client:
+        enqueue_by(way, client, encrypted, name, "heard", mine)
+        assert client.handle(mine, str).result(timeout=15) == "HEARD"
+        enqueue_by(way, client, encrypted, name, "heard", mine)
+        with pytest.raises((WorkflowExistsError, psycopg.errors.DatabaseError), match="exists|other arguments"):
+            enqueue_by(way, client, encrypted, name, "other", mine)
+    with psycopg.connect(encrypted) as connection:
+        [(stored,)] = connection.execute("select arguments from eventflow.workflows where id = %s", [mine]).fetchall()
+    assert stored.startswith('{"' if way == "sql" else "~old:")
+    with sync.Client(encrypted, payload_codec=AesGcm({"new": RAW["new"]})) as client:
+        if way == "sql":
+            enqueue_by(way, client, encrypted, name, "heard", mine)
+        else:
+            with pytest.raises(UnreadableError, match="whether .* has the same arguments: .* under the key 'old'"):
+                enqueue_by(way, client, encrypted, name, "heard", mine)
+            with pytest.raises(
+                psycopg.Error, match="its arguments are encrypted: only a Client with the key"
+            ) as refused:
+                enqueue_by("sql", client, encrypted, name, "heard", mine)
+            assert refused.value.sqlstate == "EF011"
+
+
+def test_one_that_stands_in_line_and_whose_key_is_gone(
+    start_app: Callable[..., App], encrypted: str, colour: Colour
+) -> None:
+    """It is parked when its turn comes, and stands in nobody's way."""
+    start_app("new")
+    mine = f"{colour} {uuid.uuid4()}"
+    with sync.Client(encrypted, payload_codec=AesGcm({"other": RAW["other"]})) as client:
+        handle = client.enqueue(echoes[colour], "heard", workflow_id=mine)
+        until(lambda: handle.get().status == "parked")
+        assert "under the key 'other'" in (handle.get().reason or "")
+    with sync.Client(encrypted, payload_codec=AesGcm({"new": RAW["new"]})) as client:
+        assert client.enqueue(echoes[colour], "others").result(timeout=15) == "OTHERS"
 
 
 # ---- what people do to encrypted workflows --------------------------------------------------------------

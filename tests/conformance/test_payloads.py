@@ -85,9 +85,16 @@ def test_what_is_too_large_is_refused_where_it_is_given(small: App, colour: Colo
     assert len(handle.result()) == 2
 
 
-def test_a_workflows_own_arguments_and_result(small: App, colour: Colour) -> None:
+def test_a_workflows_own_arguments_and_result(small: App, ledger: str, colour: Colour) -> None:
     with pytest.raises(CodecError, match=f"argument 'text': {SAID}"):
         small.start(takes, colour, LARGE)
+    with pytest.raises(CodecError, match=f"argument 'text': {SAID}"):
+        sync.enqueue(takes[colour], LARGE)
+    with sync.Client(ledger) as client:
+        with pytest.raises(CodecError, match=f"argument 2: {SAID}"):
+            client.enqueue("whatever", 1, LARGE)
+        with pytest.raises(CodecError, match=f"the arguments: {SAID}"):
+            client.enqueue("whatever", "x" * 1100, kwargs={"a": "x" * 900})
     handle = small.start(returns, colour)
     with pytest.raises(CodecError, match=f"the result of '.*': {SAID}"):
         handle.result(timeout=15)
