@@ -6,6 +6,7 @@ from typing import Any
 from eventflow.database import Connection, Database
 from eventflow.executor import How
 from eventflow.kafka import headers_from_json
+from eventflow.payloads import unread
 from eventflow.records import Checkpoint
 from eventflow.registry import Spec
 from eventflow.replay import History
@@ -53,9 +54,11 @@ class Adoption:
         run = Run(self._specs[row[1]], row[0], self._application)
         run.attempt, run.retries, run.recoveries = row[3], row[4], row[5]
         run.offset, run.timestamp, run.arguments = row[7], row[8], row[9]
-        run.key, run.value, run.headers = row[10], row[11], headers_from_json(row[12])
         run.in_ledger = True
-        run.history = History(recorded)
+        run.unreadable = unread((*row, *(text for c in (recorded or {}).values() for text in (c.output, c.error))))
+        if run.unreadable is None:
+            run.key, run.value, run.headers = row[10], row[11], headers_from_json(row[12])
+            run.history = History(recorded)
         parent, deadline, generation, queue = row[13:17]
         if generation or any(one is not None for one in (parent, deadline, queue)):
             run.life = Life(parent, deadline, queue)

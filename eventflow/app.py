@@ -24,9 +24,9 @@ from typing import Any, Literal, NoReturn
 
 from typing_extensions import TypeVar, TypeVarTuple
 
-from eventflow.codec import Codec, error_line
+from eventflow.codec import Codec, error_line, limit
 from eventflow.context import Start, slot
-from eventflow.database import Database
+from eventflow.database import database_of
 from eventflow.elsewhere import check_results, other_database
 from eventflow.errors import (
     BlockingCallError,
@@ -83,11 +83,10 @@ class App:
         self._queues = _served(declared, queues)
         served = {c.spec.name for c in self._consumers}
         self._specs = {n: s for n, s in declared.specs.items() if s.consumer is None or n in served}
-        self._database = Database(
-            settings.database_url, settings.database_schema, prepared=settings.prepared_statements
-        )
-        others = settings.databases.items()
-        self._databases = {n: other_database(n, u, prepared=settings.prepared_statements) for n, u in others}
+        self._database = database_of(settings)
+        others, prepared = settings.databases.items(), settings.prepared_statements
+        payloads = self._database.payloads
+        self._databases = {n: other_database(n, u, prepared=prepared, payloads=payloads) for n, u in others}
         self._others: Others
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
@@ -104,6 +103,7 @@ class App:
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
         self._check()
+        limit.size = self._settings.max_payload
         try:
             await asyncio.to_thread(self._check_database)
             await asyncio.to_thread(self._define_queues)

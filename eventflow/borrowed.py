@@ -20,8 +20,11 @@ Borrowed = Session | Connection | psycopg.Connection[Any]
 AsyncBorrowed = AsyncSession | AsyncConnection | psycopg.AsyncConnection[Any]
 
 
-def execute(session: Any, query: bytes, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """The query's rows, in the caller's transaction.
+Found = tuple[list[str], list[tuple[Any, ...]]]
+
+
+def execute(session: Any, query: bytes, params: Mapping[str, Any]) -> Found:
+    """The names of the query's columns, and its rows, in the caller's transaction.
 
     Raises:
         UsageError: this is nothing that blocking code executes on.
@@ -30,19 +33,23 @@ def execute(session: Any, query: bytes, params: Mapping[str, Any]) -> list[tuple
     """
     if isinstance(session, psycopg.Connection):
         with session.cursor(row_factory=tuple_row) as cursor:
-            return cursor.execute(query, params).fetchall()
+            rows = cursor.execute(query, params).fetchall()
+            return [column.name for column in cursor.description or ()], rows
     if isinstance(session, Session | Connection):
-        return [tuple(row) for row in session.execute(_clause(query), dict(params))]
+        found = session.execute(_clause(query), dict(params))
+        return list(found.keys()), [tuple(row) for row in found]
     raise UsageError(f"session is a SQLAlchemy Session or Connection or a psycopg Connection, not {session!r}")
 
 
-async def aexecute(session: Any, query: bytes, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+async def aexecute(session: Any, query: bytes, params: Mapping[str, Any]) -> Found:
     """The same for async code."""
     if isinstance(session, psycopg.AsyncConnection):
         async with session.cursor(row_factory=tuple_row) as cursor:
-            return await (await cursor.execute(query, params)).fetchall()
+            rows = await (await cursor.execute(query, params)).fetchall()
+            return [column.name for column in cursor.description or ()], rows
     if isinstance(session, AsyncSession | AsyncConnection):
-        return [tuple(row) for row in await session.execute(_clause(query), dict(params))]
+        found = await session.execute(_clause(query), dict(params))
+        return list(found.keys()), [tuple(row) for row in found]
     raise UsageError(
         f"session is a SQLAlchemy AsyncSession or AsyncConnection or a psycopg AsyncConnection, not {session!r}"
     )

@@ -17,8 +17,9 @@ from eventflow.database import Connection, KeptConnection, evicting
 from eventflow.errors import EventflowError, UnavailableError
 from eventflow.idempotency import message_workflow_id_prefix
 from eventflow.journal import Journal, Lane, backoff
+from eventflow.payloads import unread
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Early, Scope
+from eventflow.runs import Claim, Early, Fingerprint, Scope, fingerprint
 from eventflow.sources import Source, Sources
 
 logger = logging.getLogger(__name__)
@@ -152,8 +153,17 @@ class Claims:
             for low in range(verified, position, _EARLY):
                 ids = [f"{prefix}{offset}" for offset in range(low, min(low + _EARLY, position))]
                 for offset, *what in run(connection, "read_early", {"ids": ids}):
-                    known[offset] = (*known.get(offset, ()), tuple(what))
+                    known[offset] = (*known.get(offset, ()), self._told(*what))
         return early
+
+    def _told(
+        self, timestamp: int, key: bytes | None, value: bytes | None, stored: bytes, label: str | None
+    ) -> Fingerprint:
+        """What tells a message, from what `read_early.sql` has of it; of one that cannot be read, its time alone."""
+        if label is None:
+            return timestamp, key, value
+        key, value, headers = self._ledger.database.payloads.decode_message(stored, label)
+        return (timestamp,) if unread([headers]) is not None else fingerprint(timestamp, key, value)
 
     def _make(self, topic: str, source: Source, taken: _Taken) -> Claim:
         first, *above = list(taken.accepted)

@@ -12,12 +12,14 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
 from eventflow.borrowed import AsyncBorrowed
-from eventflow.codec import codec_for
-from eventflow.database import Database
+from eventflow.codec import codec_for, limit
+from eventflow.context import slot
+from eventflow.database import database_of
 from eventflow.errors import UsageError
 from eventflow.handles import Handle, order_for
 from eventflow.ledger import Ledger, Operation
 from eventflow.migrations import check_schema
+from eventflow.payloads import PayloadCodec
 from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, place_in_line, settings_json
 from eventflow.records import Status, WorkflowRecord
 from eventflow.retry import Seconds
@@ -63,7 +65,7 @@ class Filter:
         """As the query has them."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.attributes is not None:
-            found["attributes"] = codec_for(dict[str, Any]).encode(dict(self.attributes))
+            found["attributes"] = codec_for(dict[str, Any]).named("the attributes").encode(dict(self.attributes))
         return found
 
 
@@ -92,19 +94,19 @@ class Client:
     What is done to many workflows is done to all or, where one of them is not in a state that allows it, to none.
     """
 
-    def __init__(self, database_url: str | None = None, *, schema: str = "eventflow") -> None:
-        """Of the ledger at this URL; else at `DATABASE_URL`.
+    def __init__(
+        self, database_url: str | None = None, *, schema: str = "eventflow", payload_codec: PayloadCodec | None = None
+    ) -> None:
+        """Of the ledger at this URL; else at `DATABASE_URL`. Its values pass this codec; else what the environment says.
 
         Raises:
-            SettingsError: there is none, or it cannot be.
+            SettingsError: there is no URL, or it or the codec cannot be.
 
         """
-        given = {} if database_url is None else {"database_url": database_url}
-        settings = load_settings(database_schema=schema, **given)
-        self._database = Database(
-            settings.database_url, settings.database_schema, prepared=settings.prepared_statements
-        )
-        self._application = settings.application
+        given = {"database_url": database_url, "payload_codec": payload_codec}
+        settings = load_settings(database_schema=schema, **{n: v for n, v in given.items() if v is not None})
+        self._database = database_of(settings)
+        self._application, self._limit = settings.application, settings.max_payload
         self._opened: Ledger | None = None
 
     @property
@@ -133,6 +135,8 @@ class Client:
             raise UsageError("this client has been entered already")
         with self._database.connect("client") as connection:
             check_schema(connection, self._database.schema)
+        if slot.runtime is None:  # else the application's settings say how large a value may be
+            limit.size = self._limit
         self._opened = Ledger(self._database, self._application, keep=_KEPT)
 
     def close(self) -> None:

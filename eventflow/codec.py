@@ -1,4 +1,7 @@
-"""Arguments, results and errors to JSON and back, through Pydantic by annotation. Never pickle."""
+"""Arguments, results and errors to JSON and back, through Pydantic by annotation. Never pickle.
+
+What is made here is plain text, and at most `limit.size` bytes of it. That it may be stored encrypted, `payloads` knows.
+"""
 
 import inspect
 import json
@@ -6,19 +9,46 @@ import math
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from eventflow.errors import CodecError, UsageError, WorkflowError, first_line
+from eventflow.errors import CodecError, UnreadableError, UsageError, WorkflowError, first_line
+from eventflow.payloads import Unread
 
 _EMPTY = inspect.Parameter.empty
 _TRACEBACK = 16_000
+_SHARE = 16  # of the limit, that each long text of an error's record may have
 _DEPTH = 200
 _SCALARS: tuple[Any, ...] = (int, str, bool, float)
+
+
+class _Limit:
+    """How large one encoded value may be in this process; whoever reads the settings sets it."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 8 * 1024 * 1024  # bytes
+
+    def check(self, taken: int) -> None:
+        """Refuse a value that takes so many bytes.
+
+        Raises:
+            CodecError: they are too many; says what to do.
+
+        """
+        if taken > self.size:
+            raise CodecError(
+                f"it takes {taken:,} bytes as JSON and may take {self.size:,} (EVENTFLOW_MAX_PAYLOAD): keep what is large "
+                "elsewhere, and pass where it is"
+            )
+
+
+limit = _Limit()
 
 
 class Codec:
@@ -26,9 +56,11 @@ class Codec:
 
     def __init__(self, annotation: Any) -> None:
         self._annotation = annotation
+        self._what = ""
+        self._plain = False
         if annotation is _EMPTY or annotation is Any:
-            self.encode: Callable[[Any], str] = _encode_plain
-            self.decode: Callable[[str], Any] = json.loads
+            self._plain = True
+            self._bind()
             return
         try:
             adapter: TypeAdapter[Any] = TypeAdapter(annotation)
@@ -38,26 +70,67 @@ class Codec:
         self._validate = adapter.validator.validate_json
         self._exact = annotation if isinstance(annotation, type) and _has_fields(annotation) else None
         self._scalar = annotation if annotation in _SCALARS else None
-        self.encode = self._encode
-        self.decode = self._decode
+        self._bind()
+
+    def _bind(self) -> None:
+        self.encode: Callable[[Any], str] = self._encode_plain if self._plain else self._encode
+        self.decode: Callable[[str], Any] = self._decode_plain if self._plain else self._decode
+
+    def named(self, what: str) -> "Codec":
+        """The same codec, whose errors say what it is that cannot be encoded or decoded: "the result of 'charge'"."""
+        named = Codec.__new__(Codec)
+        named.__dict__.update(self.__dict__)
+        named._what = f"{what}: "
+        named._bind()
+        return named
 
     def _encode(self, value: Any) -> str:
         if self._exact is not None and type(value) is not self._exact and isinstance(value, self._exact):
             raise CodecError(
-                f"a {type(value).__qualname__} would lose fields as {self._exact.__qualname__}; annotate what is returned"
+                f"{self._what}a {type(value).__qualname__} would lose fields as {self._exact.__qualname__}; "
+                "annotate what is returned"
             )
         try:
-            if type(value) is self._scalar:  # nothing to warn of, and Pydantic is ten times as quick when not asked to
-                return self._to_json(value).decode()
-            return self._to_json(value, warnings="error").decode()
+            # Of a scalar there is nothing to warn of, and Pydantic is ten times as quick when not asked to.
+            data = self._to_json(value) if type(value) is self._scalar else self._to_json(value, warnings="error")
         except (PydanticSerializationError, ValueError) as error:
-            raise CodecError(f"{type(value).__qualname__} does not fit {self._annotation!r}: {error}") from None
+            raise CodecError(
+                f"{self._what}{type(value).__qualname__} does not fit {self._annotation!r}: {error}"
+            ) from None
+        if len(data) > limit.size:
+            self._check_size(len(data))
+        return data.decode()
+
+    def _check_size(self, size: int) -> None:
+        try:
+            limit.check(size)
+        except CodecError as error:
+            raise CodecError(f"{self._what}{error}") from None
 
     def _decode(self, text: str) -> Any:
         try:
             return self._validate(text)
         except ValidationError as error:
-            raise CodecError(f"the record does not fit {self._annotation!r}: {error}") from None
+            raise self._unfit(text, f"the record does not fit {self._annotation!r}: {error}") from None
+
+    def _encode_plain(self, value: Any) -> str:
+        if value is None:
+            return "null"
+        try:
+            return _encode_plain(value)
+        except CodecError as error:
+            raise CodecError(f"{self._what}{error}") from None
+
+    def _decode_plain(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise self._unfit(text, f"the record is no JSON: {error}") from None
+
+    def _unfit(self, text: str, complaint: str) -> CodecError:
+        if type(text) is Unread:
+            return UnreadableError(f"{self._what}{text.why}")
+        return CodecError(f"{self._what}{complaint}")
 
 
 def _has_fields(kind: type[Any]) -> bool:
@@ -83,14 +156,13 @@ def codec_for(annotation: Any) -> Codec:
 
 
 def _encode_plain(value: Any) -> str:
-    if value is None:
-        return "null"
     _check_plain(value, 0)
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        text.encode()
+        size = len(text.encode())
     except (TypeError, ValueError) as error:
         raise CodecError(f"not plain JSON: {error}") from None
+    limit.check(size)
     return text
 
 
@@ -111,6 +183,23 @@ def _check_plain(value: Any, depth: int) -> None:
             _check_plain(item, depth + 1)
     else:
         raise CodecError(f"a {type(value).__qualname__} without annotation is not plain JSON; annotate it")
+
+
+def joined(args: Sequence[str], kwargs: Mapping[str, str], what: str) -> str:
+    """Arguments that are encoded each, as one text.
+
+    Raises:
+        CodecError: together they are too large.
+
+    """
+    keyed = [f"{json.dumps(name)}:{text}" for name, text in kwargs.items()]
+    text = f'{{"args":[{",".join(args)}],"kwargs":{{{",".join(keyed)}}}}}'
+    if len(text) * 4 > limit.size:  # a character takes four bytes at most
+        try:
+            limit.check(len(text.encode()))
+        except CodecError as error:
+            raise CodecError(f"{what}: {error}") from None
+    return text
 
 
 class Arguments:
@@ -148,16 +237,19 @@ class Arguments:
                 raise UsageError(f"{self._name}: {error}") from None
             names = self._positional(len(args))
         encoded = [self._one(n, v) for n, v in zip(names, args, strict=True)]
-        keyed = [f"{json.dumps(n)}:{self._one(self._keyword(n), v)}" for n, v in kwargs.items()]
-        return f'{{"args":[{",".join(encoded)}],"kwargs":{{{",".join(keyed)}}}}}'
+        keyed = {n: self._one(self._keyword(n), v) for n, v in kwargs.items()}
+        return joined(encoded, keyed, f"the arguments of {self._name}")
 
     def decode(self, text: str) -> tuple[list[Any], dict[str, Any]]:
         """The inverse of `encode`.
 
         Raises:
             CodecError: the record does not fit the function as it is now.
+            UnreadableError: it could not be decoded from what is stored.
 
         """
+        if type(text) is Unread:
+            raise UnreadableError(f"the arguments of {self._name}: {text.why}")
         try:
             data = json.loads(text)
             args, kwargs = data["args"], data["kwargs"]
@@ -211,17 +303,24 @@ def _counts(signature: inspect.Signature) -> range:
 
 
 def encode_error(error: BaseException) -> str:
-    """An exception as JSON, without pickle; never raises."""
+    """An exception as JSON, without pickle; never raises. Of one that is too large, its class and the beginning of its text."""
     kind = type(error)
+    message, trace = _text(error), _clean("".join(traceback.format_exception(error))[-_TRACEBACK:])
     record = {
         "type": f"{kind.__module__}.{kind.__qualname__}",
-        "message": _text(error),
+        "message": message,
         "arguments": _plain_or_none(list(error.args)),
         "attributes": _plain_or_none({n: v for n, v in vars(error).items() if n != "__notes__"}),
         "notes": [_clean(str(n)) for n in getattr(error, "__notes__", [])],
-        "traceback": _clean("".join(traceback.format_exception(error))[-_TRACEBACK:]),
+        "traceback": trace,
     }
-    return json.dumps(record)
+    text = json.dumps(record)
+    if len(text) <= limit.size:
+        return text
+    share = limit.size // _SHARE
+    short = f"{message[:share]}... (cut: the record took {len(text):,} bytes, EVENTFLOW_MAX_PAYLOAD is {limit.size:,})"
+    gone: dict[str, Any] = {"arguments": None, "attributes": None, "notes": []}
+    return json.dumps({**record, **gone, "message": short, "traceback": trace[-share:]})
 
 
 def _text(error: BaseException) -> str:
@@ -248,14 +347,23 @@ def _plain_or_none(value: Any) -> Any:
 
 
 def recorded_line(text: str) -> str:
-    """A recorded exception as "Type: message", named as a traceback names it."""
+    """A recorded exception as "Type: message", named as a traceback names it; what cannot be read, as why."""
+    if type(text) is Unread:
+        return f"UnreadableError: {text.why}"
     record = json.loads(text)
     name = record["type"].removeprefix("builtins.").removeprefix("__main__.")
     return f"{name}: {record['message']}" if record["message"] else name
 
 
 def decode_error(text: str) -> Exception:
-    """The recorded exception: its own class where that is imported already, else a `WorkflowError`."""
+    """The recorded exception: its own class where that is imported already, else a `WorkflowError`.
+
+    Raises:
+        UnreadableError: it could not be decoded from what is stored.
+
+    """
+    if type(text) is Unread:
+        raise UnreadableError(text.why)
     record = json.loads(text)
     kind = _imported(record["type"])
     arguments = record.get("arguments")

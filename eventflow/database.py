@@ -1,7 +1,8 @@
 """The only door to Postgres: connections, the SQL files by name, and what an error of the server means.
 
-Nothing here knows what is written; the journal and the services decide that. Nothing relies on session state, so a
-pooler in transaction mode may stand between (`prepared=False` where it does not keep prepared statements).
+Nothing here knows what is written; the journal and the services decide that. What goes through the door passes the
+payload codec (`payloads`). Nothing relies on session state, so a pooler in transaction mode may stand between
+(`prepared=False` where it does not keep prepared statements).
 """
 
 import logging
@@ -9,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,15 @@ from psycopg import sql as compose
 from psycopg.conninfo import conninfo_to_dict
 
 from eventflow.arrays import register as register_arrays
+from eventflow.encryption import codec_of
 from eventflow.errors import EventflowError, FencedError, SettingsError, UnavailableError, first_line
-from eventflow.settings import masked
+from eventflow.payloads import Payloads
+from eventflow.settings import Settings, masked
 
 logger = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+Sent = list[tuple[bytes, Mapping[str, Any]]]  # statements as `Database.statement` makes them
 Verdict = Literal["fenced", "claims lost", "poison", "unknown", "again"]
 
 _PACKAGE = Path(__file__).parent
@@ -66,6 +70,7 @@ class Database:
     schema: str = "eventflow"
     prepared: bool = True
     name: str | None = None
+    payloads: Payloads = field(default_factory=Payloads, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse an address that libpq cannot read, before anything starts.
@@ -124,10 +129,37 @@ class Database:
         """The named query in this database's schema."""
         return sql(name, self.schema, "queries" if self.name is None else "results/queries")
 
+    def statement(self, name: str, params: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+        """What is sent for a named query: its text, and its parameters with their payloads encoded.
+
+        Raises:
+            CodecError: the payload codec refuses one.
+
+        """
+        return self.text(name), self.payloads.write(params)
+
     def run(self, connection: Connection, name: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """Execute the named query; its rows, if it has any."""
-        cursor = connection.execute(self.text(name), params or {}, prepare=self.prepared, binary=True)
-        return cursor.fetchall() if cursor.description else []
+        """Execute the named query; its rows, if it has any.
+
+        Raises:
+            CodecError: the payload codec refuses a parameter.
+
+        """
+        cursor = connection.execute(*self.statement(name, params or {}), prepare=self.prepared, binary=True)
+        if not cursor.description:
+            return []
+        return self.payloads.read(name, [column.name for column in cursor.description], cursor.fetchall())
+
+
+def database_of(settings: Settings) -> Database:
+    """The ledger that the settings choose, and the codec that its payloads pass.
+
+    Raises:
+        SettingsError: an address that libpq cannot read, or a codec that cannot be had.
+
+    """
+    url, schema, prepared = settings.database_url, settings.database_schema, settings.prepared_statements
+    return Database(url, schema, prepared, payloads=Payloads(codec_of(settings)))
 
 
 class KeptConnection:

@@ -41,6 +41,7 @@ from eventflow.executor import Dropped, Executor
 from eventflow.idempotency import new_ticket
 from eventflow.journal import backoff
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, check_schema
+from eventflow.payloads import Payloads, unread
 from eventflow.ports import Ask, AsyncPort, Port, Protocol, ThreadPort, adrive, drive
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
@@ -64,14 +65,14 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 1.0  # seconds that a commit under way gets to end, before who settles its ticket ends its session
 
 
-def other_database(name: str, url: str, *, prepared: bool) -> Database:
-    """One of `EVENTFLOW_DATABASES`.
+def other_database(name: str, url: str, *, prepared: bool, payloads: Payloads) -> Database:
+    """One of `EVENTFLOW_DATABASES`; the results that it keeps pass the ledger's payload codec.
 
     Raises:
         SettingsError: libpq cannot read its address.
 
     """
-    return Database(url, RESULTS_SCHEMA, prepared, name)
+    return Database(url, RESULTS_SCHEMA, prepared, name, payloads)
 
 
 def check_results(database: Database) -> None:
@@ -272,7 +273,7 @@ class Elsewhere:
                 self.executor.check(run, step.branch.attempt)
                 phase = "write"
                 crash_point("elsewhere.before_result")
-                yield ("execute", self._database.text("record_result"), row)
+                yield ("execute", *self._database.statement("record_result", row))
                 crash_point("elsewhere.before_commit")
                 phase = "commit"
                 yield ("commit",)
@@ -361,6 +362,9 @@ class Elsewhere:
             yield ("give",)
             break
         crash_point("elsewhere.after_settling")
+        unreadable = unread(rows[0])
+        if unreadable is not None:
+            raise unreadable
         [(output, riders, attempts, seconds)] = rows
         step.doubtful, step.found = False, output
         if output is None:

@@ -10,6 +10,7 @@
         ├── SettingsError              a setting that is wrong, by its name
         ├── SchemaError                a database that does not fit this code
         ├── CodecError                 a value that cannot be encoded or decoded
+        │   └── UnreadableError        a stored value whose key is gone, or that is damaged
         ├── DeterminismError           a replay met other code than was recorded
         ├── HistoryTooLongError        a workflow has recorded more than it may
         ├── UnavailableError           Postgres or Kafka does not answer
@@ -52,7 +53,14 @@ class SchemaError(EventflowError):
 
 
 class CodecError(EventflowError):
-    """A value that cannot be encoded or decoded by its annotation."""
+    """A value that cannot be encoded or decoded by its annotation, or that is larger than `EVENTFLOW_MAX_PAYLOAD`."""
+
+
+class UnreadableError(CodecError):
+    """A stored value that this process's payload codec cannot decode; the message names the key under which it stands.
+
+    A workflow that needs such a value is parked with this as its reason, and can be resumed where the key is.
+    """
 
 
 class DeterminismError(EventflowError):

@@ -26,6 +26,7 @@ from eventflow.errors import (
     CodecError,
     DeterminismError,
     HistoryTooLongError,
+    UnreadableError,
     WorkflowCancelledError,
     WorkflowTimeoutError,
 )
@@ -379,8 +380,7 @@ class Executor:
             self._end_interrupted(run, run.life.interrupted)
         elif isinstance(error, ContinuedAsNew):
             self._continue(run, error.arguments)
-        elif isinstance(error, DeterminismError | HistoryTooLongError):
-            logger.error("%s is parked: %s", run.workflow_id, error)
+        elif _is_for_a_person(run, error):
             self._park(run, str(error))
         elif isinstance(error, Exception) and run.spec.retry.wants(error, run.retries + 1):
             self._retry(run, error)
@@ -406,6 +406,7 @@ class Executor:
         self._hand(run, entry, ended=True)
 
     def _park(self, run: Run, reason: str) -> None:
+        logger.error("%s is parked: %s", run.workflow_id, reason)
         entry = Entry(run, run.history.take_last(), "parked", reason=reason, held=False)
         self._hand(run, entry, ended=True)
 
@@ -1008,7 +1009,9 @@ class Executor:
                 continue  # one that has ended let go of it, by a commit that this thread may not have been told of yet
             self.runs[run.workflow_id] = run
             run.executor = self
-            if how == "recovered":
+            if run.unreadable is not None:
+                self._park(run, f"what the ledger has of it cannot be read: {run.unreadable}")
+            elif how == "recovered":
                 self._suspects.append(run)
             elif how == "woken":
                 self._launch([run])
@@ -1037,7 +1040,6 @@ class Executor:
         if run.ended or run.dropped:
             return
         if run.recoveries >= run.spec.recoveries:
-            logger.error("%s is parked: it was running each time its process died", run.workflow_id)
             self._park(run, f"its process died {run.recoveries + 1} times while it ran")
             return
         self._open(False)
@@ -1169,6 +1171,13 @@ class Executor:
 def _is_transactional(run: Run) -> bool:
     consumer = run.spec.consumer
     return consumer is not None and consumer.transaction is not None
+
+
+def _is_for_a_person(run: Run, error: BaseException) -> bool:
+    """Whether it is to be parked: another attempt, here and now, would come to the same."""
+    if isinstance(error, UnreadableError):
+        return run.history.failed_at(error) is None  # else a step has read something elsewhere, and failed
+    return isinstance(error, DeterminismError | HistoryTooLongError)
 
 
 def _cut(run: Run) -> int | None:

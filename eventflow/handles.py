@@ -6,9 +6,10 @@ replayed.
 
 import asyncio
 import functools
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
@@ -20,6 +21,7 @@ from eventflow.context import Backend, Start, StepScope, current, current_branch
 from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id
 from eventflow.operations import note, operate
+from eventflow.payloads import unread
 from eventflow.queues import DEFAULT, IfExists, Order, delayed, place_in_line, plain_arguments
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.registry import check_name
@@ -101,10 +103,10 @@ class Handle(Generic[R_co]):
 
         Raises:
             NotRunningError: outside `running()`.
+            UnreadableError: they stand inside an encrypted row whose key is gone.
 
         """
-        rows = await asyncio.to_thread(self.backend.read, "read_steps", self._workflow_id)
-        return [StepRecord(*row[:5], error=None if row[5] is None else recorded_line(row[5])) for row in rows]
+        return steps_of(await asyncio.to_thread(self.backend.read, "read_steps", self._workflow_id))
 
     async def send(self, message: object, *, topic: str = "", idempotency_key: str | None = None) -> None:
         """Put a message into the workflow's inbox, exactly once; sent again under the same key it is the same message.
@@ -255,6 +257,27 @@ class Handle(Generic[R_co]):
         await self.backend.manage("forget", [self._workflow_id])
 
 
+def steps_of(rows: list[tuple[Any, ...]]) -> list[StepRecord]:
+    """The rows of `read_steps.sql` as records.
+
+    Raises:
+        UnreadableError: they stand inside a row that cannot be decoded.
+
+    """
+    found: list[StepRecord] = []
+    for *facts, error, steps in rows:
+        if steps is None:
+            found.append(StepRecord(*facts, error=error and recorded_line(error)))
+            continue
+        unreadable = unread([steps])
+        if unreadable is not None:
+            raise unreadable
+        for position, name, _, failure, attempts, taken in json.loads(steps):
+            began, ended = facts[-1] - timedelta(seconds=taken), facts[-1]
+            found.append(StepRecord(position, name, attempts, began, ended, failure and recorded_line(failure)))
+    return found
+
+
 class StreamPages:
     """A stream as it is read: page by page, with pauses where nothing has come."""
 
@@ -303,7 +326,7 @@ def prepare(
         raise UsageError(f"if_exists is 'attach' or 'reject', not {if_exists!r}")
     chosen = cast("Workflow[..., Any]", workflow)
     limit = chosen.spec.timeout if timeout is None else seconds(timeout, "timeout")
-    found = None if attributes is None else codec_for(dict[str, Any]).encode(dict(attributes))
+    found = None if attributes is None else codec_for(dict[str, Any]).named("the attributes").encode(dict(attributes))
     return Start(chosen.spec, chosen.encode(args, {}), workflow_id, if_exists, limit, found)
 
 
@@ -382,7 +405,7 @@ def order_for(
         limit = chosen.spec.timeout if limit is None else limit
     else:
         raise UsageError(f"enqueue takes a function decorated with @workflow, not {workflow!r}")
-    found = None if attributes is None else codec_for(dict[str, Any]).encode(dict(attributes))
+    found = None if attributes is None else codec_for(dict[str, Any]).named("the attributes").encode(dict(attributes))
     order = Order(
         name,
         arguments,

@@ -22,9 +22,10 @@ from eventflow.context import Start
 from eventflow.database import Connection, Database
 from eventflow.dispatcher import Dispatcher
 from eventflow.elsewhere import Elsewhere
-from eventflow.errors import UnavailableError, WorkflowExistsError
+from eventflow.errors import UnavailableError, UnreadableError, WorkflowExistsError
 from eventflow.executor import Executor, How
 from eventflow.journal import Identity, Journal, Lane, rider_statements
+from eventflow.payloads import unread
 from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
@@ -258,6 +259,9 @@ class Incarnation:
         if not rows:
             return None
         row = rows[0]
+        unreadable = unread([row[7]])
+        if unreadable is not None:
+            raise UnreadableError(f"whether {start.workflow_id!r} has the same arguments: {unreadable}")
         if row[1] != start.spec.name or row[7] != start.arguments:
             raise WorkflowExistsError(
                 f"the id {start.workflow_id!r} belongs to {row[1]!r} ({row[2]}), started at {row[4]:%Y-%m-%d %H:%M:%S} "

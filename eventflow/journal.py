@@ -21,9 +21,10 @@ from typing import Any
 import psycopg
 
 from eventflow.arrays import BigintArray, ByteaArray, TextArray
-from eventflow.database import Connection, Database, columns, fenced, judge, lost_claims, rollback
-from eventflow.errors import EventflowError, FencedError, UnavailableError, first_line
+from eventflow.database import Connection, Database, Sent, columns, fenced, judge, lost_claims, rollback
+from eventflow.errors import CodecError, EventflowError, FencedError, UnavailableError, first_line
 from eventflow.kafka import headers_json
+from eventflow.payloads import Plain
 from eventflow.records import Checkpoint, Rider, Status
 from eventflow.runs import Claim, Run
 from eventflow.telemetry import crash_point, seldom
@@ -63,15 +64,17 @@ class ClaimsLostError(EventflowError):
 
 
 class RefusedError(EventflowError):
-    """Postgres refused a value of this flush; one of its rows is to blame (R15)."""
+    """Postgres, or the payload codec, refused a value of this flush; one of its rows is to blame (R15)."""
 
-    def __init__(self, error: psycopg.Error) -> None:
-        constraint = error.diag.constraint_name
+    def __init__(self, error: psycopg.Error | CodecError) -> None:
+        self.sqlstate: str | None = None
+        self.table: str | None = None
+        if isinstance(error, CodecError):
+            super().__init__(str(error))
+            return
+        self.sqlstate, self.table, constraint = error.sqlstate, error.diag.table_name, error.diag.constraint_name
         what = f"SQLSTATE {error.sqlstate}" + (f", constraint {constraint!r}" if constraint else "")
         super().__init__(f"Postgres refused a value that was recorded ({what})")  # never the value itself
-        self.sqlstate = error.sqlstate
-        self.constraint = error.diag.constraint_name
-        self.table = error.diag.table_name
 
 
 def backoff(attempt: int) -> float:
@@ -155,13 +158,15 @@ class Lane:
         Raises:
             FencedError: this executor is over; nothing was committed, or it no longer matters.
             ClaimsLostError, RefusedError: nothing was committed, and the number is free again.
+            CodecError: the payload codec refuses a value; nothing was sent.
 
         """
+        sent = [self.database.statement(name, params) for name, params in statements]
         guard = self.guard(nonce(), claims)
         attempt, unknown = 0, False
         while True:
             try:
-                self._send(guard, statements)
+                self._send(guard, sent)
             except psycopg.Error as error:
                 verdict = self._verdict(error)
                 if verdict == "fenced":
@@ -183,7 +188,7 @@ class Lane:
     def _refusal(self, error: psycopg.Error, verdict: str) -> EventflowError:
         return ClaimsLostError(lost_claims(error)) if verdict == "claims lost" else RefusedError(error)
 
-    def _send(self, guard: dict[str, Any], statements: list[Statement]) -> None:
+    def _send(self, guard: dict[str, Any], statements: Sent) -> None:
         connection = self.connection()
         crash_point("journal.before_flush")
         try:
@@ -192,7 +197,7 @@ class Lane:
             raise psycopg.DataError(f"not a text for Postgres: {error}") from None
         crash_point("journal.after_commit")
 
-    def _pipeline(self, connection: Connection, guard: dict[str, Any], statements: list[Statement]) -> None:
+    def _pipeline(self, connection: Connection, guard: dict[str, Any], statements: Sent) -> None:
         text, prepare = self.database.text, self.database.prepared
         with connection.pipeline() as pipeline:
             connection.execute(b"begin isolation level read committed", prepare=False)
@@ -202,8 +207,8 @@ class Lane:
             if _armed:
                 pipeline.sync()
                 crash_point("journal.after_begin")
-            for name, params in statements:
-                connection.execute(text(name), params, prepare=prepare)
+            for query, params in statements:
+                connection.execute(query, params, prepare=prepare)
             if _armed:
                 pipeline.sync()
                 crash_point("journal.before_commit")
@@ -508,8 +513,8 @@ class Journal:
             except ClaimsLostError as error:
                 entries, gaps = self._without(error.claims, claims, entries, gaps)
                 continue
-            except RefusedError as error:
-                self._isolate(entries, gaps, error)
+            except (RefusedError, CodecError) as error:
+                self._isolate(entries, gaps, error if isinstance(error, RefusedError) else RefusedError(error))
                 return
             for entry in entries:
                 entry.run.in_ledger = True
@@ -587,9 +592,9 @@ def _size(entry: Entry) -> int:
 
 
 def _safe_record(error: RefusedError) -> str:
-    """The failure that takes a refused row's place: made of bytes that no database refuses (R15)."""
+    """The failure that takes a refused row's place: made of bytes that no database refuses, and of nobody's secrets (R15)."""
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    return json.dumps({"type": kind, "message": str(error), "arguments": None, "traceback": ""})
+    return Plain(json.dumps({"type": kind, "message": str(error), "arguments": None, "traceback": ""}))
 
 
 _REFUSED = "the ledger refused a value that it recorded"
@@ -677,7 +682,7 @@ def _bytes(values: list[bytes | None]) -> ByteaArray | None:
 
 
 def _steps(checkpoints: list[Checkpoint]) -> str:
-    """Checkpoints inside their workflow's row, in the order in which they were recorded, as `read_steps.sql` reads them."""
+    """Checkpoints inside their workflow's row, in the order in which they were recorded; `handles.steps_of` reads them."""
     return f"[{','.join(map(_step, checkpoints))}]"
 
 

@@ -212,18 +212,22 @@ class Ledger:
 
     async def enqueue_on(self, session: Any, order: Order) -> str:
         """Put a workflow in line, in the caller's transaction."""
+        query, params = self._database.statement("enqueue", self._params([order]))
         try:
-            [row] = await borrowed.aexecute(session, self._database.text("enqueue"), self._params([order]))
+            found = await borrowed.aexecute(session, query, params)
         except Exception as error:
             raise _said(error) from None
+        [row] = self._database.payloads.read("enqueue", *found)
         return order.answered(row[1:])
 
     def enqueue_on_sync(self, session: Any, order: Order) -> str:
         """The same for blocking code."""
+        query, params = self._database.statement("enqueue", self._params([order]))
         try:
-            [row] = borrowed.execute(session, self._database.text("enqueue"), self._params([order]))
+            found = borrowed.execute(session, query, params)
         except Exception as error:
             raise _said(error) from None
+        [row] = self._database.payloads.read("enqueue", *found)
         return order.answered(row[1:])
 
     async def change_queue(self, name: str, changed: str, *, reset: bool = False, paused: bool | None = None) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from eventflow.context import runtime
-from eventflow.database import Database
+from eventflow.database import Database, Sent
 from eventflow.errors import EventflowError, UsageError
 from eventflow.registry import TransactionSpec
 
@@ -201,7 +201,7 @@ class Port:
         cursor = self.raw.execute(statement, params, binary=True)
         return cursor.fetchall() if cursor.description else []
 
-    def batch(self, statements: list[tuple[bytes, dict[str, Any] | None]]) -> None:
+    def batch(self, statements: Sent) -> None:
         with self.raw.pipeline():
             for statement, params in statements:
                 self.raw.execute(statement, params)
@@ -312,7 +312,7 @@ class AsyncPort:
         cursor = await self.raw.execute(statement, params, binary=True)
         return await cursor.fetchall() if cursor.description else []
 
-    async def batch(self, statements: list[tuple[bytes, dict[str, Any] | None]]) -> None:
+    async def batch(self, statements: Sent) -> None:
         async with self.raw.pipeline():
             for statement, params in statements:
                 await self.raw.execute(statement, params)

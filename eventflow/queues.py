@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from eventflow.codec import codec_for
-from eventflow.errors import UsageError, WorkflowExistsError
+from eventflow.codec import codec_for, joined
+from eventflow.errors import UnreadableError, UsageError, WorkflowExistsError
 from eventflow.idempotency import check_workflow_id
+from eventflow.payloads import unread
 from eventflow.registry import check_name, registry
 from eventflow.retry import Seconds, seconds
 
@@ -160,6 +161,7 @@ class Order:
 
         Raises:
             WorkflowExistsError: that is another workflow, or none was to be.
+            UnreadableError: whether it is another one cannot be told here.
 
         """
         workflow_id, added, name, status, arguments, created_at = row
@@ -171,6 +173,8 @@ class Order:
         if workflow_id != self.workflow_id:
             if self.if_exists == "reject" or name != self.name:
                 raise WorkflowExistsError(f"the deduplication id {self.deduplication_id!r} is that of {about}")
+        elif name == self.name and (unreadable := unread([arguments])) is not None:
+            raise UnreadableError(f"whether {workflow_id!r} has the same arguments: {unreadable}")
         elif name != self.name or not _same(arguments, self.arguments):
             raise WorkflowExistsError(f"the id {about}, with other arguments or another name")
         elif self.if_exists == "reject":
@@ -242,6 +246,6 @@ def plain_arguments(args: tuple[object, ...], kwargs: Mapping[str, object]) -> s
         CodecError: one that is no plain value, model or dataclass.
 
     """
-    encoded = [codec_for(type(value)).encode(value) for value in args]
-    keyed = [f"{json.dumps(name)}:{codec_for(type(value)).encode(value)}" for name, value in kwargs.items()]
-    return f'{{"args":[{",".join(encoded)}],"kwargs":{{{",".join(keyed)}}}}}'
+    encoded = [codec_for(type(value)).named(f"argument {n}").encode(value) for n, value in enumerate(args, 1)]
+    keyed = {name: codec_for(type(v)).named(f"argument {name!r}").encode(v) for name, v in kwargs.items()}
+    return joined(encoded, keyed, "the arguments")

@@ -295,7 +295,8 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def result_codec(function: Callable[..., Any]) -> Codec:
     """The codec of what the function returns."""
-    return codec_for(hints(function).get("return", inspect.Parameter.empty))
+    codec = codec_for(hints(function).get("return", inspect.Parameter.empty))
+    return codec.named(f"the result of {innermost(function).__qualname__!r}")
 
 
 def message_annotation(function: Callable[..., Any]) -> Any:

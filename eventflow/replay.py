@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
-from eventflow.errors import DeterminismError
+from eventflow.errors import CodecError, DeterminismError
 from eventflow.records import Checkpoint, Rider
 from eventflow.retry import Retry
 
@@ -118,6 +118,10 @@ class History:
         checkpoint = Checkpoint(position, self.seq, name, output, error, attempts, seconds)
         self.fresh.append(checkpoint)
         return checkpoint
+
+    def fail(self, position: str, name: str, error: BaseException, text: str, attempts: int, seconds: float) -> None:
+        """Record an operation as failed with this exception, encoded as `text`."""
+        self.failures.append((error, self.add(position, name, None, text, attempts, seconds).seq))
 
     def note(self, position: str, name: str, output: str | None, *riders: Rider) -> Checkpoint:
         """Record what took no time, with what shall be written in the same transaction."""
@@ -276,6 +280,8 @@ def step(
     waits may be long, failed attempts are recorded too (at `{position}~{attempt}`): a crash does not start them over.
     `scope` gathers what an attempt wants written; it goes with the checkpoint of the one that succeeds.
 
+    A result that cannot be encoded is the step's failure, and not tried again: it has acted.
+
     Raises:
         DeterminismError: another step was recorded at this position.
         Exception: the step's own, recorded too and raised again by every replay.
@@ -319,10 +325,15 @@ def step(
                 continue
             if attempts > 1:
                 error.add_note(f"eventflow: step {name!r} failed in each of {attempts} attempts")
-            checkpoint = history.add(position, name, None, kind.encode_error(error), attempts, clock() - began)
-            history.failures.append((error, checkpoint.seq))
+            history.fail(position, name, error, kind.encode_error(error), attempts, clock() - began)
             raise
-        checkpoint = history.add(position, name, kind.encode(result), None, attempts, clock() - began)
+        try:
+            output = kind.encode(result)
+        except CodecError as error:
+            scope.riders = ()
+            history.fail(position, name, error, kind.encode_error(error), attempts, clock() - began)
+            raise
+        checkpoint = history.add(position, name, output, None, attempts, clock() - began)
         if scope.riders:
             history.ride(checkpoint, scope.riders)
         return result

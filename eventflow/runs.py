@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from eventflow.codec import decode_error, encode_error
+from eventflow.errors import UnreadableError
 from eventflow.idempotency import operation_key
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
@@ -49,9 +50,8 @@ os.register_at_fork(after_in_child=_ids.forget)
 new_id = _ids.next
 
 
-Fingerprint = tuple[
-    int | None, bytes | None, bytes | None
-]  # timestamp, and SHA-256 of key and value: which message it is
+# Which message it is: timestamp, and SHA-256 of key and value, where these are known.
+Fingerprint = tuple[int | None, bytes | None, bytes | None] | tuple[int | None]
 Early = dict[int, tuple[Fingerprint, ...]]  # by offset
 
 
@@ -242,6 +242,7 @@ class Run:
         life: what only a workflow has that waits, talks or has relatives.
         scope: what it is kept in order with; None for all that no claim of this process has read.
         before: the earlier run of its scope; its first step waits until that one is durable.
+        unreadable: why what the ledger has of it cannot be read here; it does not run then, and is parked.
 
     """
 
@@ -250,7 +251,7 @@ class Run:
         "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "home", "in_ledger", "key",
         "life",
         "lock", "name", "offset", "outcome", "recoveries", "retries", "scope", "spec", "submitted",
-        "timestamp", "value", "waiters", "wary", "workflow_id",
+        "timestamp", "unreadable", "value", "waiters", "wary", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, workflow_id: str, application: str) -> None:
@@ -288,6 +289,7 @@ class Run:
         self.executor: Any = None
         self.future: Any = None
         self.outcome: Any = None
+        self.unreadable: UnreadableError | None = None
         self.lock: Any = _ONE_THREAD if spec.is_async else threading.Lock()
 
     def key_of(self, position: str) -> str:

@@ -1,9 +1,10 @@
 """What a deployment decides: read once, from the environment, and refused by name where it is wrong.
 
 `DATABASE_URL` and `KAFKA_BOOTSTRAP_SERVERS` are the field's own names; everything else is `EVENTFLOW_…`.
-Secrets never show: a database's URL prints with its password masked.
+Secrets never show: a database's URL prints with its password masked, an encryption key as its id.
 """
 
+import base64
 import difflib
 import json
 import os
@@ -14,7 +15,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventflow.errors import SettingsError
@@ -131,6 +132,73 @@ def _databases(value: object) -> object:
     return databases
 
 
+_KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = 32  # bytes: AES-256
+_HOW = "must be `id:key,...`, or a JSON list of such"
+
+
+def _encryption_keys(value: object) -> object:
+    """Keys by their ids, of an object or of a list of `id:key`; what is wrong with them, without showing one."""
+    if isinstance(value, str):
+        value = _listed(value)
+    if isinstance(value, list | tuple):
+        pairs = [_pair(n, item) for n, item in enumerate(cast("list[Any]", value), 1)]
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            raise ValueError("two keys have the same id")
+    if not isinstance(value, dict):
+        raise ValueError(_HOW)
+    for name, key in cast("dict[Any, Any]", value).items():
+        if not isinstance(name, str) or not _KEY_ID.fullmatch(name):
+            raise ValueError("the id of a key is 1 to 64 letters, digits, `.`, `_` and `-`")
+        if not _is_key(key.get_secret_value() if isinstance(key, SecretStr) else key):
+            raise ValueError(f"the key {name!r} is not {_KEY} bytes in base64; `openssl rand -base64 32` makes one")
+    return cast("object", value)
+
+
+def _listed(text: str) -> object:
+    if not text.strip():
+        raise ValueError("is empty: unset it where nothing shall be encrypted")
+    if not text.lstrip().startswith(("[", "{")):
+        return [item for item in text.split(",") if item.strip()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError(_HOW) from None
+
+
+def _pair(number: int, item: object) -> tuple[str, str]:
+    name, colon, key = item.partition(":") if isinstance(item, str) else ("", "", "")
+    if not colon:
+        raise ValueError(f"{_HOW}; number {number} has no colon")
+    return name.strip(), key.strip()
+
+
+def _is_key(key: object) -> bool:
+    try:
+        return isinstance(key, str) and len(key_bytes(key)) == _KEY
+    except ValueError:
+        return False
+
+
+def key_bytes(text: str) -> bytes:
+    """An encryption key from its base64, of either alphabet."""
+    return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+
+
+def _codec(value: object) -> object:
+    """A payload codec, or where it is: `module:name`."""
+    if isinstance(value, str) and not re.fullmatch(r"\w+(\.\w+)*:\w+", value):
+        raise ValueError("must name a payload codec as `module:name`")
+    if value is None or isinstance(value, str):
+        return value
+    if not all(hasattr(value, member) for member in ("encode", "decode", "secrets")):
+        raise ValueError(
+            "must be a payload codec, with `encode`, `decode` and `secrets`, or where one is: `module:name`"
+        )
+    return value
+
+
 class Settings(BaseSettings):
     """The settings of one process. Arguments win over the environment; times are in seconds.
 
@@ -149,6 +217,9 @@ class Settings(BaseSettings):
         accept_after: after how many seconds a running message gets a row of its own.
         suspend_after: seconds that a waiting workflow stays in memory at least; one that is asleep for longer leaves it.
         max_checkpoints: operations that one run of a workflow may record, before it is parked.
+        max_payload: bytes that one argument, result, message, event or item may take as JSON; a call's arguments together.
+        encryption_keys: what is stored is encrypted under the first, and decrypted under any: base64 of 32 bytes, by id.
+        payload_codec: what is stored passes it, in place of encryption: a `payloads.PayloadCodec`, or `module:name` of one.
         drain: seconds that running work gets to end at shutdown.
         prepared_statements: off where the pooler does not keep them.
         kafka: librdkafka properties for every consumer, as JSON.
@@ -179,6 +250,11 @@ class Settings(BaseSettings):
     accept_after: float = Field(default=0.05, ge=0.0, le=10)
     suspend_after: float = Field(default=5.0, ge=0.0, le=3600)
     max_checkpoints: int = Field(default=50_000, ge=100)
+    max_payload: int = Field(default=8 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
+    encryption_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_encryption_keys)] = Field(
+        default_factory=dict[str, SecretStr]
+    )
+    payload_codec: Annotated[Any, NoDecode, BeforeValidator(_codec)] = Field(default=None, repr=False)
     drain: float = Field(default=20.0, ge=0.0, le=3600)
     prepared_statements: bool = True
     kafka: Annotated[KafkaProperties, NoDecode, BeforeValidator(_properties)] = Field(
@@ -198,6 +274,12 @@ class Settings(BaseSettings):
                 f"EVENTFLOW_BEAT is {self.beat:g} and EVENTFLOW_LEASE is {self.lease:g}: a lease must be three beats or "
                 "longer, or a process is presumed dead that lives"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_codec(self) -> Self:
+        if self.encryption_keys and self.payload_codec is not None:
+            raise ValueError("EVENTFLOW_ENCRYPTION_KEYS and EVENTFLOW_PAYLOAD_CODEC are both set: choose one")
         return self
 
     @property

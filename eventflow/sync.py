@@ -35,6 +35,7 @@ from eventflow.handles import (
     step_that_starts,
 )
 from eventflow.operations import note, operate_sync
+from eventflow.payloads import PayloadCodec
 from eventflow.queues import DEFAULT, IfExists, QueueRecord, place_in_line
 from eventflow.records import Status, StepRecord, WorkflowRecord
 from eventflow.replay import Branch
@@ -456,8 +457,10 @@ class _Call:
 class Client:
     """The ledger from a process without the workflows' code, for blocking code; see `eventflow.client.Client`."""
 
-    def __init__(self, database_url: str | None = None, *, schema: str = "eventflow") -> None:
-        self._client = AsyncClient(database_url, schema=schema)
+    def __init__(
+        self, database_url: str | None = None, *, schema: str = "eventflow", payload_codec: PayloadCodec | None = None
+    ) -> None:
+        self._client = AsyncClient(database_url, schema=schema, payload_codec=payload_codec)
 
     def __enter__(self) -> Self:
         refuse_loop("sync.Client", "async with eventflow.client.Client()")

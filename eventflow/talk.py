@@ -73,11 +73,15 @@ def message(workflow_id: str, message: object, topic: str, key: str | None) -> l
     """What puts a message into a workflow's inbox, and wakes it."""
     check_address(workflow_id)
     check_text(topic, "topic")
-    payload = codec_for(type(message)).encode(message)
+    payload = _encoded(message, f"the message to {workflow_id!r}")
     return [
         Rider("insert_messages", (workflow_id, topic, payload, key or None)),
         Rider("insert_signals", (workflow_id,)),
     ]
+
+
+def _encoded(value: object, what: str) -> str:
+    return codec_for(type(value)).named(what).encode(value)
 
 
 def send(workflow_id: str, content: object, topic: str) -> None:
@@ -88,8 +92,8 @@ def send(workflow_id: str, content: object, topic: str) -> None:
 
 def set_event(key: str, value: object) -> None:
     """Tell everyone a value, by key, with what this code records."""
-    text = codec_for(type(value)).encode(value)
     check_text(key, "key")
+    text = _encoded(value, f"the event {key!r}")
     me = scope_of("set_event()")[0].workflow_id
     riders = [Rider("insert_events", (me, key, text)), Rider("signal_watches", (me, key))]
     emit("set_event", "set_event", lambda _: riders)
@@ -113,8 +117,8 @@ def get_event(workflow_id: str, key: str, kind: type[T], timeout: Seconds | None
 
 def write_stream(key: str, value: object) -> None:
     """Append to a stream of this workflow, with what this code records."""
-    text = codec_for(type(value)).encode(value)
     check_text(key, "key")
+    text = _encoded(value, f"the item of the stream {key!r}")
     run = scope_of("write_stream()")[0]
     if run is None:
         raise UsageError("write_stream() belongs into a workflow or a step of one: a stream is a workflow's")

@@ -337,11 +337,9 @@ class Transactions:
         return entries
 
     def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
-        text = self._database.text
         statements, claims = flush_statements(lane.executor, self._application, entries, [])
-        batch: list[tuple[bytes, dict[str, Any] | None]] = [(text("guard"), lane.guard(nonce(), claims))]
-        batch += [(text(name), params) for name, params in statements]
-        yield ("batch", batch)
+        guarded = [("guard", lane.guard(nonce(), claims)), *statements]
+        yield ("batch", [self._database.statement(name, params) for name, params in guarded])
 
     def _verdict(self, lane: Lane, error: BaseException, phase: Phase) -> Protocol:
         """What an error of a transaction means, once it is rolled back; an unknown outcome is settled first (R3)."""
@@ -520,16 +518,16 @@ class Transactions:
             "name": checkpoint.name, "output": checkpoint.output, "attempts": checkpoint.attempts,
             "seconds": checkpoint.seconds,
         }  # fmt: skip
-        text = self._database.text
         mine = {"executor": lane.executor, "workflow_id": run.workflow_id}
         streams = any(rider.query == "insert_stream_items" for rider in riders)
-        return [
-            (text("guard"), lane.guard(nonce(), ())),
-            *([(text("hold_streams"), {"workflow_id": run.workflow_id})] if streams else []),
-            (text("hold_workflow"), mine),
-            (text("transaction_checkpoint"), params),
-            *((text(query), columns) for query, columns in rider_statements(riders)),
-        ]  # fmt: skip
+        guarded = [
+            ("guard", lane.guard(nonce(), ())),
+            *([("hold_streams", {"workflow_id": run.workflow_id})] if streams else []),
+            ("hold_workflow", mine),
+            ("transaction_checkpoint", params),
+            *rider_statements(riders),
+        ]
+        return [self._database.statement(name, values) for name, values in guarded]
 
     def _read_result(self, lane: Lane, spec: TransactionSpec, branch: Branch, position: str) -> Protocol:
         rows = yield (
@@ -652,8 +650,7 @@ def note_failure(
 ) -> None:
     """Record that a transaction has failed for good; nothing of it is committed."""
     with run.lock:
-        record = run.history.add(position, spec.name, None, encode_error(error), attempts, seconds)
-        run.history.failures.append((error, record.seq))
+        run.history.fail(position, spec.name, error, encode_error(error), attempts, seconds)
 
 
 def _transaction(run: Run) -> TransactionSpec:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eventflow.context import Suspended
+from eventflow.payloads import unread
 from eventflow.reader import Rows, Source
 from eventflow.replay import Await
 from eventflow.runs import Life, Run
@@ -118,7 +119,9 @@ class Waits:
         if wait.over:
             return
         found = _first_new(wait, source, rows)
-        if found is not None:
+        if isinstance(found, Exception):
+            self._end(wait, found)
+        elif found is not None:
             self._end(wait, (source, found))
         elif again:
             self._look(wait, source)
@@ -222,12 +225,17 @@ def life_of(run: Run) -> Life:
 
 
 def _first_new(wait: Wait, source: Source, rows: Rows) -> Any:
-    """What a wait is told of an answer: its row; of an inbox, the first message that the run has not received."""
+    """What a wait is told of an answer: its row; of an inbox, the first message that the run has not received.
+
+    Where that cannot be read it is an error, and a message stays where it is.
+    """
     if source[0] != "inbox":
-        return rows[0] if rows else None
+        return (unread(rows[0]) or rows[0]) if rows else None
     taken = life_of(wait.run).taken
     for row in rows:
         if row[0] not in taken:
-            taken.add(row[0])
-            return row
+            unreadable = unread(row)
+            if unreadable is None:
+                taken.add(row[0])
+            return unreadable or row
     return None

@@ -114,7 +114,8 @@ begin
 end $$;
 
 -- For any language: put a workflow in line, in the caller's own transaction. Returns its id; that of the one that has this
--- deduplication id, or this id with the same arguments, where there is one and `if_exists` is 'attach' (EF011: where it is not).
+-- deduplication id, or this id with the same arguments, where there is one and `if_exists` is 'attach' (EF011: where it is not,
+-- or that cannot be told, for its arguments are encrypted).
 create function eventflow.enqueue(
   workflow text, args jsonb default '[]', kwargs jsonb default '{}', queue text default 'default', key text default null,
   priority int default 0, delay interval default null, run_at timestamptz default null, deduplication_id text default null,
@@ -139,7 +140,12 @@ begin
     wanted, workflow, application, queue, given, key, priority, extract(epoch from delay)::float8, run_at, deduplication_id,
     null, null, extract(epoch from timeout)::float8, null, attributes, null);
   if not found_.added then
-    if if_exists = 'reject' or found_.name <> workflow or (found_.id = wanted and found_.arguments::jsonb <> given::jsonb) then
+    if if_exists = 'attach' and found_.id = wanted and found_.name = workflow and found_.arguments like '~%' then
+      raise exception '''%'' exists, and its arguments are encrypted: only a Client with the key can tell if these are the same',
+        found_.id using errcode = 'EF011';
+    end if;
+    if if_exists = 'reject' or found_.name <> workflow or (
+      case when found_.id = wanted and found_.arguments not like '~%' then found_.arguments::jsonb <> given::jsonb end) then
       raise exception '''%'' exists: ''%'' is %, created at %', found_.id, found_.name, found_.status, found_.created_at
         using errcode = 'EF011';
     end if;

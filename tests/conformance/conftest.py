@@ -23,17 +23,18 @@ anyhow = pytest.mark.parametrize("app", MODES, indirect=True)  # a test's defaul
 class App:
     """Eventflow, running in this process; it can be stopped and started again, as by a deploy."""
 
-    def __init__(self, url: str, mode: str, databases: dict[str, str] | None = None) -> None:
+    def __init__(self, url: str, mode: str, databases: dict[str, str] | None = None, **settings: Any) -> None:
         self.leaves = mode == "leaves"
-        self._settings = Settings(
-            database_url=url, suspend_after=MODES[mode], lease=1, beat=0.2, drain=2, accept_after=0.01, threads=8,
-            databases=databases or {},
-        )  # fmt: skip
+        self._usual = {
+            "database_url": url, "suspend_after": MODES[mode], "lease": 1, "beat": 0.2, "drain": 2, "accept_after": 0.01,
+            "threads": 8, "databases": databases or {},
+        }  # fmt: skip
         self._stack = contextlib.ExitStack()
-        self.up()
+        self.up(**settings)
 
-    def up(self) -> None:
-        self._stack.enter_context(eventflow.running(self._settings, consumers=False))
+    def up(self, **settings: Any) -> None:
+        """Start it, with these settings beside the usual ones."""
+        self._stack.enter_context(eventflow.running(Settings(**self._usual, **settings), consumers=False))
 
     def down(self) -> None:
         self._stack.close()

@@ -1,5 +1,6 @@
 """Claims as the consumer takes them and lets go of them, on a real ledger: who is refused, and who must be wary."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 
 from eventflow.consumer import Intake
 from eventflow.database import Connection, Database
+from eventflow.encryption import AesGcm
 from eventflow.errors import UnavailableError
 from eventflow.migrations import migrate
+from eventflow.payloads import Payloads
 from eventflow.registry import ConsumerSpec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Fingerprint, fingerprint
@@ -244,3 +247,27 @@ def test_two_messages_at_one_offset_are_both_known(ledger: Ledger) -> None:
 
 def sent(offset: int, value: bytes) -> Fingerprint:
     return fingerprint(offset, None, value)
+
+
+@pytest.mark.parametrize("stored", ["plain", "encrypted", "its key is gone"])
+def test_what_was_read_early_is_told_by_what_it_is(ledger: Ledger, stored: str) -> None:
+    """Whoever claims the new topic knows which messages at its first offsets were handled under the old one's id."""
+    if stored != "plain":
+        ledger.database = dataclasses.replace(ledger.database, payloads=Payloads(AesGcm({"a": bytes(32)})))
+    first = ledger.consumer().take()
+    rows = {0: (b"k", b"v", '[["h", null]]'), 1: (None, None, '[["h", "eA=="]]'), 2: (b"", b"", None)}
+    ledger.run(
+        "insert_succeeded", application="x", executor=1, name="holder", id=[f"{first.id_prefix}{n}" for n in rows],
+        claim=[first.id] * 3, offset=list(rows), timestamp=[7, 8, 9], scope=None, key=[k for k, _, _ in rows.values()],
+        value=[v for _, v, _ in rows.values()], headers=[h for _, _, h in rows.values()], output=["null"] * 3, steps=None,
+    )  # fmt: skip
+    ledger.connection.execute("update eventflow.claims set accepted = '{(,3)}'")
+    ledger.source = ledger.register("j")
+    ledger.run("insert_claims", group="g", source=ledger.source.id, partition=[0], position=[0], began=["earliest"])
+    if stored == "its key is gone":
+        ledger.database = dataclasses.replace(ledger.database, payloads=Payloads(AesGcm({"b": bytes(32)})))
+    early = ledger.consumer().take().early
+    if stored == "its key is gone":
+        assert early == {0: ((7,),), 1: ((8,),), 2: ((9,),)}
+    else:
+        assert early == {n: (fingerprint(7 + n, key, value),) for n, (key, value, _) in rows.items()}

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 import eventflow
-from eventflow.database import Connection, Database
+from eventflow.database import Connection, Database, sql
 from eventflow.errors import FencedError
 from eventflow.journal import ClaimsLostError, Identity, Lane, RefusedError
 from eventflow.migrations import migrate
@@ -160,7 +160,7 @@ def test_a_refusal_after_a_lost_answer_closes_the_number_first(ledger: Ledger) -
 
 
 def refused(send: Send, guard: dict[str, Any], statements: list[Any]) -> None:
-    send(guard, [*statements, ("insert_deltas", {"claims": [1], "epochs": [1], "ranges": ["no range"]})])
+    send(guard, [*statements, (sql("insert_deltas"), {"claims": [1], "epochs": [1], "ranges": ["no range"]})])
 
 
 def test_a_refusal_without_a_lost_answer_leaves_the_number_free(ledger: Ledger) -> None:

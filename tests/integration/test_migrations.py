@@ -14,6 +14,7 @@ from eventflow.database import Database, sql
 from eventflow.elsewhere import check_results, other_database
 from eventflow.errors import SchemaError
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, check_schema, migrate, migrations, roles_sql
+from eventflow.payloads import Payloads
 from tests.harness import World
 from tests.integration.test_schema import QUERIES, RESULTS_QUERIES, explain
 
@@ -122,7 +123,7 @@ def test_the_documented_rights_suffice_for_every_query(database_url: str, admin:
 def test_the_documented_rights_suffice_elsewhere(database_url: str, admin: Admin, role: str) -> None:
     migrate(database_url, schema=RESULTS_SCHEMA, layout=RESULTS)
     admin.execute(f"revoke all on all functions in schema {RESULTS_SCHEMA} from public".encode())
-    other = other_database("shop", url_of(role, database_url), prepared=True)
+    other = other_database("shop", url_of(role, database_url), prepared=True, payloads=Payloads())
     with pytest.raises(SchemaError, match=f"database 'shop': the role '{role}' lacks rights .*usage of the schema"):
         check_results(other)
     admin.execute(roles_sql(RESULTS_SCHEMA, role, RESULTS).encode())

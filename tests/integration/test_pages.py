@@ -1,4 +1,4 @@
-"""The guides to workflows and to queues: each of their blocks is a program, and prints what the page says that it prints."""
+"""The guides to workflows, queues and payloads: each block is a program, and prints what the page says that it prints."""
 
 import itertools
 import json
@@ -17,15 +17,17 @@ from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 from eventflow.registry import registry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("workflows.md", "queues.md")}
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("workflows.md", "queues.md", "payloads.md")}
 _BLOCK = re.compile(r"^## ([^\n]+)(?:(?!^## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```", re.MULTILINE | re.DOTALL)
 BLOCKS = [block for text in PAGES.values() for block in _BLOCK.findall(text)]
 NUMBERS = itertools.count()
 
 
-@pytest.mark.parametrize("text", PAGES.values(), ids=PAGES)
-def test_no_block_is_left_out(text: str) -> None:
-    assert len(_BLOCK.findall(text)) == text.count("```python") == text.count("\n## ")
+@pytest.mark.parametrize("name", PAGES)
+def test_no_block_is_left_out(name: str) -> None:
+    text = PAGES[name]
+    assert len(_BLOCK.findall(text)) == text.count("```python")
+    assert name == "payloads.md" or len(_BLOCK.findall(text)) == text.count("\n## "), "each section has one"
 
 
 @pytest.fixture(scope="module", params=["60", "0.05"], ids=["stays", "leaves"])

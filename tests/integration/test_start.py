@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from eventflow.database import Database
+from eventflow.handles import steps_of
 from tests.harness import World
 
 
@@ -123,7 +124,10 @@ def test_what_steps_came_to_is_there_however_the_row_was_written(world: World) -
     database = Database(world.database_url)
     with database.connect("test") as connection:
         found = [
-            [(row[0], row[1], row[2], row[5]) for row in database.run(connection, "read_steps", {"id": id_})]
+            [
+                (s.position, s.name, s.attempts, s.error)
+                for s in steps_of(database.run(connection, "read_steps", {"id": id_}))
+            ]
             for (id_,) in world.sql('select id from eventflow.workflows order by "offset"')
         ]
     assert found == [[("1.1", "charge", 1, None)], [("1.1", "one", 1, None), ("1.2", "two", 1, None)]]

@@ -1,5 +1,6 @@
 """What users write must check under pyright strict, without a cast or an ignore."""
 
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from decimal import Decimal
@@ -13,7 +14,10 @@ from sqlalchemy.orm import Session
 import eventflow
 from eventflow import Handle, Message, Retry, durable, sync
 from eventflow.client import Client
+from eventflow.encryption import AesGcm
+from eventflow.payloads import PayloadCodec
 from eventflow.queues import Queue, QueueRecord
+from eventflow.settings import Settings
 from eventflow.workflows import register
 
 mail = Queue("mail", concurrency=3, rate=(100, timedelta(minutes=1)))
@@ -184,6 +188,25 @@ def plain_checkout(session: Session) -> None:
     with sync.Client() as client:
         assert_type(client.enqueue("refund_sync", 7, result=int).result(), int)
         assert_type(client.enqueue(refund_sync, 7).result(), int)
+
+
+class Squeezed:
+    secrets = ()
+
+    def encode(self, payload: bytes) -> tuple[str, bytes]:
+        return "zlib", zlib.compress(payload)
+
+    def decode(self, label: str, stored: bytes) -> bytes:
+        return zlib.decompress(stored)
+
+
+async def codecs() -> None:
+    own: PayloadCodec = Squeezed()
+    async with Client(payload_codec=own) as client, Client(payload_codec=AesGcm({"a": bytes(32)})):
+        assert_type(await client.handle("refund:7", str).result(), str)
+    settings = Settings(database_url="postgresql://db/shop", payload_codec=own)
+    with sync.Client(payload_codec=Squeezed()), eventflow.running(settings):
+        pass
 
 
 def plain() -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 
-from eventflow.codec import Arguments, codec_for, decode_error, encode_error
+from eventflow.codec import Arguments, codec_for, decode_error, encode_error, limit
 from eventflow.errors import CodecError, UsageError, WorkflowError
 
 
@@ -130,3 +130,58 @@ def test_no_exception_is_too_odd(error: BaseException) -> None:
 def test_stored_names_import_nothing() -> None:
     text = encode_error(ValueError()).replace("builtins.ValueError", "this.Zen")
     assert isinstance(decode_error(text), WorkflowError)
+
+
+# ---- how large a value may be --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit, "size", 1024)
+
+
+TOO_LARGE = r"it takes 1,0\d\d bytes as JSON and may take 1,024 \(EVENTFLOW_MAX_PAYLOAD\): keep what is large elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits", "does_not"),
+    [
+        (str, "x" * 1022, "x" * 1023), (Any, "x" * 1022, "x" * 1023), (str, "ä" * 511, "ä" * 512), (Any, "ä" * 511, "ä" * 512),
+        (list[str], ["x" * 1020], ["x" * 1021]), (Order, Order(number=10**1000), Order(number=10**1020)),
+    ],
+)  # fmt: skip
+def test_bytes_are_counted(small: None, kind: Any, fits: Any, does_not: Any) -> None:
+    codec = codec_for(kind).named("the result of 'f'")
+    assert len(codec.encode(fits).encode()) <= 1024
+    with pytest.raises(CodecError, match=f"^the result of 'f': {TOO_LARGE}"):
+        codec.encode(does_not)
+
+
+def test_arguments_are_counted_together(small: None) -> None:
+    def pair(a: str, b: str) -> None: ...
+
+    arguments = Arguments(pair)
+    arguments.encode(("x" * 400, "ä" * 200), {})
+    with pytest.raises(CodecError, match=f"the arguments of .*pair: {TOO_LARGE}"):
+        arguments.encode(("x" * 500, "x" * 500), {})
+    with pytest.raises(CodecError, match=r"pair, argument 'b': it takes 2,002 bytes"):
+        arguments.encode(("x", "x" * 2000), {})
+
+
+def test_what_was_larger_before_is_still_read(small: None) -> None:
+    assert codec_for(str).decode(f'"{"x" * 5000}"') == "x" * 5000
+
+
+def test_an_exception_that_is_too_large_is_cut(small: None) -> None:
+    text = encode_error(ShopError(7, "x" * 5000))
+    assert len(text) <= 1024
+    again = decode_error(text)
+    assert isinstance(again, WorkflowError)
+    assert again.type.endswith("ShopError")
+    assert "xxx... (cut: the record took " in again.message
+    assert len(encode_error(ValueError("ä" * 5000))) <= 1024
+
+
+def test_the_default_limit() -> None:
+    with pytest.raises(CodecError, match="may take 8,388,608"):
+        codec_for(bytes).encode(b"x" * 8_388_608)

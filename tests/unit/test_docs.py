@@ -19,7 +19,7 @@ GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page in PAGES
-    if page.name not in {"workflows.md", "queues.md"}  # need Postgres: tests/integration/test_pages.py runs them
+    if page.name not in {"workflows.md", "queues.md", "payloads.md"}  # need Postgres: tests/integration/test_pages.py
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     if not block.startswith("# first.py")  # needs services: tests/integration/test_readme.py runs it
 ]
@@ -51,7 +51,8 @@ def test_every_name_of_ours_that_a_page_names_exists() -> None:
     """As `durable.sleep`, `eventflow.start` or `handle.send`, in words and tables."""
     places = {name: import_module(f"eventflow.{name}") for name in ("durable", "sync")}
     places |= {"eventflow": import_module("eventflow"), "handle": eventflow.Handle}
-    for page in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("guide", "workflows", "queues"))):
+    pages = ("guide", "workflows", "queues", "payloads")
+    for page in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in pages)):
         check_names(page.read_text(encoding="utf-8"), places)
     for name in ("from-dbos", "from-temporal"):
         for line in (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").splitlines():

@@ -216,6 +216,13 @@ def test_a_message_that_was_handled_before_its_topic_was_noticed_to_be_new_is_co
     assert (desk.journal.covered, desk.runs[0].first) == ([(100, 101), (104, 105)], 101)
 
 
+def test_one_that_cannot_be_read_is_told_by_its_time() -> None:
+    desk = Desk()
+    desk.claim.early = {100: ((1,),), 101: ((2,),)}
+    assert desk.take(*(FakeMessage(1, 100 + n) for n in range(3))) == [101, 102]
+    assert desk.journal.covered == [(100, 101)]
+
+
 # ---- what the topic is (R16) -----------------------------------------------------------------------
 
 
