@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, get_args, overload
@@ -268,6 +268,24 @@ class Client:
         """
         wanted = Filter(status, name, queue, prefix, attributes, parent, created_after, created_before)
         return _each(Pages(self.ledger, wanted))
+
+    async def send_many(
+        self, messages: Iterable[tuple[str, object]], /, *, topic: str = "", idempotency_key: str | None = None
+    ) -> None:
+        """Put many messages, pairs of a workflow's id and what it is sent, into their inboxes, in one transaction.
+
+        The same list sent again under the same key is the same messages, number by number. The workflows need not exist
+        yet. At most 10,000 messages, and 16 Mi characters of JSON; those to one workflow keep their order.
+
+        Raises:
+            UsageError: what is no such pair, too many or too much, an id, topic or key that cannot be; not entered.
+            CodecError: a message is no plain value, model or dataclass.
+            UnavailableError: the server is away; without a key they may have been sent.
+
+        """
+        if idempotency_key is not None:
+            talk.check_text(idempotency_key, "idempotency key")
+        await self.ledger.write(talk.Mail(messages, topic).riders(idempotency_key))
 
     async def cancel(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:
         """Ask for workflows to end; returns of how many that is true. See `Handle.cancel`."""

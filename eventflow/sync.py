@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from datetime import datetime
 from types import TracebackType
@@ -301,6 +301,11 @@ def send(workflow_id: str, message: object, /, *, topic: str = "") -> None:
     talk.send(workflow_id, message, topic)
 
 
+def send_many(messages: Iterable[tuple[str, object]], /, *, topic: str = "") -> None:
+    """Put many messages into their inboxes, in one record; see `durable.send_many`."""
+    talk.send_many(messages, topic)
+
+
 def set_event(key: str, value: object, /) -> None:
     """Tell everyone a value under a key; see `durable.set_event`."""
     talk.set_event(key, value)
@@ -566,6 +571,13 @@ class Client:
         refuse_loop("sync.Client.workflows", "async for ... in eventflow.client.Client.workflows")
         wanted = Filter(status, name, queue, prefix, attributes, parent, created_after, created_before)
         return each(Pages(self._client.ledger, wanted))
+
+    def send_many(
+        self, messages: Iterable[tuple[str, object]], /, *, topic: str = "", idempotency_key: str | None = None
+    ) -> None:
+        """Put many messages into their inboxes, in one transaction; see `eventflow.client.Client.send_many`."""
+        refuse_loop("sync.Client.send_many", "await eventflow.client.Client.send_many")
+        self._client.ledger.on_loop(self._client.send_many(messages, topic=topic, idempotency_key=idempotency_key))
 
     def cancel(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:
         """Ask for workflows to end; returns of how many that is true. See `eventflow.Handle.cancel`."""

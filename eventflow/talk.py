@@ -8,9 +8,9 @@ import hashlib
 import json
 import random as chance
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Never
+from typing import Any, Never, cast
 
 from typing_extensions import TypeVar
 
@@ -30,6 +30,8 @@ T = TypeVar("T")
 Maker = Callable[[Branch, str], Operation[T]]
 _TEXT = 500  # characters of a topic or key
 _ADDRESS = 2000  # characters of the id of a message's workflow, or of a child's
+_MANY = 10_000  # messages that one call sends
+_MANY_CHARACTERS = 16 * 1024 * 1024  # of all of them together, encoded: one statement, one flush
 
 
 def sleep(duration: Seconds) -> Maker[None]:
@@ -88,6 +90,51 @@ def send(workflow_id: str, content: object, topic: str) -> None:
     """Put a message into a workflow's inbox, with what this code records."""
     message(workflow_id, content, topic, None)  # checked here and now, also where it was recorded before
     emit("send", "send", lambda key: message(workflow_id, content, topic, key))
+
+
+class Mail:
+    """Many messages, checked and encoded: what one call sends.
+
+    Raises:
+        UsageError: what is no pair of an id and a message, too many or too much for one call, an id or topic that cannot be.
+        CodecError: a message that is no plain value, model or dataclass.
+
+    """
+
+    def __init__(self, messages: Iterable[tuple[str, object]], topic: str) -> None:
+        check_text(topic, "topic")
+        self._topic = topic
+        self._letters: list[tuple[str, str]] = []
+        size = 0
+        for pair in cast("Iterable[Any]", messages):
+            number = len(self._letters)
+            if not isinstance(pair, tuple) or len(cast("tuple[Any, ...]", pair)) != 2:
+                raise UsageError(f"send_many takes pairs (workflow id, message); number {number} is {pair!r}")
+            if number == _MANY:
+                raise UsageError(f"send_many sends at most {_MANY:,} messages in one call")
+            workflow_id, content = cast("tuple[Any, Any]", pair)
+            check_address(workflow_id)
+            payload = codec_for(type(content)).encode(content)
+            size += len(payload)
+            if size > _MANY_CHARACTERS:
+                raise UsageError(
+                    f"send_many sends at most {_MANY_CHARACTERS:,} characters of JSON in one call; with message number "
+                    f"{number} it is {size:,}"
+                )
+            self._letters.append((workflow_id, payload))
+
+    def riders(self, key: str | None) -> list[Rider]:
+        """What puts each into its inbox, and wakes who sleeps; sent again under the same key they are the same messages."""
+        posted = [
+            Rider("insert_messages", (workflow_id, self._topic, payload, f"{key}.{number}" if key else None))
+            for number, (workflow_id, payload) in enumerate(self._letters)
+        ]
+        return [*posted, *(Rider("insert_signals", (to,)) for to in dict.fromkeys(to for to, _ in self._letters))]
+
+
+def send_many(messages: Iterable[tuple[str, object]], topic: str) -> None:
+    """Put a message into each of many inboxes, with what this code records."""
+    emit("send_many", "send_many", Mail(messages, topic).riders)
 
 
 def set_event(key: str, value: object) -> None:

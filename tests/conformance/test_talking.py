@@ -1,14 +1,18 @@
 """Messages and events: API.md 2.2, PROTOCOL.md R19."""
 
+import asyncio
 import itertools
 import time
 from typing import Any
 
+import psycopg
+import pytest
 from pydantic import BaseModel
 
 import eventflow
-from eventflow import durable
-from eventflow.errors import CodecError, WorkflowTimeoutError
+from eventflow import durable, sync
+from eventflow.client import Client
+from eventflow.errors import CodecError, UsageError, WorkflowTimeoutError
 from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
 from tests.conformance.conftest import App, anyhow, names
 
@@ -219,6 +223,95 @@ def test_a_message_of_another_type_is_a_codec_error_and_received(app: App, colou
     handle.send({"no": "number"})
     handle.send("next")
     assert handle.result(timeout=10) == "next"
+
+
+# ---- many at once ----------------------------------------------------------------------------------
+
+
+@both
+def spreads(do: Do, to: list[str], how: str) -> Body[int]:
+    mail = [(inbox, n) for n in range(3) for inbox in to]
+    if how == "workflow":
+        yield do.send_many(mail)
+    elif how == "transaction":
+        yield do.run_step(spread_in_a_transaction, mail)
+    else:
+        yield do.run_step(
+            spread_async if do.colour == "async" else spread, mail, retries=eventflow.Retry(2, delay=0.01)
+        )
+    yield do.sleep(0.3)  # a replay sends nothing again
+    yield do.send_many((inbox, 9) for inbox in to)
+    yield do.send_many([])
+    return durable.attempt()
+
+
+def spread(mail: list[tuple[str, int]]) -> None:
+    trace("tried")
+    sync.send_many([(inbox, n if traced(durable.workflow_id()).count("tried") == 2 else -1) for inbox, n in mail])
+    if traced(durable.workflow_id()).count("tried") == 1:
+        raise ValueError("what it sent goes with it")
+
+
+async def spread_async(mail: list[tuple[str, int]]) -> None:
+    trace("tried")
+    second = traced(durable.workflow_id()).count("tried") == 2
+    await durable.send_many([(inbox, n if second else -1) for inbox, n in mail])
+    if not second:
+        raise ValueError("what it sent goes with it")
+
+
+@eventflow.transaction
+def spread_in_a_transaction(connection: "psycopg.Connection[Any]", mail: list[tuple[str, int]]) -> None:
+    sync.send_many(mail)
+
+
+@pytest.mark.parametrize("how", ["workflow", "step", "transaction"])
+def test_many_are_sent_at_once_each_once_and_in_order(app: App, colour: Colour, how: str) -> None:
+    inboxes = [f"{colour} {how} {n} {time.time()}" for n in range(5)]
+    early = app.start(collects, colour, 4, workflow_id=inboxes[0])
+    app.asleep(early)
+    sender = app.start(spreads, colour, inboxes, how)
+    assert sender.result(timeout=10) > 1
+    first = {"workflow": "send_many", "step": "spread_async" if colour == "async" else "spread"}
+    assert names(sender) == [first.get(how, "spread_in_a_transaction"), "sleep", "send_many", "send_many"]
+    for inbox in inboxes:
+        assert app.run(collects, colour, 4, workflow_id=inbox) == [0, 1, 2, 9]
+
+
+def test_a_client_sends_many_once_under_its_key(app: App, colour: Colour, ledger: str) -> None:
+    inboxes = [f"{colour} client {n} {time.time()}" for n in range(3)]
+    mail = [(inbox, n) for n in range(3) for inbox in inboxes]
+    early = app.start(collects, colour, 4, "many", workflow_id=inboxes[0])
+    app.asleep(early)
+
+    async def send_all() -> None:
+        async with Client(ledger) as client:
+            for _ in range(2):
+                await client.send_many(mail, topic="many", idempotency_key=inboxes[0])
+            await client.send_many([])
+            await client.send_many([(inbox, 9) for inbox in inboxes], topic="many")
+
+    if colour == "async":
+        asyncio.run(send_all())
+    else:
+        with sync.Client(ledger) as client:
+            for _ in range(2):
+                client.send_many(mail, topic="many", idempotency_key=inboxes[0])
+            client.send_many([])
+            client.send_many([(inbox, 9) for inbox in inboxes], topic="many")
+    for inbox in inboxes:
+        assert app.run(collects, colour, 4, "many", workflow_id=inbox) == [0, 1, 2, 9]
+
+
+def test_as_many_as_may_be(app: App, colour: Colour, ledger: str) -> None:
+    inbox = f"{colour} all {time.time()}"
+    with sync.Client(ledger) as client:
+        client.send_many([(inbox, n) for n in range(10_000)])
+        with pytest.raises(UsageError, match="at most 10,000"):
+            client.send_many([(inbox, n) for n in range(10_001)])
+    with psycopg.connect(ledger) as connection:
+        count = "select count(*), max(payload::int) from eventflow.messages where workflow_id = %s"
+        assert connection.execute(count, [inbox]).fetchall() == [(10_000, 9_999)]
 
 
 # ---- attempts --------------------------------------------------------------------------------------
