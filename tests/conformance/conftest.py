@@ -55,8 +55,8 @@ class App:
 
 
 def names(handle: sync.Handle[Any]) -> list[str]:
-    """What the workflow has recorded."""
-    return [step.name for step in handle.steps()]
+    """What the workflow has recorded, but for where it was told to end."""
+    return [step.name for step in handle.steps() if step.name != "told to end"]
 
 
 @contextlib.contextmanager
