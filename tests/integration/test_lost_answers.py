@@ -299,7 +299,7 @@ class Desk:
             return self.calls
 
         spec = self.spec(book if self.sync else book_async, 0)
-        return self.drive(self.transactions._step(self.lane, spec, branch, (), {}))
+        return self.drive(self.transactions._step(self.lane, spec, branch, branch.next_position(), (), {}))
 
     def lose(self, how: str) -> None:
         """The next commit's answer is lost: the commit did not arrive, or did, or arrives while the number is closed."""

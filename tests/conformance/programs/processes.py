@@ -349,7 +349,7 @@ def many_in_one() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", _start)
         patch.setattr(type(slot), "runtime", property(_runtime_of_this_process, lambda *_: None))
-        patch.setattr(eventflow.app, "Database", _database_of_this_process)
+        patch.setattr(eventflow.database, "Database", _database_of_this_process)
         patch.setattr(eventflow.journal, "_armed", False)  # a process that is armed sets it
         for name, module in list(sys.modules.items()):
             if name.startswith("eventflow.") and hasattr(module, "crash_point"):
