@@ -28,7 +28,7 @@ import eventflow.app
 import eventflow.journal
 from eventflow.app import App
 from eventflow.context import slot
-from eventflow.database import Database
+from eventflow.database import Database, database_of
 from eventflow.registry import registry
 from eventflow.settings import Settings
 
@@ -60,8 +60,9 @@ class _MortalDatabase(Database):
         self.process.hold(connection)
 
 
-def _database_of_this_process(*args: Any, **kwargs: Any) -> Database:
-    database, process = _MortalDatabase(*args, **kwargs), here()
+def _database_of_this_process(settings: Settings) -> Database:
+    whole, process = database_of(settings), here()
+    database = _MortalDatabase(whole.url, whole.schema, whole.prepared, payloads=whole.payloads)
     assert process is not None
     object.__setattr__(database, "process", process)
     return database
@@ -349,7 +350,7 @@ def many_in_one() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", _start)
         patch.setattr(type(slot), "runtime", property(_runtime_of_this_process, lambda *_: None))
-        patch.setattr(eventflow.database, "Database", _database_of_this_process)
+        patch.setattr(eventflow.app, "database_of", _database_of_this_process)
         patch.setattr(eventflow.journal, "_armed", False)  # a process that is armed sets it
         for name, module in list(sys.modules.items()):
             if name.startswith("eventflow.") and hasattr(module, "crash_point"):
