@@ -485,8 +485,8 @@ class Transactions:
                     crash_point("transactions.before_guard")
                     yield ("batch", self._step_statements(lane, branch.run, checkpoint, scope.riders))
                 elif scope.riders:
-                    text = self._database.text
-                    yield ("batch", [(text(query), columns) for query, columns in rider_statements(scope.riders)])
+                    statements = rider_statements(scope.riders)
+                    yield ("batch", [self._database.statement(name, params) for name, params in statements])
                 crash_point("transactions.before_commit")
                 phase = "commit"
                 yield ("commit",)
@@ -557,11 +557,8 @@ class Transactions:
 
 
 @contextlib.contextmanager
-def acting(run: Run | None) -> Generator[None, None, None]:
+def acting(run: Run) -> Generator[None, None, None]:
     """While a transaction is under way, its workflow does not stand still, whatever its other branches wait for."""
-    if run is None:
-        yield
-        return
     with run.lock:
         run.acting += 1
     try:

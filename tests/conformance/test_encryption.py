@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
+import eventflow
 from eventflow import durable, sync
 from eventflow.encryption import AesGcm
 from eventflow.errors import CodecError, UnreadableError, WorkflowError, WorkflowExistsError, WorkflowParkedError
@@ -429,6 +430,23 @@ def test_a_client_without_the_key(start_app: Callable[..., App], encrypted: str,
 
 
 # ---- queues ----------------------------------------------------------------------------------------------
+
+
+@eventflow.transaction
+def posts(connection: "psycopg.Connection[Any]", to: str, text: str) -> str:
+    """What it sends and enqueues is written with its own commit."""
+    connection.execute("select 1")
+    sync.send(to, text)
+    return sync.enqueue(echoes["sync"], text).workflow_id
+
+
+def test_what_a_transaction_outside_a_workflow_writes(start_app: Callable[..., App], encrypted: str) -> None:
+    start_app("new")
+    secret = f"posted {uuid.uuid4()}"
+    workflow_id = posts(f"nobody {uuid.uuid4()}", secret)
+    with sync.Client(encrypted, payload_codec=AesGcm({"new": RAW["new"]})) as client:
+        assert client.handle(workflow_id, str).result(timeout=10)
+    assert where(encrypted, secret) == set()
 
 
 def enqueue_by(way: str, client: sync.Client, url: str, name: str, text: str, workflow_id: str) -> None:
