@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -56,6 +56,7 @@ from eventflow.threads import Threads
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
+T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 IfExists = Literal["attach", "reject"]
@@ -79,8 +80,8 @@ class App:
         self._settings = settings
         self.application = settings.application
         self._declared = declared
-        self._consumers = _wanted(declared, consumers)
-        self._queues = _served(declared, queues)
+        self._consumers = _chosen({c.spec.name: c for c in declared.consumers}, consumers, "consumer")
+        self._queues = _chosen({name: name for name in (DEFAULT, *declared.queues)}, queues, "queue")
         served = {c.spec.name for c in self._consumers}
         self._specs = {n: s for n, s in declared.specs.items() if s.consumer is None or n in served}
         self._database = database_of(settings)
@@ -481,24 +482,14 @@ async def _wait(future: "asyncio.Future[Any]") -> Any:
     return await asyncio.shield(future)
 
 
-def _wanted(declared: Registry, consumers: bool | Sequence[str]) -> list[Any]:
-    if isinstance(consumers, bool):
-        return list(declared.consumers) if consumers else []
-    known = {c.spec.name: c for c in declared.consumers}
-    missing = [name for name in consumers if name not in known]
+def _chosen(known: Mapping[str, T], wanted: bool | Sequence[str], what: str) -> list[T]:
+    """All, none, or those named, of what this program declares."""
+    if isinstance(wanted, bool):
+        return list(known.values()) if wanted else []
+    missing = [name for name in wanted if name not in known]
     if missing:
-        raise UsageError(f"no consumer is named {missing[0]!r}; there are: {', '.join(sorted(known)) or 'none'}")
-    return [known[name] for name in consumers]
-
-
-def _served(declared: Registry, queues: bool | Sequence[str]) -> list[str]:
-    known = {DEFAULT, *declared.queues}
-    if isinstance(queues, bool):
-        return sorted(known) if queues else []
-    missing = [name for name in queues if name not in known]
-    if missing:
-        raise UsageError(f"no queue is named {missing[0]!r}; there are: {', '.join(sorted(known))}")
-    return sorted(set(queues))
+        raise UsageError(f"no {what} is named {missing[0]!r}; there are: {', '.join(sorted(known)) or 'none'}")
+    return [known[name] for name in dict.fromkeys(wanted)]
 
 
 # ---- the verbs ---------------------------------------------------------------------------------
@@ -618,10 +609,7 @@ def running(
     return Running(settings, consumers, queues)
 
 
-def run(
-    settings: Settings, *, consumers: bool | Sequence[str] = True, queues: bool | Sequence[str] = True,
-    uvloop: bool | None = None,
-) -> int:  # fmt: skip
+def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: bool | None = None) -> int:
     """Run everything registered until SIGTERM or SIGINT, then drain; the exit status. What `eventflow run` calls.
 
     Raises:
@@ -631,7 +619,7 @@ def run(
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
-        context, leaving = running(settings, consumers=consumers, queues=queues), _Leaving(loop, settings.drain)
+        context, leaving = running(settings, consumers=consumers), _Leaving(loop, settings.drain)
         entering = loop.create_task(context.__aenter__())
         await asyncio.wait({entering, leaving.asked}, return_when=asyncio.FIRST_COMPLETED)
         if not entering.done():

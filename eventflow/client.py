@@ -20,7 +20,7 @@ from eventflow.handles import Handle, order_for
 from eventflow.ledger import Ledger, Operation
 from eventflow.migrations import check_schema
 from eventflow.payloads import PayloadCodec
-from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, place_in_line, settings_json
+from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, settings_json
 from eventflow.records import Status, WorkflowRecord
 from eventflow.retry import Seconds
 from eventflow.settings import load_settings
@@ -215,10 +215,10 @@ class Client:
             UnavailableError: the server is away.
 
         """
-        place = place_in_line(
-            queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
-        )
-        order, codec = order_for(workflow, args, kwargs or {}, workflow_id, timeout, attributes, place)
+        order, codec = order_for(
+            workflow, args, kwargs or {}, queue, key, priority, delay, deduplication_id, debounce, debounce_limit,
+            workflow_id, if_exists, timeout, attributes,
+        )  # fmt: skip
         ledger = self.ledger
         placed = await (ledger.enqueue(order) if session is None else ledger.enqueue_on(session, order))
         return Handle(placed, codec if result is None else codec_for(result), ledger)

@@ -353,8 +353,10 @@ class Intake:
         """Whether this very message was handled when the topic's recreation had not been noticed yet (R16)."""
         offset = message.offset()
         known = claim.early.pop(offset, None)
+        if known is None:
+            return False
         sent = fingerprint(message.timestamp()[1], message.key(), message.value())
-        if known is None or all(one != sent[: len(one)] for one in known):
+        if all(one != sent[: len(one)] for one in known):
             return False
         self._journal.cover((claim, claim.next_offset, offset + 1))
         claim.next_offset = offset + 1

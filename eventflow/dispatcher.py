@@ -21,7 +21,6 @@ from eventflow.adoption import Adoption
 from eventflow.codec import error_line
 from eventflow.database import Connection, Database, columns, in_transaction, unavailable
 from eventflow.errors import FencedError, UnavailableError
-from eventflow.executor import How
 from eventflow.lines import Ask, Cursor, Limits, Lines, Used
 from eventflow.registry import Spec
 from eventflow.telemetry import crash_point, seldom
@@ -143,13 +142,11 @@ class Dispatcher:
                 self._on_fenced(error)
                 break
             except Exception as error:  # whatever it is, the other queues go on, and this one with the next look
-                known = isinstance(error, psycopg.Error | UnavailableError)
-                said = (
-                    str(unavailable(error, self._database.url))
-                    if known
-                    else f"{type(error).__name__}: {error_line(error)}"
-                )
-                seldom.say(logger, f"queues: {said}; trying again", logging.WARNING if known else logging.ERROR)
+                if isinstance(error, psycopg.Error | UnavailableError):
+                    seldom.say(logger, f"queues: {unavailable(error, self._database.url)}; trying again")
+                else:
+                    said = f"queues: {type(error).__name__}: {error_line(error)}; trying again"
+                    seldom.say(logger, said, logging.ERROR)
                 self._all = True
                 if connection is not None:
                     connection.close()
@@ -179,9 +176,7 @@ class Dispatcher:
             return False
         more = False
         for queue in list(self._lines):
-            self._lines[queue] = self._lines.pop(
-                queue
-            )  # queues take turns, too: what is left of the room is the next one's
+            self._lines[queue] = self._lines.pop(queue)  # to the end: queues take turns, too
             try:
                 more = self._take(connection, queue) or more
             except psycopg.errors.LockNotAvailable:
@@ -286,7 +281,7 @@ class Dispatcher:
             crash_point("dispatcher.after_claim")
             rows.sort(key=itemgetter(18))
             self._threaded[queue] = any(not self._specs[row[1]].is_async for row in rows)
-            self._adoption.adopt(connection, [row[:17] for row in rows], _woken)
+            self._adoption.adopt(connection, [row[:17] for row in rows], "woken")
             self._adopted()
         return bool(asks) and queue in self._lines
 
@@ -328,8 +323,3 @@ class Dispatcher:
                 "n": list(keys.values()),
             },
         )  # fmt: skip
-
-
-def _woken(_: tuple[Any, ...]) -> How:
-    """They run already, as the claim has said."""
-    return "woken"

@@ -19,7 +19,7 @@ from typing import cast
 
 from eventflow.errors import SettingsError, UnreadableError, first_line
 from eventflow.payloads import PayloadCodec
-from eventflow.settings import Settings, key_bytes
+from eventflow.settings import CODEC_MEMBERS, Settings, key_bytes
 
 _SALT, _NONCE = 16, 12  # bytes
 _RENEW = 1 << 28  # values under one salt; a few more do no harm, so nobody counts exactly
@@ -125,7 +125,7 @@ def _imported(place: str) -> object:
         raise SettingsError(
             f"EVENTFLOW_PAYLOAD_CODEC: {place!r}: {type(error).__name__}: {first_line(error)}"
         ) from error
-    missing = [member for member in ("encode", "decode", "secrets") if not hasattr(codec, member)]
+    missing = [member for member in CODEC_MEMBERS if not hasattr(codec, member)]
     if missing:
         raise SettingsError(f"EVENTFLOW_PAYLOAD_CODEC: {place!r} is no payload codec: it has no {missing[0]!r}")
     return codec

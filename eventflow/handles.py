@@ -26,7 +26,7 @@ from eventflow.queues import DEFAULT, IfExists, Order, delayed, place_in_line, p
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.registry import check_name
 from eventflow.replay import Branch
-from eventflow.retry import Retry, Seconds, seconds
+from eventflow.retry import Seconds, seconds
 from eventflow.steps import StepSpec, drive
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
@@ -332,16 +332,12 @@ def prepare(
 
 def step_that_asks(kind: str, call: Any) -> StepSpec:
     """Asking a workflow to end, as a step; asked twice it is told once."""
-    spec = StepSpec(kind, call, Retry(0))
-    spec.__dict__["result"] = codec_for(int)
-    return spec
+    return StepSpec.ours(kind, call, int)
 
 
 def step_that_starts(start: Start, call: Any) -> StepSpec:
     """Starting under a given id, as a step: what exists is attached to, so that it may be done twice."""
-    spec = StepSpec(f"start {start.spec.name}", call, Retry(0))
-    spec.__dict__["result"] = codec_for(str)
-    return spec
+    return StepSpec.ours(f"start {start.spec.name}", call, str)
 
 
 @overload
@@ -386,8 +382,10 @@ async def start(
 
 
 def order_for(
-    workflow: object, args: tuple[Any, ...], kwargs: Mapping[str, object], workflow_id: str | None,
-    timeout: Seconds | None, attributes: Mapping[str, object] | None, place: Mapping[str, Any],
+    workflow: object, args: tuple[Any, ...], kwargs: Mapping[str, object], queue: str, key: str | None, priority: int,
+    delay: Seconds | datetime | None, deduplication_id: str | None, debounce: Seconds | None,
+    debounce_limit: Seconds | None, workflow_id: str | None, if_exists: IfExists, timeout: Seconds | None,
+    attributes: Mapping[str, object] | None,
 ) -> tuple[Order, Codec]:  # fmt: skip
     """What is to be put in line, checked, and the codec of its result; by name where its code is not here.
 
@@ -396,6 +394,9 @@ def order_for(
         CodecError: an argument or attribute that cannot be encoded.
 
     """
+    place = place_in_line(
+        queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
+    )
     limit = None if timeout is None else seconds(timeout, "timeout")
     if isinstance(workflow, str):
         name, arguments, codec = check_name(workflow), plain_arguments(args, kwargs), codec_for(Any)
@@ -406,16 +407,8 @@ def order_for(
     else:
         raise UsageError(f"enqueue takes a function decorated with @workflow, not {workflow!r}")
     found = None if attributes is None else codec_for(dict[str, Any]).named("the attributes").encode(dict(attributes))
-    order = Order(
-        name,
-        arguments,
-        workflow_id or str(uuid.uuid4()),
-        workflow_id is not None,
-        timeout=limit,
-        attributes=found,
-        **place,
-    )
-    return order, codec
+    chosen_id, given = workflow_id or str(uuid.uuid4()), workflow_id is not None
+    return Order(name, arguments, chosen_id, given, timeout=limit, attributes=found, **place), codec
 
 
 def refuse_given(order: Order) -> None:
@@ -425,7 +418,7 @@ def refuse_given(order: Order) -> None:
         UsageError: the order has an id or a deduplication id that is given.
 
     """
-    if isinstance(current.get(), StepScope) and (order.given or order.deduplication_id is not None):
+    if isinstance(current.get(), StepScope) and order.shared:
         raise UsageError(
             "enqueue with a workflow_id or a deduplication_id in a step or transaction: do it in the workflow, or pass the "
             "transaction's session="
@@ -435,9 +428,7 @@ def refuse_given(order: Order) -> None:
 def step_that_enqueues(branch: Branch, order: Order, call: Callable[[Order], Any]) -> StepSpec:
     """Enqueueing under an id that others may have, as a step: sent twice it is placed once, by its id."""
     placed = talk.order_of(branch.run, branch.peek(), order)
-    spec = StepSpec(f"enqueue {order.name}", lambda: call(placed), Retry(0))
-    spec.__dict__["result"] = codec_for(str)
-    return spec
+    return StepSpec.ours(f"enqueue {order.name}", lambda: call(placed), str)
 
 
 def refuse_in_workflow() -> None:
@@ -485,10 +476,10 @@ async def enqueue(
         CodecError: an argument that cannot be encoded.
 
     """
-    place = place_in_line(
-        queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
-    )
-    order, codec = order_for(workflow, args, {}, workflow_id, timeout, attributes, place)
+    order, codec = order_for(
+        workflow, args, {}, queue, key, priority, delay, deduplication_id, debounce, debounce_limit, workflow_id,
+        if_exists, timeout, attributes,
+    )  # fmt: skip
     app, branch = runtime("enqueue"), current_branch()
     if session is not None:
         refuse_in_workflow()
@@ -497,7 +488,7 @@ async def enqueue(
         return Handle(await app.enqueue(order), codec)
     app.check_queue(queue)
     refuse_given(order)
-    if branch is None or not (order.given or order.deduplication_id is not None):
+    if branch is None or not order.shared:
         return Handle(talk.enqueue(order), codec)
     return Handle(await drive(branch, step_that_enqueues(branch, order, app.enqueue), (), {}), codec)
 

@@ -250,8 +250,7 @@ class Ledger:
 
         In the order given, but for ids that others may have, which two transactions must take in the same order.
         """
-        shared = [order.deduplication_id or (order.workflow_id if order.given else "") for order in orders]
-        ordered = sorted(range(len(orders)), key=shared.__getitem__)
+        ordered = sorted(range(len(orders)), key=lambda n: orders[n].shared)
         params = self._params([orders[n] for n in ordered])
         answers = self.query("enqueue", params, setup=(f"set local lock_timeout = '{patience}'",))
         return [row for _, row in sorted(zip(ordered, answers, strict=True))]
@@ -335,7 +334,7 @@ class Orders:
             [row] = self._ledger.place([order], _PATIENCE)
         except psycopg.errors.LockNotAvailable:
             open_still = "a transaction that is open has enqueued it, too, and neither commits nor rolls back"
-            _fail(future, UnavailableError(f"{order.deduplication_id or order.workflow_id!r}: {open_still}"))
+            _fail(future, UnavailableError(f"{order.shared!r}: {open_still}"))
         except BaseException as error:
             _fail(future, error)
         else:

@@ -148,6 +148,11 @@ class Order:
     attributes: str | None = None
     parent: str | None = None
 
+    @property
+    def shared(self) -> str:
+        """What others may have, too: its deduplication id, or its id where that is given; "" where nobody else may."""
+        return self.deduplication_id or (self.workflow_id if self.given else "")
+
     def row(self, application: str) -> tuple[object, ...]:
         """The values of `enqueue.sql`, in its order."""
         return (

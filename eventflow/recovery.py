@@ -22,7 +22,6 @@ import psycopg
 from eventflow.adoption import Adoption
 from eventflow.database import Connection, Database, evicting, fenced, in_transaction, is_pointless, unavailable
 from eventflow.errors import FencedError, UnavailableError, UsageError
-from eventflow.executor import How
 from eventflow.journal import Identity
 from eventflow.registry import Spec
 from eventflow.settings import masked
@@ -396,7 +395,7 @@ class Lease:
                 crash_point("recovery.after_claim_woken")
             else:
                 crash_point("recovery.after_claim_rows")
-            self._adoption.adopt(connection, rows, _how if query == "claim_rows" else lambda _: "woken")
+            self._adoption.adopt(connection, rows, "woken" if query == "claim_woken" else None)
         return len(rows) >= limit
 
     def _reconcile(self, connection: Connection) -> None:
@@ -413,8 +412,4 @@ class Lease:
         rows = [row for row in strays if row[0] in again and not self._running(row[0])]
         if rows:
             logger.warning("%d rows carried our id and were not running", len(rows))
-            self._adoption.adopt(connection, rows, _how)
-
-
-def _how(row: tuple[Any, ...]) -> How:
-    return "recovered" if row[2] == "running" else "queued"
+            self._adoption.adopt(connection, rows)

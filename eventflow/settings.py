@@ -186,13 +186,16 @@ def key_bytes(text: str) -> bytes:
     return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
 
 
+CODEC_MEMBERS = ("encode", "decode", "secrets")  # of a `payloads.PayloadCodec`
+
+
 def _codec(value: object) -> object:
     """A payload codec, or where it is: `module:name`."""
     if isinstance(value, str) and not re.fullmatch(r"\w+(\.\w+)*:\w+", value):
         raise ValueError("must name a payload codec as `module:name`")
     if value is None or isinstance(value, str):
         return value
-    if not all(hasattr(value, member) for member in ("encode", "decode", "secrets")):
+    if not all(hasattr(value, member) for member in CODEC_MEMBERS):
         raise ValueError(
             "must be a payload codec, with `encode`, `decode` and `secrets`, or where one is: `module:name`"
         )

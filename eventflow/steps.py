@@ -16,7 +16,7 @@ from typing import Any, cast, overload
 
 from typing_extensions import TypeVar
 
-from eventflow.codec import Codec, decode_error, encode_error
+from eventflow.codec import Codec, codec_for, decode_error, encode_error
 from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, runtime, would_block
 from eventflow.errors import Cancelled
 from eventflow.registry import check_function, check_name, colour_async, innermost, is_async, result_codec
@@ -39,6 +39,13 @@ class StepSpec:
     @functools.cached_property
     def result(self) -> Codec:
         return result_codec(self.function)
+
+    @classmethod
+    def ours(cls, name: str, call: Callable[..., Any], result: type[Any]) -> "StepSpec":
+        """A step that is no function of the user's: what it gives is of this type, and it is tried once."""
+        spec = cls(name, call, Retry(0))
+        spec.__dict__["result"] = codec_for(result)
+        return spec
 
     def called_by(self, call: Callable[..., Any]) -> "StepSpec":
         """The same step, whose function `call` calls in a way of its own."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from contextvars import copy_context
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Generic, Self, cast, overload
+from typing import Any, Generic, ParamSpec, Self, cast, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
@@ -36,13 +36,14 @@ from eventflow.handles import (
 )
 from eventflow.operations import note, operate_sync
 from eventflow.payloads import PayloadCodec
-from eventflow.queues import DEFAULT, IfExists, QueueRecord, place_in_line
+from eventflow.queues import DEFAULT, IfExists, QueueRecord
 from eventflow.records import Status, StepRecord, WorkflowRecord
 from eventflow.replay import Branch
 from eventflow.retry import Retry, Seconds, seconds
 from eventflow.steps import drive_sync, step_of
 from eventflow.workflows import AsyncStartable, SyncStartable, transaction_of
 
+P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
@@ -249,10 +250,10 @@ def enqueue(
 
     """
     refuse_loop("sync.enqueue", "await eventflow.enqueue")
-    place = place_in_line(
-        queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
-    )
-    order, codec = order_for(workflow, args, {}, workflow_id, timeout, attributes, place)
+    order, codec = order_for(
+        workflow, args, {}, queue, key, priority, delay, deduplication_id, debounce, debounce_limit, workflow_id,
+        if_exists, timeout, attributes,
+    )  # fmt: skip
     app, branch = runtime("enqueue"), current_branch()
     if session is not None:
         refuse_in_workflow()
@@ -261,7 +262,7 @@ def enqueue(
         return Handle(AsyncHandle(app.on_loop(app.enqueue(order)), codec))
     app.check_queue(queue)
     refuse_given(order)
-    if branch is None or not (order.given or order.deduplication_id is not None):
+    if branch is None or not order.shared:
         return Handle(AsyncHandle(talk.enqueue(order), codec))
     spec = step_that_enqueues(branch, order, lambda placed: app.on_loop(app.enqueue(placed)))
     return Handle(AsyncHandle(drive_sync(branch, spec, (), {}), codec))
@@ -522,45 +523,37 @@ class Client:
     ) -> Handle[Any]:  # fmt: skip
         """Put a workflow in line, by its name or by its function; see `eventflow.client.Client.enqueue`."""
         refuse_loop("sync.Client.enqueue", "await eventflow.client.Client.enqueue")
-        place = place_in_line(
-            queue, key, priority, delay, deduplication_id, debounce, debounce_limit, if_exists, workflow_id
-        )
-        order, codec = order_for(workflow, args, kwargs or {}, workflow_id, timeout, attributes, place)
+        order, codec = order_for(
+            workflow, args, kwargs or {}, queue, key, priority, delay, deduplication_id, debounce, debounce_limit,
+            workflow_id, if_exists, timeout, attributes,
+        )  # fmt: skip
         ledger = self._client.ledger
         placed = ledger.on_loop(ledger.enqueue(order)) if session is None else ledger.enqueue_on_sync(session, order)
         return Handle(AsyncHandle(placed, codec if result is None else codec_for(result), ledger))
 
     def queues(self) -> list[QueueRecord]:
         """The queues, with their limits, and how many wait in each."""
-        return self._wait("queues", self._client.queues())
+        return self._run("queues", self._client.queues)
 
     def change_queue(self, name: str, /, **limits: Any) -> None:
         """Change a queue's limits at once; see `eventflow.client.Client.change_queue`."""
-        self._wait("change_queue", self._client.change_queue(name, **limits))
+        self._run("change_queue", self._client.change_queue, name, **limits)
 
     def reset_queue(self, name: str, /) -> None:
         """Let a queue have the limits that code says; see `eventflow.client.Client.reset_queue`."""
-        self._wait("reset_queue", self._client.reset_queue(name))
+        self._run("reset_queue", self._client.reset_queue, name)
 
     def pause_queue(self, name: str, /) -> None:
         """Let nothing of a queue begin; see `eventflow.client.Client.pause_queue`."""
-        self._wait("pause_queue", self._client.pause_queue(name))
+        self._run("pause_queue", self._client.pause_queue, name)
 
     def resume_queue(self, name: str, /) -> None:
         """Let a paused queue go on; see `eventflow.client.Client.resume_queue`."""
-        self._wait("resume_queue", self._client.resume_queue(name))
+        self._run("resume_queue", self._client.resume_queue, name)
 
     def delay(self, workflow_ids: Sequence[str], until: Seconds | datetime, /) -> int:
         """Let workflows that wait in their queues wait until another time; see `eventflow.Handle.delay`."""
-        return self._wait("delay", self._client.delay(workflow_ids, until))
-
-    def _wait(self, name: str, work: Coroutine[Any, Any, R]) -> R:
-        try:
-            refuse_loop(f"sync.Client.{name}", f"await eventflow.client.Client.{name}")
-        except BaseException:
-            work.close()
-            raise
-        return self._client.ledger.on_loop(work)
+        return self._run("delay", self._client.delay, workflow_ids, until)
 
     def workflows(
         self, *, status: Status | None = None, name: str | None = None, queue: str | None = None,
@@ -576,16 +569,15 @@ class Client:
         self, messages: Iterable[tuple[str, object]], /, *, topic: str = "", idempotency_key: str | None = None
     ) -> None:
         """Put many messages into their inboxes, in one transaction; see `eventflow.client.Client.send_many`."""
-        refuse_loop("sync.Client.send_many", "await eventflow.client.Client.send_many")
-        self._client.ledger.on_loop(self._client.send_many(messages, topic=topic, idempotency_key=idempotency_key))
+        self._run("send_many", self._client.send_many, messages, topic=topic, idempotency_key=idempotency_key)
 
     def cancel(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:
         """Ask for workflows to end; returns of how many that is true. See `eventflow.Handle.cancel`."""
-        return self._run("cancel", functools.partial(self._client.cancel, children=children), workflow_ids)
+        return self._run("cancel", self._client.cancel, workflow_ids, children=children)
 
     def terminate(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:
         """End workflows here and now; returns of how many that is true. See `eventflow.Handle.terminate`."""
-        return self._run("terminate", functools.partial(self._client.terminate, children=children), workflow_ids)
+        return self._run("terminate", self._client.terminate, workflow_ids, children=children)
 
     def resume(self, workflow_ids: Sequence[str], /) -> int:
         """Let parked and cancelled workflows go on; see `eventflow.Handle.resume`."""
@@ -603,6 +595,6 @@ class Client:
         """Delete workflows that have ended or are parked; see `eventflow.Handle.delete`."""
         return self._run("delete", self._client.delete, workflow_ids)
 
-    def _run(self, name: str, ask: Callable[[Sequence[str]], Coroutine[Any, Any, int]], ids: Sequence[str]) -> int:
+    def _run(self, name: str, ask: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> R:
         refuse_loop(f"sync.Client.{name}", f"await eventflow.client.Client.{name}")
-        return self._client.ledger.on_loop(ask(ids))
+        return self._client.ledger.on_loop(ask(*args, **kwargs))

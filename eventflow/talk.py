@@ -114,7 +114,7 @@ class Mail:
                 raise UsageError(f"send_many sends at most {_MANY:,} messages in one call")
             workflow_id, content = cast("tuple[Any, Any]", pair)
             check_address(workflow_id)
-            payload = codec_for(type(content)).encode(content)
+            payload = _encoded(content, f"the message to {workflow_id!r}")
             size += len(payload)
             if size > _MANY_CHARACTERS:
                 raise UsageError(
