@@ -67,6 +67,7 @@ class Dispatcher:
         self._cursor = Cursor()
         self._lines: dict[str, Lines] = {}
         self._slots: dict[str, tuple[Cursor, dict[str, str]]] = {}  # what fills places: ids, and their keys
+        self._paused: frozenset[str] = frozenset()
         self._threaded: dict[str, bool] = {}  # whether a queue's workflows run in threads, as the last ones did
         self._due_at: float | None = None  # when the next comes that is delayed, by the ledger's clock
         self._retry_in: float | None = None  # seconds until a rate allows another one
@@ -176,6 +177,8 @@ class Dispatcher:
             return False
         more = False
         for queue in list(self._lines):
+            if queue in self._paused:  # what comes before it is resumed is not known yet
+                continue
             self._lines[queue] = self._lines.pop(queue)  # to the end: queues take turns, too
             try:
                 more = self._take(connection, queue) or more
@@ -213,10 +216,12 @@ class Dispatcher:
             self._lines = {}
             self._say_unserved(connection)
         asked = {"application": self._application, "queues": self.served, **self._cursor.params()}
-        snapshot = ""
-        for snapshot, queue, priority, key, placed in self._database.run(connection, "arrivals", asked):  # noqa: B007
+        rows = self._database.run(connection, "arrivals", asked)
+        for _, _, queue, priority, key, placed in rows:
             if queue is not None:
                 self._lines.setdefault(queue, Lines()).arrived(priority, key, int(placed))
+        snapshot, paused = rows[0][:2]
+        self._paused = frozenset(paused)
         self._cursor.advance(snapshot)
 
     def _say_unserved(self, connection: Connection) -> None:

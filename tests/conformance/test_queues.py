@@ -316,6 +316,20 @@ def test_nothing_of_a_paused_queue_begins(app: App, ledger: str, colour: Colour,
     assert handle.result(timeout=10) == 1
 
 
+def test_what_was_put_in_line_before_it_is_resumed_counts(app: App, ledger: str, colour: Colour, gauge: str) -> None:
+    """Also the last of it: who looked a moment before the end of the pause does not begin with what he saw then."""
+    with sync.Client(ledger) as client:
+        for _ in range(5):
+            gauges[gauge].order.clear()
+            client.pause_queue(ONE.name)
+            handles = [put(works, colour, gauge, n, seconds=0, queue=ONE.name) for n in (1, 2)]
+            handles.append(put(works, colour, gauge, 0, seconds=0, queue=ONE.name, priority=-1))
+            client.resume_queue(ONE.name)
+            for handle in handles:
+                handle.result(timeout=10)
+            assert gauges[gauge].order == [0, 1, 2]
+
+
 def test_limits_are_changed_live(app: App, ledger: str, colour: Colour, gauge: str) -> None:
     with sync.Client(ledger) as client:
         client.change_queue(LIVE.name, concurrency=4)
