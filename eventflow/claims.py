@@ -276,21 +276,16 @@ class Claims:
 
     def unblocked(self) -> list[Scope]:
         """Scopes that nothing of the ledger holds back any more (R11); asks only where something did."""
-        blocked = [(c, c.scope) for c in self.usable() if c.scope is not None and c.scope.unfinished]
+        blocked = [(c.id, c.scope, set(c.scope.unfinished)) for c in self.usable() if c.scope and c.scope.unfinished]
         if not blocked:
             return []
         try:
-            rows = self._ledger.run("read_unfinished", {"claims": [c.id for c, _ in blocked]})
+            rows = self._ledger.run("read_unfinished", {"claims": [claim for claim, _, _ in blocked]})
         except (psycopg.Error, UnavailableError):
             return []  # asked again soon
         still = {row[0] for row in rows}
-        free: list[Scope] = []
-        for _, scope in blocked:
-            with scope.lock:
-                scope.unfinished = [i for i in scope.unfinished if i in still]
-                if not scope.unfinished:
-                    free.append(scope)
-        return free
+        # Only of those it had before the ledger was asked: one that was parked since is not in the answer.
+        return [scope for _, scope, ids in blocked if scope.finished(ids - still)]
 
     # ---- folding ----
 

@@ -199,45 +199,25 @@ class Executor:
     def _in_turn(self, run: Run) -> bool:
         """Whether it may start now; else it waits in its scope's line (R11)."""
         run.executor = self
-        scope = run.scope
-        if scope is None:
-            return True
-        with scope.lock:
-            tail, scope.tail = scope.tail, run
-            if tail is not None and not tail.over():
-                run.before, tail.after = tail, run
-            if scope.holder is not None or scope.unfinished or scope.line:
-                scope.line.append(run)
-                return False
-            scope.holder = run
-            return True
+        return run.scope is None or run.scope.enter(run)
 
     def next_in_line(self, run: Run) -> None:
         """Its function has ended for good: the next of its scope may start."""
-        scope = run.scope
-        if scope is None:
-            return
-        with scope.lock:
-            if scope.holder is not run:
-                return
-            scope.holder = None
-        self.unblock(scope)
+        if run.scope is not None:
+            self._follow(run.scope.leave(run))
 
     def unblock(self, scope: Scope) -> None:
         """Start the first in line of a scope that nothing holds back."""
-        with scope.lock:
-            if scope.holder is not None or scope.unfinished or not scope.line:
-                return
-            scope.holder = following = scope.line.popleft()
-        self._launch([following])
+        self._follow(scope.following())
+
+    def _follow(self, run: Run | None) -> None:
+        if run is not None:
+            self._launch([run])
 
     def _hold_back(self, run: Run, entry: Entry) -> None:
         """It is parked or asleep, which is not final: what comes behind it in its scope waits, too (R11)."""
-        scope = run.scope
-        if scope is not None:
-            with scope.lock:
-                scope.unfinished.append(run.workflow_id)
-                scope.holder = None
+        if run.scope is not None:
+            run.scope.hold_back(run)
             if entry.status == "parked":
                 logger.error("%s is held back until %s is decided on", run.claim, run.workflow_id)
         if entry.status == "waiting":

@@ -66,20 +66,61 @@ class Scope:
     Attributes:
         id: as the ledger has it.
         unfinished: ids of its rows that hold it back: accepted before and not final, or parked.
-        line: runs that wait for their turn. holder: the one that has it. tail: the one that came last.
-        lock: held to look at any of these and to change it.
 
     """
 
-    __slots__ = ("holder", "id", "line", "lock", "tail", "unfinished")
+    __slots__ = ("_holder", "_line", "_lock", "_tail", "id", "unfinished")
 
     def __init__(self, id: str, unfinished: list[str]) -> None:  # noqa: A002
         self.id = id
         self.unfinished = unfinished
-        self.line: deque[Run] = deque()
-        self.holder: Run | None = None
-        self.tail: Run | None = None
-        self.lock = threading.Lock()
+        self._line: deque[Run] = deque()  # who waits for his turn
+        self._holder: Run | None = None  # whose turn it is
+        self._tail: Run | None = None  # who came last
+        self._lock = threading.Lock()
+
+    def enter(self, run: "Run") -> bool:
+        """Whether it may start now; else it waits in line."""
+        with self._lock:
+            tail, self._tail = self._tail, run
+            if tail is not None and not tail.over():
+                run.before, tail.after = tail, run
+            if self._blocked() or self._line:
+                self._line.append(run)
+                return False
+            self._holder = run
+            return True
+
+    def leave(self, run: "Run") -> "Run | None":
+        """Its function has ended for good: who may start now."""
+        with self._lock:
+            if self._holder is not run:
+                return None
+            self._holder = None
+        return self.following()
+
+    def hold_back(self, run: "Run") -> None:
+        """It is parked or asleep, which is not final: what comes behind it waits, too."""
+        with self._lock:
+            self.unfinished.append(run.workflow_id)
+            self._holder = None
+
+    def following(self) -> "Run | None":
+        """The first in line, whose turn it is from now on, if nothing holds them back."""
+        with self._lock:
+            if self._blocked() or not self._line:
+                return None
+            self._holder = self._line.popleft()
+            return self._holder
+
+    def finished(self, ids: set[str]) -> bool:
+        """These hold it back no more; whether nothing does."""
+        with self._lock:
+            self.unfinished = [one for one in self.unfinished if one not in ids]
+            return not self.unfinished
+
+    def _blocked(self) -> bool:
+        return self._holder is not None or bool(self.unfinished)
 
 
 class Claim:
