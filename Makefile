@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 OTHERS := 3.12 3.13
 # Most tests wait for processes: two at a time, each pair's half with services of its own. What measures time runs alone.
 WORKERS ?= 2
+SHARD ?= 1/1
 TOGETHER := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -30,8 +31,9 @@ test: venv ## Run the whole suite, on real services
 unit: venv ## Run the unit tests: seconds, no services
 	@$(BIN)/pytest tests/unit -q
 
-test-crash: venv ## Run the long form of the crash tests: 20 seeds
-	@EVENTFLOW_CRASH_SEEDS=$${EVENTFLOW_CRASH_SEEDS:-20} $(BIN)/pytest $(TOGETHER) tests -m "crash or long"
+test-crash: venv ## Run the long form of the crash tests: 20 seeds; again after Ctrl-C: what is left; SHARD=2/4: a part
+	@EVENTFLOW_CRASH_SEEDS=$${EVENTFLOW_CRASH_SEEDS:-20} \
+	  $(BIN)/pytest -p tests.long_run --shard $(SHARD) $(TOGETHER) tests -m "crash or long"
 
 check: venv ## Formatter, linter, type checker, import layers, unit tests on other Pythons
 	@$(BIN)/ruff format --check .
