@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("eventflow", "sql", "tests", "examples", "docs", "pyproject.toml", "requirements")
+SOURCES = ("eventflow", "sql", "tests", "examples", "pyproject.toml", "requirements")
 FOLDER = ROOT / ".eventflow" / "long-run"
 _START = "EVENTFLOW_LONG_RUN_START"  # how much of the file counts: set by the run's first process, for its workers
 
