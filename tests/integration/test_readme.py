@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 
+from eventflow import sync
 from tests.harness import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,9 +89,8 @@ def test_the_first_example_under_load(world: World, tmp_path: Path) -> None:
 
 def test_how_the_guide_decides_on_a_parked_message(world: World) -> None:
     """Run again it is parked again, as its cause is not mended; passed over, what waits behind it goes on."""
-    guide = (ROOT / "docs" / "guide.md").read_text()
-    look, decide = re.findall(r"```sql\n(.*?)```", guide, re.DOTALL)
-    run_again, pass_over = re.findall(r"^update .*;$", decide, re.MULTILINE)
+    page = (ROOT / "docs" / "dead-ends.md").read_text()
+    [look] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
     world.create_topic(1)
     for n in range(5):
         world.send({"n": n, "do": "" if n else "park"})
@@ -100,11 +100,13 @@ def test_how_the_guide_decides_on_a_parked_message(world: World) -> None:
     attempt = "select attempt from eventflow.workflows where id = %s and status = 'parked'"
     world.wait(lambda: world.one(attempt, parked) == 1, "it is parked")
     assert parked in [row[0] for row in world.sql(look.splitlines()[0])]
-    world.sql(run_again.replace("...", parked))
-    world.wait(lambda: world.one(attempt, parked) == 2, "it is parked again")
-    assert world.completed("ordered") == 0
-    world.sql(pass_over.replace("...", parked))
-    world.wait_completed("ordered", 4)
+    with sync.Client(world.database_url) as client:
+        handle = client.handle(parked, object)
+        handle.resume()
+        world.wait(lambda: world.one(attempt, parked) == 2, "it is parked again")
+        assert world.completed("ordered") == 0
+        handle.cancel()
+        world.wait_completed("ordered", 4)
     world.check_order("ordered")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import eventflow
+from eventflow.client import Client
 from eventflow.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page in PAGES
-    if page.name not in {"workflows.md", "queues.md", "payloads.md"}  # need Postgres: tests/integration/test_pages.py
+    if page.parent != ROOT / "docs"  # needs Postgres: tests/integration/test_pages.py
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     if not block.startswith("# first.py")  # needs services: tests/integration/test_readme.py runs it
 ]
@@ -43,30 +44,32 @@ def test_block_runs(block: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (page.parent / link).exists(), link
-    sections = {
-        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)", text, re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= sections
+    for link, section in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not section or section in sections_of(target), f"{link}#{section}"
+
+
+def sections_of(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def test_every_name_of_ours_that_a_page_names_exists() -> None:
     """As `durable.sleep`, `eventflow.start` or `handle.send`, in words and tables."""
-    places = {name: import_module(f"eventflow.{name}") for name in ("durable", "sync")}
-    places |= {"eventflow": import_module("eventflow"), "handle": eventflow.Handle}
-    pages = ("guide", "workflows", "queues", "payloads")
-    for page in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in pages)):
-        check_names(page.read_text(encoding="utf-8"), places)
-    for name in ("from-dbos", "from-temporal"):
-        for line in (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").splitlines():
-            check_names(line.split(" | ", 1)[-1], places)  # on the right of a table
+    places: dict[str, object] = {name: import_module(f"eventflow.{name}") for name in ("durable", "sync")}
+    places |= {"eventflow": import_module("eventflow"), "handle": eventflow.Handle, "client": Client}
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    pages = {"guide.md", "from-dbos.md", "from-temporal.md", *re.findall(r"^\| \[.*?\]\((.*?)\)", guide, re.MULTILINE)}
+    for page in (ROOT / "README.md", *(ROOT / "docs" / name for name in sorted(pages))):
+        for line in re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL).splitlines():
+            theirs = page.name.startswith("from-")
+            check_names(line.split(" | ", 1)[-1] if theirs else line, places)  # on the right of a table
 
 
 def check_names(text: str, places: dict[str, object]) -> None:
-    for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
-        for place, name in re.findall(r"(?<![\w.])(durable|sync|eventflow|handle)\.(\w+)", code):
+    for code in re.findall(r"`([^`]+)`", text):
+        for place, name in re.findall(r"(?<![\w.])(durable|sync|eventflow|handle|client)\.(\w+)", code):
             assert hasattr(places[place], name), code
 
 
