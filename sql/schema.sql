@@ -730,7 +730,7 @@ begin
   if if_exists is null or if_exists not in ('attach', 'reject') then
     raise exception 'if_exists is ''attach'' or ''reject'', not ''%''', if_exists using errcode = '22023';
   end if;
-  if wanted = '' or length(wanted) > 500 or wanted ~ '[>[:cntrl:]]' or wanted like 'kafka:%' then
+  if wanted = '' or length(wanted) > 512 or wanted ~ '[>[:cntrl:]]' or wanted like 'kafka:%' then
     raise exception 'not a workflow id: ''%''', wanted using errcode = '22023';
   end if;
   select * into found_ from eventflow.place(
