@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 from typing_extensions import TypeVar
 
@@ -42,16 +42,43 @@ class ContinuedAsNew(BaseException):
 class StepScope:
     """What is current while a step's function runs: durable calls in it are plain, or refused.
 
-    `riders` are what is written with its checkpoint, if it succeeds.
+    `riders` are what is written with its checkpoint, if it succeeds. `progress`: what its attempts tell of how far they
+    are, once one has. `transactional`: it is a transaction's, which has no attempts that anyone could learn of.
     """
 
-    __slots__ = ("branch", "name", "position", "riders")
+    __slots__ = ("branch", "name", "position", "progress", "riders", "transactional")
 
-    def __init__(self, branch: Branch, position: str, name: str) -> None:
+    def __init__(self, branch: Branch, position: str, name: str, *, transactional: bool = False) -> None:
         self.branch = branch
         self.position = position
         self.name = name
         self.riders: tuple[Rider, ...] = ()
+        self.progress: Progress | None = None
+        self.transactional = transactional
+
+    def end(self) -> tuple[Rider, ...]:
+        """Its step has ended, and is about to be recorded: nothing more is kept of its progress; what takes away what was."""
+        if self.progress is not None:
+            self.progress.over, self.progress.due = True, False
+        run = self.branch.run
+        return () if run.history.recorded is None else run.history.end_details(run.workflow_id, self.position)
+
+
+class Progress:
+    """How far a step is, as its attempts have told: the newest details, and whether these are still to be kept.
+
+    Attributes:
+        details: as JSON. due: they are not with the journal yet. written: when some last were, by the executor's clock.
+        over: the step has ended.
+
+    """
+
+    __slots__ = ("details", "due", "over", "written")
+
+    def __init__(self) -> None:
+        self.details = "null"
+        self.due = self.over = False
+        self.written = float("-inf")
 
 
 current: ContextVar[Branch | StepScope | None] = ContextVar("eventflow_current", default=None)
@@ -182,9 +209,8 @@ def current_branch() -> Branch | None:
 
     """
     branch = current.get()
-    if branch is None or type(branch) is StepScope:
+    if branch is None or isinstance(branch, StepScope):
         return None
-    branch = cast("Branch", branch)
     home = branch.run.executor.home()
     if branch.home is home:
         return branch

@@ -28,8 +28,10 @@ __all__ = [
     "close_stream",
     "continue_as_new",
     "deprecate_patch",
+    "details",
     "event",
     "first",
+    "heartbeat",
     "idempotency_key",
     "now",
     "patch",
@@ -131,6 +133,35 @@ def continue_as_new(workflow: Workflow[[], Any], /) -> Never:
 
     """
     talk.continue_as_new(workflow.spec, workflow.encode((), {}))
+
+
+# ---- progress of a step ----------------------------------------------------------------------------
+
+
+def heartbeat(details: object = None, /) -> None:
+    """Tell how far this step is: whatever its next attempt needs to go on from there reads it by `details`.
+
+    In a step of a sync or an async workflow. Never waits: it is kept in the background, at once where nothing was for a
+    second, so that at most the last second's is lost with the process. The newest counts; the step's end clears it. A retry
+    of the whole workflow, a restart and a fork begin without.
+
+    Raises:
+        UsageError: outside a step of a workflow, or in a transaction, whose effects go with the attempt that fails.
+        CodecError: the details are no plain value, model or dataclass, or too large; names the step.
+
+    """
+    talk.heartbeat(details)
+
+
+def details(type: type[T], /) -> T | None:  # noqa: A002
+    """What this step, or a former attempt of it in any process, told last by `heartbeat`; None where nothing is known.
+
+    Raises:
+        UsageError: outside a step of a workflow, or in a transaction.
+        CodecError: it is no such type; names the step.
+
+    """
+    return talk.details(type)
 
 
 # ---- waiting ---------------------------------------------------------------------------------------

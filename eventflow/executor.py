@@ -20,7 +20,7 @@ from contextvars import Context
 from typing import Any, Literal, Protocol
 
 from eventflow.codec import encode_error, error_line
-from eventflow.context import ContinuedAsNew, Start, Suspended, current
+from eventflow.context import ContinuedAsNew, Progress, Start, StepScope, Suspended, current
 from eventflow.errors import (
     Cancelled,
     CodecError,
@@ -45,6 +45,7 @@ _SLICE = 0.005  # seconds that one runner may hold the loop
 LONG_HISTORY = 2000  # operations recorded by one run of a workflow, which a warning says
 _CHILDREN = 1000  # workflows in memory, beyond which children are left to whoever has room
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
+_DETAILS_EVERY = 1.0  # seconds between two writes of what a step tells of its progress
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
 
 
@@ -625,6 +626,39 @@ class Executor:
                 break
             event.wait()
         self.check(run)
+
+    # ---- progress of steps ----
+
+    def heartbeat(self, scope: StepScope, details: str) -> None:
+        """A step tells how far it is: kept soon, the newest alone, once a second at most. From any thread; never waits."""
+        progress = scope.progress = scope.progress or Progress()
+        progress.details = details
+        if not progress.due:
+            progress.due = True
+            self.on_loop(self._keep_soon, scope, progress)
+
+    def _keep_soon(self, scope: StepScope, progress: Progress) -> None:
+        wait = progress.written + _DETAILS_EVERY - self._clock()
+        if wait > 0:
+            self.loop.call_later(wait, self.keep_details, scope)
+        else:
+            self.keep_details(scope)
+
+    def keep_details(self, scope: StepScope) -> None:
+        """Hand over what a step has told of its progress, where it has, and that was not handed over yet."""
+        progress, branch = scope.progress, scope.branch
+        run: Run = branch.run
+        with run.lock:
+            if progress is None or not progress.due:
+                return
+            progress.due = False  # before the look: what is told after it is kept by itself
+            if progress.over or run.ended or run.dropped or branch.attempt != run.attempt:
+                return
+            progress.written = self._clock()
+            kept = run.history.keep_details(run.workflow_id, scope.position, scope.name, progress.details)
+            entry = Entry(run, run.history.take_fresh())
+            entry.riders = [kept]
+            self._hand(run, entry)
 
     # ---- ending before the end ----
 

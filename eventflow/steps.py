@@ -92,7 +92,11 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
                 try:
                     called = function(*args, **kwargs)
                     outcome = await (called if limit is None else _within(limit, spec.name, called))
-                except Exception as error:
+                except BaseException as error:
+                    if scope.progress is not None:
+                        executor.keep_details(scope)  # now: the run may leave memory, or the process end
+                    if not isinstance(error, Exception):
+                        raise
                     send, outcome = procedure.throw, error
                 finally:
                     current.reset(token)
@@ -156,7 +160,11 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                         outcome = function(*args, **kwargs)
                     else:
                         outcome = _within_sync(limit, spec.name, functools.partial(function, *args, **kwargs))
-                except Exception as error:
+                except BaseException as error:
+                    if scope.progress is not None:
+                        executor.keep_details(scope)
+                    if not isinstance(error, Exception):
+                        raise
                     send, outcome = procedure.throw, error
                 finally:
                     current.reset(token)

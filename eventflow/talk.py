@@ -196,6 +196,34 @@ def close_stream(key: str) -> None:
     note("close_stream()", record)
 
 
+# ---- progress of a step ------------------------------------------------------------------------------
+
+
+def heartbeat(value: object) -> None:
+    """Tell how far this step is."""
+    scope = _step_of("heartbeat()")
+    text = _encoded(value, f"the details of the step {scope.name!r}")
+    scope.branch.run.executor.heartbeat(scope, text)
+
+
+def details(kind: type[T]) -> T | None:
+    """What this step, or a former attempt of it, told last."""
+    scope = _step_of("details()")
+    codec = codec_for(kind).named(f"the details of the step {scope.name!r}")
+    told = scope.progress
+    text = scope.branch.run.history.details(scope.position) if told is None else told.details
+    return None if text is None or text == "null" else codec.decode(text)
+
+
+def _step_of(what: str) -> StepScope:
+    here = current.get()
+    if not isinstance(here, StepScope):
+        raise UsageError(f"{what} belongs into a step of a workflow")
+    if here.transactional:
+        raise UsageError(f"{what} belongs into a step; of the transaction {here.name!r} that fails nothing is left")
+    return here
+
+
 # ---- children ----------------------------------------------------------------------------------------
 
 

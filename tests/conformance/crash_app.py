@@ -1,6 +1,7 @@
 """Workflows that use every durable feature, in workers that are killed. Each effect is a row, in its checkpoint's commit."""
 
 import os
+import time
 from typing import Any
 
 import psycopg
@@ -99,6 +100,27 @@ def retries(do: Do) -> Body[str]:
         yield do.run_step(effect, "gave up")
         return str(error.__notes__[0])
     return ""
+
+
+def _pages() -> int:
+    """Notes where it begins, and turns a page every 0.4 s; each is told before the next."""
+    page = durable.details(int) or 0
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+        note = f"begins at {page}"
+        connection.execute(
+            'insert into public.effects ("group", note, pid) values (%s, %s, %s)',
+            [durable.workflow_id(), note, os.getpid()],
+        )
+    while page < 6:
+        time.sleep(0.4)
+        page += 1
+        durable.heartbeat(page)
+    return page
+
+
+@both
+def pages(do: Do) -> Body[int]:
+    return (yield do.run_step(_pages))
 
 
 @both

@@ -169,6 +169,29 @@ def test_attempts_far_apart_survive_the_process(world: World) -> None:
     assert world.one("select count(*) from effects") == 2
 
 
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("point", ["journal.before_commit", "journal.after_commit"])
+def test_a_step_goes_on_from_what_it_told_before_it_was_killed(world: World, point: str, seed: int) -> None:
+    """Its first flush is that of its start, the second tells of the first page, and from then on there is one a second."""
+    count = pick(seed, point, choices=range(2, 5))
+    for colour in COLOURS:
+        insert(world, f"pages {colour}", colour, [])
+    victim = world.start(APP, crash=f"{point}:{count}", **SOON)
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    told = {
+        i: int(d)
+        for i, d in world.sql("select workflow_id, output from eventflow.checkpoints where position like '%~d'")
+    }
+    world.start(APP, **SOON)
+    world.wait(lambda: world.unfinished() == 0, "both have ended", 30)
+    for colour in COLOURS:
+        begun = [note for (note,) in world.sql('select note from effects where "group" = %s order by at', colour)]
+        wanted = "begins at 0", f"begins at {told.get(colour, 0)}"
+        assert begun in ([wanted[0], wanted[1]], [wanted[1]]), "one that had not begun begins once"
+    assert world.sql("select output from eventflow.workflows") == [("6",)] * 2
+    assert world.one("select count(*) from eventflow.checkpoints where position like '%~d'") == 0
+
+
 # Who is frozen for a while is not taken over; a short one's first flush holds all that it does.
 LONG_LEASE = SOON | {"EVENTFLOW_LEASE": "30", "EVENTFLOW_ACCEPT_AFTER": "5"}
 
