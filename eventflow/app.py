@@ -373,6 +373,10 @@ class App:
             self._incarnation.queues.look(wait)
         return count
 
+    def now(self) -> float:
+        """Seconds since 1970, by the ledger's clock where this process knows it."""
+        return time.time() if self._incarnation is None else self._incarnation.executor.now()
+
     def check_queue(self, name: str) -> None:
         """Whether a workflow may put something into this queue: one that is not there would be found out too late.
 

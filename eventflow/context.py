@@ -43,18 +43,21 @@ class StepScope:
     """What is current while a step's function runs: durable calls in it are plain, or refused.
 
     `riders` are what is written with its checkpoint, if it succeeds. `progress`: what its attempts tell of how far they
-    are, once one has. `transactional`: it is a transaction's, which has no attempts that anyone could learn of.
+    are, once one has. `kind`: a transaction has no attempts that anyone could learn of; from one elsewhere another executor
+    may take over the riders.
     """
 
-    __slots__ = ("branch", "name", "position", "progress", "riders", "transactional")
+    __slots__ = ("branch", "kind", "name", "position", "progress", "riders")
 
-    def __init__(self, branch: Branch, position: str, name: str, *, transactional: bool = False) -> None:
+    def __init__(
+        self, branch: Branch, position: str, name: str, *, kind: Literal["step", "transaction", "elsewhere"] = "step"
+    ) -> None:
         self.branch = branch
+        self.kind = kind
         self.position = position
         self.name = name
         self.riders: tuple[Rider, ...] = ()
         self.progress: Progress | None = None
-        self.transactional = transactional
 
     def end(self) -> tuple[Rider, ...]:
         """Its step has ended, and is about to be recorded: nothing more is kept of its progress; what takes away what was."""
@@ -105,6 +108,14 @@ class Start:
     attributes: str | None = None
     parent: str | None = None
 
+    def rider(self, workflow_id: str, application: str, now: float, executor: int | None) -> Rider:
+        """What writes its row with what starts it; `executor`: who runs it, None for whoever has room."""
+        deadline = None if self.timeout is None else now + self.timeout
+        row = (
+            workflow_id, self.spec.name, application, executor, self.parent, self.arguments, deadline, self.attributes,
+        )  # fmt: skip
+        return Rider("insert_children", row)
+
 
 class Backend(Protocol):
     """What stands behind a handle: the running application, or a client's `ledger`."""
@@ -130,6 +141,7 @@ class Runtime(Backend, Protocol):
 
     application: str
 
+    def now(self) -> float: ...
     async def start_soon(self, start: Start) -> str: ...
     def check_queue(self, name: str) -> None: ...
     async def call(self, start: Start, codec: Codec) -> Any: ...

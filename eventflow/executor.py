@@ -33,6 +33,7 @@ from eventflow.errors import (
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal, heralds
 from eventflow.records import FINAL, Rider
+from eventflow.registry import Spec
 from eventflow.replay import TOLD, Await, Branch, History
 from eventflow.runs import Claim, Life, Run, Scope
 from eventflow.telemetry import crash_point
@@ -126,7 +127,8 @@ class Executor:
         self._started: deque[tuple[float, Run]] = deque()
         self._timers: dict[Run, asyncio.TimerHandle] = {}
         self._suspects: deque[Run] = deque()
-        self._children: dict[str, Run] = {}  # whose rows are on their way to the ledger
+        self._children = set[str]()  # whose rows are on their way to the ledger
+        self._startable: dict[str, Spec] = {}  # what has been started as a child, by name
         self._deadlines: dict[Run, asyncio.TimerHandle] = {}
         self._alone: asyncio.Task[None] | None = None
         self._gate = False
@@ -793,24 +795,27 @@ class Executor:
 
         `again`: a former attempt of the parent may have started it; if so, that one is the child.
         """
-        deadline = None if start.timeout is None else self.now() + start.timeout
-        ours = not again and len(self._children) + len(self.runs) < _CHILDREN
-        if ours:
-            child = Run(start.spec, workflow_id, self.application)
-            child.arguments, child.executor, child.in_ledger = start.arguments, self, True
-            child.life = Life(start.parent, deadline)
-            self._children[workflow_id] = child
-        row = (
-            workflow_id, start.spec.name, self.application, self.journal.executor if ours else None, start.parent,
-            start.arguments, deadline, start.attributes,
-        )  # fmt: skip
-        return Rider("insert_children", row)
+        rider = self.child_with_step(start, workflow_id, again=again, beside=0)
+        if rider.row[3] is not None:
+            self._children.add(workflow_id)
+        return rider
 
-    def _born(self, workflow_id: str) -> None:
-        child = self._children.pop(workflow_id, None)
-        if child is None:
+    def child_with_step(self, start: Start, workflow_id: str, *, again: bool, beside: int) -> Rider:
+        """The same for a step: of an attempt that fails nothing is left. `beside`: what else this one starts."""
+        self._startable[start.spec.name] = start.spec
+        ours = not again and len(self._children) + len(self.runs) + beside < _CHILDREN
+        return start.rider(workflow_id, self.application, self.now(), self.journal.executor if ours else None)
+
+    def _born(self, row: tuple[Any, ...]) -> None:
+        """A child's row is committed: ours begins, another is for whoever takes it."""
+        workflow_id, name, _, executor, parent, arguments, deadline, _ = row
+        self._children.discard(workflow_id)
+        if executor != self.journal.executor:
             self.on_rows()
         elif not self._stopping and not self.holds(workflow_id):
+            child = Run(self._startable[name], workflow_id, self.application)
+            child.arguments, child.executor, child.in_ledger = arguments, self, True
+            child.life = Life(parent, deadline)
             self.runs[workflow_id] = child
             self.dispatch([child])
 
@@ -917,7 +922,7 @@ class Executor:
             elif query == "insert_events":
                 self.on_loop(self.waits.arrived, ("event", *row[:2]))
             elif query == "insert_children":
-                self._born(str(row[0]))
+                self._born(row)
             elif query == "enqueue":
                 self.on_queued(row[7] if row[10] is None else row[10])  # type: ignore[arg-type]  # wait, settle
             elif query == "insert_watches":
@@ -976,7 +981,7 @@ class Executor:
             run = entry.run
             run.dropped = True
             for rider in entry.riders or ():
-                self._children.pop(str(rider.row[0]), None)
+                self._children.discard(str(rider.row[0]))
             if run.ended:
                 self._count_dropped(run)
                 self._forget(run)

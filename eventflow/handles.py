@@ -320,8 +320,8 @@ def prepare(
     """
     if not isinstance(workflow, Workflow):
         raise UsageError(f"start takes a function decorated with @workflow, not {workflow!r}")
-    if isinstance(current.get(), StepScope):
-        raise UsageError("start in a step or transaction is not built yet; start it in the workflow")
+    if isinstance(current.get(), StepScope) and workflow_id is not None:  # as `refuse_given`
+        raise UsageError("start with a workflow_id in a step or transaction: do it in the workflow")
     if if_exists not in {"attach", "reject"}:
         raise UsageError(f"if_exists is 'attach' or 'reject', not {if_exists!r}")
     chosen = cast("Workflow[..., Any]", workflow)
@@ -359,16 +359,19 @@ async def start(
     """Start a workflow on this process; returns once it is durable, whatever then happens to the process.
 
     An id that exists: `attach` returns its handle if name and arguments agree, `reject` never does. In a workflow it
-    starts a child, once through any crash, whose id is derived from the parent's where none is given. `timeout` is in
-    seconds, stored, and inherited by children; what has not ended by then fails with `WorkflowTimeoutError`.
+    starts a child, once through any crash, whose id is derived from the parent's where none is given; in a step or
+    transaction it commits with what that records, and begins then. `timeout` is in seconds, stored, and inherited by
+    children; what has not ended by then fails with `WorkflowTimeoutError`.
 
     Raises:
         NotRunningError: outside `running()`.
         WorkflowExistsError: the id is taken.
-        UsageError: no workflow, or an id that cannot be; in a step or transaction.
+        UsageError: no workflow, or an id that cannot be; in a step or transaction: an id that is given.
 
     """
     asked = prepare(workflow, args, workflow_id, if_exists, timeout, attributes)
+    if isinstance(current.get(), StepScope):
+        return Handle(talk.start_with_step(asked), asked.spec.result)
     branch = current_branch()
     if branch is None:
         return Handle(await runtime("start").start_soon(asked), asked.spec.result)

@@ -206,7 +206,9 @@ def start(
     refuse_loop("sync.start", "await eventflow.start")
     asked = prepare(workflow, args, workflow_id, if_exists, timeout, attributes)
     branch = current_branch()
-    if branch is None:
+    if isinstance(current.get(), StepScope):
+        started = talk.start_with_step(asked)
+    elif branch is None:
         started = runtime("start").on_loop(runtime("start").start_soon(asked))
     elif workflow_id is None:
         started = note("sync.start", talk.start(asked))

@@ -219,7 +219,7 @@ def _step_of(what: str) -> StepScope:
     here = current.get()
     if not isinstance(here, StepScope):
         raise UsageError(f"{what} belongs into a step of a workflow")
-    if here.transactional:
+    if here.kind != "step":
         raise UsageError(f"{what} belongs into a step; of the transaction {here.name!r} that fails nothing is left")
     return here
 
@@ -234,11 +234,29 @@ def start(asked: Start) -> Callable[[Branch, str], str]:
         run, name = branch.run, f"start {asked.spec.name}"
         workflow_id = child_workflow_id(run.workflow_id, position, 0 if run.life is None else run.life.generation)
         if run.history.find(position, name) is None:
-            rider = run.executor.child(child_of(branch, asked), workflow_id, again=run.retries > 0)
+            rider = run.executor.child(child_of(branch, asked), workflow_id, again=run.attempt > 1)
             run.history.note(position, name, json.dumps(workflow_id), rider)
         return workflow_id
 
     return record
+
+
+def start_with_step(asked: Start) -> str:
+    """Start a workflow with what this step or transaction records; a child, where that is a workflow's. Returns its id."""
+    here = current.get()
+    assert isinstance(here, StepScope)
+    run = here.branch.run
+    if run is None:
+        app, workflow_id = runtime("start"), str(uuid.uuid4())
+        rider = asked.rider(workflow_id, app.application, app.now(), None)
+    else:
+        place = f"{here.position}.{len(here.riders) + 1}"
+        workflow_id = child_workflow_id(run.workflow_id, place, 0 if run.life is None else run.life.generation)
+        again = run.attempt > 1 or here.kind == "elsewhere"  # who commits it may be another executor than this one
+        asked = child_of(here.branch, asked)
+        rider = run.executor.child_with_step(asked, workflow_id, again=again, beside=len(here.riders))
+    emit("start", "start", lambda _: [rider])
+    return workflow_id
 
 
 def child_of(branch: Branch, asked: Start) -> Start:
