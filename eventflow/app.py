@@ -25,7 +25,7 @@ from typing import Any, Literal, NoReturn
 from typing_extensions import TypeVar, TypeVarTuple
 
 from eventflow.codec import Codec, error_line, limit
-from eventflow.context import Start, slot
+from eventflow.context import Hopeless, Start, never, slot
 from eventflow.database import database_of
 from eventflow.elsewhere import check_results, other_database
 from eventflow.errors import (
@@ -435,7 +435,13 @@ class App:
         return self._ledger.read(query, workflow_id, missing)
 
     async def transact(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
-        return await (await self._current()).transactions_of(spec).step(spec, branch, args, kwargs)
+        place = (await self._current()).transactions_of(spec)
+        try:
+            return await place.step(spec, branch, args, kwargs)
+        except Hopeless:
+            if branch is not None and branch.run.spec.is_async:
+                return await never()
+            raise
 
     def transact_sync(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
         incarnation = self._incarnation or self.on_loop(self._current())

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Never, Protocol
 
 from typing_extensions import TypeVar
 
@@ -29,6 +29,10 @@ class Suspended(BaseException):
     `finally` and `with` run on the way; durable operations reached there do nothing and raise it again. Never catch it
     for good: what swallows it is suspended all the same (API.md 2.5, after Restate's suspension).
     """
+
+
+class Hopeless(BaseException):
+    """Code that swallows what unwinds it has done so for too long: whatever it awaits never comes, and it is left alone."""
 
 
 class ContinuedAsNew(BaseException):
@@ -244,6 +248,20 @@ def _strange_thread(branch: Branch) -> str:
         f"a durable operation of the sync workflow {name!r} in another thread: use `sync.gather`, which runs calls in "
         "threads and makes a branch for each"
     )
+
+
+async def never() -> Never:
+    """What is awaited by code that is left alone (`Hopeless`)."""
+    await asyncio.get_running_loop().create_future()
+    raise Hopeless
+
+
+async def checked(branch: Branch) -> None:
+    """Raise where an operation of an async workflow may not begin (`Executor.check`); never return to one left alone."""
+    try:
+        branch.run.executor.check(branch.run, branch.attempt)
+    except Hopeless:
+        await never()
 
 
 def scope_of(what: str) -> tuple[Any, str]:

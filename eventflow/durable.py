@@ -16,7 +16,7 @@ import eventflow.talk as talk
 from eventflow.context import Suspended, current_branch, idempotency_key, refuse_sync_workflow, runtime, scope_of
 from eventflow.errors import UsageError
 from eventflow.handles import first
-from eventflow.operations import operate
+from eventflow.operations import awaited, operate
 from eventflow.registry import innermost, is_async
 from eventflow.retry import Retry, Seconds
 from eventflow.steps import drive, step_of
@@ -218,7 +218,7 @@ async def send(workflow_id: str, message: object, /, *, topic: str = "") -> None
         CodecError: the message is no plain value, model or dataclass.
 
     """
-    talk.send(workflow_id, message, topic)
+    await awaited(lambda: talk.send(workflow_id, message, topic))
 
 
 async def send_many(messages: Iterable[tuple[str, object]], /, *, topic: str = "") -> None:
@@ -232,12 +232,12 @@ async def send_many(messages: Iterable[tuple[str, object]], /, *, topic: str = "
         CodecError: a message is no plain value, model or dataclass.
 
     """
-    talk.send_many(messages, topic)
+    await awaited(lambda: talk.send_many(messages, topic))
 
 
 async def set_event(key: str, value: object, /) -> None:
     """Tell everyone a value under a key; the last one counts. Written with its record. Raises as `send`."""
-    talk.set_event(key, value)
+    await awaited(lambda: talk.set_event(key, value))
 
 
 async def write_stream(key: str, value: object, /) -> None:
@@ -250,7 +250,7 @@ async def write_stream(key: str, value: object, /) -> None:
         CodecError: the value is no plain value, model or dataclass.
 
     """
-    talk.write_stream(key, value)
+    await awaited(lambda: talk.write_stream(key, value))
 
 
 async def close_stream(key: str, /) -> None:
@@ -260,7 +260,7 @@ async def close_stream(key: str, /) -> None:
         UsageError: outside a workflow, or in a step or transaction.
 
     """
-    talk.close_stream(key)
+    await awaited(lambda: talk.close_stream(key))
 
 
 # ---- steps -----------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from eventflow.codec import encode_error, error_line
-from eventflow.context import ContinuedAsNew, Progress, Start, StepScope, Suspended, current
+from eventflow.context import ContinuedAsNew, Hopeless, Progress, Start, StepScope, Suspended, current
 from eventflow.errors import (
     Cancelled,
     CodecError,
@@ -36,8 +36,9 @@ from eventflow.records import FINAL, Rider
 from eventflow.registry import Spec
 from eventflow.replay import TOLD, Await, Branch, History
 from eventflow.runs import Claim, Life, Run, Scope
+from eventflow.swallowed import place_of
 from eventflow.telemetry import crash_point
-from eventflow.threads import Threads
+from eventflow.threads import Threads, give_up, works_for_a_pool
 from eventflow.waits import Ask, Wait, Waits, life_of
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,14 @@ LONG_HISTORY = 2000  # operations recorded by one run of a workflow, which a war
 _CHILDREN = 1000  # workflows in memory, beyond which children are left to whoever has room
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
 _DETAILS_EVERY = 1.0  # seconds between two writes of what a step tells of its progress
+_SWALLOWS = 1000  # operations that one branch may try while it is to unwind
+_SHOWN = 100  # exceptions that are kept to tell where they were swallowed
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
 
+
+_left: list[
+    Any
+] = []  # tasks of code that goes on whatever unwinds it: nobody awaits them, and they must not be collected
 
 How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
 
@@ -359,7 +366,8 @@ class Executor:
             return
         life = run.life
         if life is not None and life.suspending:
-            logger.warning("%s returned although it is suspended: it caught `Suspended`", run.workflow_id)
+            text = "%s returned although it is suspended: `Suspended` was swallowed at %s; let it pass"
+            logger.warning(text, run.workflow_id, place_of(life.raised))
             self._suspend(run, life)
             return
         if life is not None and isinstance(life.interrupted, WorkflowTimeoutError):
@@ -415,6 +423,7 @@ class Executor:
 
     def _suspend(self, run: Run, life: Life) -> None:
         """It has unwound: its row says when to wake it, and by what; nobody holds it until then (R8a)."""
+        life.raised = ()  # which hold the frames that hold this
         awaited: tuple[Await, ...] = life.seen
         times = [one.until for one in awaited if one.until is not None]
         if life.deadline is not None:
@@ -536,14 +545,61 @@ class Executor:
 
         """
         if run.dropped or run.ended or (attempt is not None and attempt != run.attempt):
-            raise Dropped
+            self._refuse(run, Dropped())
         if (run.life is not None and run.life.suspending) or (self._stopping and run.spec.is_async):
-            raise Suspended
+            self._refuse(run, Suspended())
         if run.history.seq >= LONG_HISTORY:
             self._check_length(run)
         claim = run.claim
         if claim is not None and claim.lost and not run.in_ledger:
             raise Dropped  # its partition is another's, who runs it anew
+
+    def _refuse(self, run: Run, error: BaseException) -> NoReturn:
+        """Raise in an operation of code that is to unwind; code that has swallowed that too often is got rid of."""
+        self._raising(run, error)
+        here = current.get()
+        branch = here.branch if isinstance(here, StepScope) else here
+        if branch is not None and branch.run is run:
+            branch.refused += 1
+            if branch.refused > _SWALLOWS:
+                self._leave_alone(run, branch)
+        raise error
+
+    def _raising(self, run: Run, error: BaseException) -> None:
+        if run.life is not None and len(run.life.raised) < _SHOWN and not run.ended:
+            run.life.raised += (error,)
+
+    def _leave_alone(self, run: Run, branch: Branch) -> NoReturn:
+        """Nothing that is raised in it ends this code: its workflow is parked, and no loop or pool has it any more.
+
+        An async one is never woken again: what it awaits next does not come. The thread of a sync one goes to sleep for
+        good, and another takes its place.
+
+        Raises:
+            Hopeless: on the loop.
+
+        """
+        on_loop = threading.get_ident() == self._loop_thread
+        if on_loop:
+            for task in {asyncio.current_task(self.loop), run.home} - {None}:
+                _abandon_task(task)
+                self._tasks.discard(task)
+        with run.lock:
+            first, run.left = not run.left, True
+            place = place_of(run.life.raised if run.life is not None else ())
+            if first and run.spec.is_async:
+                self._active -= 1
+            if not run.ended and not run.dropped and branch.attempt == run.attempt:
+                text = f"its code swallows what unwinds it, again and again, at {place}: let `Suspended` pass"
+                self._park(run, text)
+            if run.life is not None:
+                run.life.raised = ()
+        if on_loop or run.spec.is_async or not works_for_a_pool():
+            raise Hopeless
+        self._in_threads.discard(run)
+        if branch.leave is not None:
+            branch.leave()
+        give_up()
 
     def _check_length(self, run: Run) -> None:
         if run.history.seq == LONG_HISTORY:
@@ -871,6 +927,7 @@ class Executor:
 
     def _came(self, run: Run, what: Any) -> Any:
         if isinstance(what, BaseException):
+            self._raising(run, what)
             raise what
         self.check(run)
         return what
@@ -1205,6 +1262,13 @@ class Executor:
         self._threads.stop()
         for task in list(self._tasks):
             task.cancel()
+
+
+def _abandon_task(task: Any) -> None:
+    """It will not end, not even where it is cancelled: `asyncio.run` must not wait for it."""
+    if task not in _left:
+        _left.append(task)
+        asyncio.tasks._unregister_task(task)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
 def _is_transactional(run: Run) -> bool:

@@ -20,7 +20,7 @@ from eventflow.codec import Codec, codec_for, recorded_line
 from eventflow.context import Backend, Start, StepScope, current, current_branch, runtime
 from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id
-from eventflow.operations import note, operate
+from eventflow.operations import awaited, note, operate
 from eventflow.payloads import unread
 from eventflow.queues import DEFAULT, IfExists, Order, delayed, place_in_line, plain_arguments
 from eventflow.records import StepRecord, WorkflowRecord
@@ -376,7 +376,7 @@ async def start(
     if branch is None:
         return Handle(await runtime("start").start_soon(asked), asked.spec.result)
     if workflow_id is None:
-        return Handle(note("start", talk.start(asked)), asked.spec.result)
+        return Handle(await awaited(lambda: note("start", talk.start(asked))), asked.spec.result)
 
     async def begin() -> str:
         return await runtime("start").start_soon(talk.child_of(branch, asked))
@@ -492,7 +492,7 @@ async def enqueue(
     app.check_queue(queue)
     refuse_given(order)
     if branch is None or not order.shared:
-        return Handle(talk.enqueue(order), codec)
+        return Handle(await awaited(lambda: talk.enqueue(order)), codec)
     return Handle(await drive(branch, step_that_enqueues(branch, order, app.enqueue), (), {}), codec)
 
 

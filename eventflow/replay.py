@@ -248,11 +248,13 @@ class Branch:
     A task may outlive the attempt that started it (`asyncio.gather` ends none): it records nothing in the next one.
     """
 
-    __slots__ = ("attempt", "children", "home", "number", "path", "run", "told")
+    __slots__ = ("attempt", "children", "home", "leave", "number", "path", "refused", "run", "told")
 
     def __init__(self, run: Any, home: object, path: str = "1", attempt: int | None = None) -> None:
         self.run = run
         self.told = False  # that the workflow is to end
+        self.refused = 0  # operations while it was to unwind
+        self.leave: Callable[[], None] | None = None  # tells whoever waits for this branch that it will never end
         self.attempt = getattr(run, "attempt", 0) if attempt is None else attempt
         self.home = home
         self.path = path

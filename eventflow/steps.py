@@ -17,7 +17,7 @@ from typing import Any, cast, overload
 from typing_extensions import TypeVar
 
 from eventflow.codec import Codec, codec_for, decode_error, encode_error
-from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, runtime, would_block
+from eventflow.context import StepScope, checked, current, current_branch, refuse_sync_workflow, runtime, would_block
 from eventflow.errors import Cancelled
 from eventflow.registry import check_function, check_name, colour_async, innermost, is_async, result_codec
 from eventflow.replay import BARRIER, CALL, Await, Branch, Kind
@@ -70,7 +70,7 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
         if branch is None:
             return await spec.function(*args, **kwargs)
     run, executor = branch.run, branch.run.executor
-    executor.check(run, branch.attempt)
+    await checked(branch)
     position = branch.next_position()
     scope = StepScope(branch, position, spec.name)
     procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.now, scope)
