@@ -25,7 +25,7 @@ from typing import Any, Literal, NoReturn
 from typing_extensions import TypeVar, TypeVarTuple
 
 from eventflow.codec import Codec, error_line, limit
-from eventflow.context import Start, slot
+from eventflow.context import Hopeless, Start, never, slot
 from eventflow.database import database_of
 from eventflow.elsewhere import check_results, other_database
 from eventflow.errors import (
@@ -373,6 +373,10 @@ class App:
             self._incarnation.queues.look(wait)
         return count
 
+    def now(self) -> float:
+        """Seconds since 1970, by the ledger's clock where this process knows it."""
+        return time.time() if self._incarnation is None else self._incarnation.executor.now()
+
     def check_queue(self, name: str) -> None:
         """Whether a workflow may put something into this queue: one that is not there would be found out too late.
 
@@ -431,7 +435,13 @@ class App:
         return self._ledger.read(query, workflow_id, missing)
 
     async def transact(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
-        return await (await self._current()).transactions_of(spec).step(spec, branch, args, kwargs)
+        place = (await self._current()).transactions_of(spec)
+        try:
+            return await place.step(spec, branch, args, kwargs)
+        except Hopeless:
+            if branch is not None and branch.run.spec.is_async:
+                return await never()
+            raise
 
     def transact_sync(self, spec: TransactionSpec, branch: Any, args: Any, kwargs: Any) -> Any:
         incarnation = self._incarnation or self.on_loop(self._current())

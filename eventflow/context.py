@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Never, Protocol
 
 from typing_extensions import TypeVar
 
@@ -31,6 +31,10 @@ class Suspended(BaseException):
     """
 
 
+class Hopeless(BaseException):
+    """Code that swallows what unwinds it has done so for too long: whatever it awaits never comes, and it is left alone."""
+
+
 class ContinuedAsNew(BaseException):
     """Unwinds a workflow that goes on with other arguments and an empty history."""
 
@@ -42,16 +46,46 @@ class ContinuedAsNew(BaseException):
 class StepScope:
     """What is current while a step's function runs: durable calls in it are plain, or refused.
 
-    `riders` are what is written with its checkpoint, if it succeeds.
+    `riders` are what is written with its checkpoint, if it succeeds. `progress`: what its attempts tell of how far they
+    are, once one has. `kind`: a transaction has no attempts that anyone could learn of; from one elsewhere another executor
+    may take over the riders.
     """
 
-    __slots__ = ("branch", "name", "position", "riders")
+    __slots__ = ("branch", "kind", "name", "position", "progress", "riders")
 
-    def __init__(self, branch: Branch, position: str, name: str) -> None:
+    def __init__(
+        self, branch: Branch, position: str, name: str, *, kind: Literal["step", "transaction", "elsewhere"] = "step"
+    ) -> None:
         self.branch = branch
+        self.kind = kind
         self.position = position
         self.name = name
         self.riders: tuple[Rider, ...] = ()
+        self.progress: Progress | None = None
+
+    def end(self) -> tuple[Rider, ...]:
+        """Its step has ended, and is about to be recorded: nothing more is kept of its progress; what takes away what was."""
+        if self.progress is not None:
+            self.progress.over, self.progress.due = True, False
+        run = self.branch.run
+        return () if run.history.recorded is None else run.history.end_details(run.workflow_id, self.position)
+
+
+class Progress:
+    """How far a step is, as its attempts have told: the newest details, and whether these are still to be kept.
+
+    Attributes:
+        details: as JSON. due: they are not with the journal yet. written: when some last were, by the executor's clock.
+        over: the step has ended.
+
+    """
+
+    __slots__ = ("details", "due", "over", "written")
+
+    def __init__(self) -> None:
+        self.details = "null"
+        self.due = self.over = False
+        self.written = float("-inf")
 
 
 current: ContextVar[Branch | StepScope | None] = ContextVar("eventflow_current", default=None)
@@ -78,6 +112,14 @@ class Start:
     attributes: str | None = None
     parent: str | None = None
 
+    def rider(self, workflow_id: str, application: str, now: float, executor: int | None) -> Rider:
+        """What writes its row with what starts it; `executor`: who runs it, None for whoever has room."""
+        deadline = None if self.timeout is None else now + self.timeout
+        row = (
+            workflow_id, self.spec.name, application, executor, self.parent, self.arguments, deadline, self.attributes,
+        )  # fmt: skip
+        return Rider("insert_children", row)
+
 
 class Backend(Protocol):
     """What stands behind a handle: the running application, or a client's `ledger`."""
@@ -103,6 +145,7 @@ class Runtime(Backend, Protocol):
 
     application: str
 
+    def now(self) -> float: ...
     async def start_soon(self, start: Start) -> str: ...
     def check_queue(self, name: str) -> None: ...
     async def call(self, start: Start, codec: Codec) -> Any: ...
@@ -182,9 +225,8 @@ def current_branch() -> Branch | None:
 
     """
     branch = current.get()
-    if branch is None or type(branch) is StepScope:
+    if branch is None or isinstance(branch, StepScope):
         return None
-    branch = cast("Branch", branch)
     home = branch.run.executor.home()
     if branch.home is home:
         return branch
@@ -206,6 +248,20 @@ def _strange_thread(branch: Branch) -> str:
         f"a durable operation of the sync workflow {name!r} in another thread: use `sync.gather`, which runs calls in "
         "threads and makes a branch for each"
     )
+
+
+async def never() -> Never:
+    """What is awaited by code that is left alone (`Hopeless`)."""
+    await asyncio.get_running_loop().create_future()
+    raise Hopeless
+
+
+async def checked(branch: Branch) -> None:
+    """Raise where an operation of an async workflow may not begin (`Executor.check`); never return to one left alone."""
+    try:
+        branch.run.executor.check(branch.run, branch.attempt)
+    except Hopeless:
+        await never()
 
 
 def scope_of(what: str) -> tuple[Any, str]:

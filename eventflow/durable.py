@@ -16,7 +16,7 @@ import eventflow.talk as talk
 from eventflow.context import Suspended, current_branch, idempotency_key, refuse_sync_workflow, runtime, scope_of
 from eventflow.errors import UsageError
 from eventflow.handles import first
-from eventflow.operations import operate
+from eventflow.operations import awaited, operate
 from eventflow.registry import innermost, is_async
 from eventflow.retry import Retry, Seconds
 from eventflow.steps import drive, step_of
@@ -28,8 +28,10 @@ __all__ = [
     "close_stream",
     "continue_as_new",
     "deprecate_patch",
+    "details",
     "event",
     "first",
+    "heartbeat",
     "idempotency_key",
     "now",
     "patch",
@@ -133,6 +135,35 @@ def continue_as_new(workflow: Workflow[[], Any], /) -> Never:
     talk.continue_as_new(workflow.spec, workflow.encode((), {}))
 
 
+# ---- progress of a step ----------------------------------------------------------------------------
+
+
+def heartbeat(details: object = None, /) -> None:
+    """Tell how far this step is: whatever its next attempt needs to go on from there reads it by `details`.
+
+    In a step of a sync or an async workflow. Never waits: it is kept in the background, at once where nothing was for a
+    second, so that at most the last second's is lost with the process. The newest counts; the step's end clears it. A retry
+    of the whole workflow, a restart and a fork begin without.
+
+    Raises:
+        UsageError: outside a step of a workflow, or in a transaction, whose effects go with the attempt that fails.
+        CodecError: the details are no plain value, model or dataclass, or too large; names the step.
+
+    """
+    talk.heartbeat(details)
+
+
+def details(type: type[T], /) -> T | None:  # noqa: A002
+    """What this step, or a former attempt of it in any process, told last by `heartbeat`; None where nothing is known.
+
+    Raises:
+        UsageError: outside a step of a workflow, or in a transaction.
+        CodecError: it is no such type; names the step.
+
+    """
+    return talk.details(type)
+
+
 # ---- waiting ---------------------------------------------------------------------------------------
 
 
@@ -187,7 +218,7 @@ async def send(workflow_id: str, message: object, /, *, topic: str = "") -> None
         CodecError: the message is no plain value, model or dataclass.
 
     """
-    talk.send(workflow_id, message, topic)
+    await awaited(lambda: talk.send(workflow_id, message, topic))
 
 
 async def send_many(messages: Iterable[tuple[str, object]], /, *, topic: str = "") -> None:
@@ -201,12 +232,12 @@ async def send_many(messages: Iterable[tuple[str, object]], /, *, topic: str = "
         CodecError: a message is no plain value, model or dataclass.
 
     """
-    talk.send_many(messages, topic)
+    await awaited(lambda: talk.send_many(messages, topic))
 
 
 async def set_event(key: str, value: object, /) -> None:
     """Tell everyone a value under a key; the last one counts. Written with its record. Raises as `send`."""
-    talk.set_event(key, value)
+    await awaited(lambda: talk.set_event(key, value))
 
 
 async def write_stream(key: str, value: object, /) -> None:
@@ -219,7 +250,7 @@ async def write_stream(key: str, value: object, /) -> None:
         CodecError: the value is no plain value, model or dataclass.
 
     """
-    talk.write_stream(key, value)
+    await awaited(lambda: talk.write_stream(key, value))
 
 
 async def close_stream(key: str, /) -> None:
@@ -229,7 +260,7 @@ async def close_stream(key: str, /) -> None:
         UsageError: outside a workflow, or in a step or transaction.
 
     """
-    talk.close_stream(key)
+    await awaited(lambda: talk.close_stream(key))
 
 
 # ---- steps -----------------------------------------------------------------------------------------

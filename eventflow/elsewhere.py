@@ -232,7 +232,7 @@ class Elsewhere:
         try:
             yield from self._ready()
             yield ("begin", spec)
-            scope = StepScope(Branch(None, None), "", spec.name)
+            scope = StepScope(Branch(None, None), "", spec.name, kind="elsewhere")
             result = yield ("user", spec, call_step(spec, scope, args, kwargs), "alone")
             yield from still_there()
             if scope.riders:
@@ -265,7 +265,7 @@ class Elsewhere:
                 yield from self._ready()
                 yield ("begin", spec)
                 self._misses, phase = 0, "user"
-                scope = StepScope(step.branch, step.position, spec.name)
+                scope = StepScope(step.branch, step.position, spec.name, kind="elsewhere")
                 result = yield ("user", spec, call_step(spec, scope, step.args, step.kwargs), "alone")
                 yield from still_there()
                 output = spec.result.encode(result)

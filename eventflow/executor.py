@@ -17,10 +17,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from eventflow.codec import encode_error, error_line
-from eventflow.context import ContinuedAsNew, Start, Suspended, current
+from eventflow.context import ContinuedAsNew, Hopeless, Progress, Start, StepScope, Suspended, current
 from eventflow.errors import (
     Cancelled,
     CodecError,
@@ -33,10 +33,12 @@ from eventflow.errors import (
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.journal import Entry, Journal, heralds
 from eventflow.records import FINAL, Rider
+from eventflow.registry import Spec
 from eventflow.replay import TOLD, Await, Branch, History
 from eventflow.runs import Claim, Life, Run, Scope
+from eventflow.swallowed import place_of
 from eventflow.telemetry import crash_point
-from eventflow.threads import Threads
+from eventflow.threads import Threads, give_up, works_for_a_pool
 from eventflow.waits import Ask, Wait, Waits, life_of
 
 logger = logging.getLogger(__name__)
@@ -45,8 +47,15 @@ _SLICE = 0.005  # seconds that one runner may hold the loop
 LONG_HISTORY = 2000  # operations recorded by one run of a workflow, which a warning says
 _CHILDREN = 1000  # workflows in memory, beyond which children are left to whoever has room
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
+_DETAILS_EVERY = 1.0  # seconds between two writes of what a step tells of its progress
+_SWALLOWS = 1000  # operations that one branch may try while it is to unwind
+_SHOWN = 100  # exceptions that are kept to tell where they were swallowed
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
 
+
+_left: list[
+    Any
+] = []  # tasks of code that goes on whatever unwinds it: nobody awaits them, and they must not be collected
 
 How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
 
@@ -125,7 +134,8 @@ class Executor:
         self._started: deque[tuple[float, Run]] = deque()
         self._timers: dict[Run, asyncio.TimerHandle] = {}
         self._suspects: deque[Run] = deque()
-        self._children: dict[str, Run] = {}  # whose rows are on their way to the ledger
+        self._children = set[str]()  # whose rows are on their way to the ledger
+        self._startable: dict[str, Spec] = {}  # what has been started as a child, by name
         self._deadlines: dict[Run, asyncio.TimerHandle] = {}
         self._alone: asyncio.Task[None] | None = None
         self._gate = False
@@ -336,7 +346,8 @@ class Executor:
             return
         life = run.life
         if life is not None and life.suspending:
-            logger.warning("%s returned although it is suspended: it caught `Suspended`", run.workflow_id)
+            text = "%s returned although it is suspended: `Suspended` was swallowed at %s; let it pass"
+            logger.warning(text, run.workflow_id, place_of(life.raised))
             self._suspend(run, life)
             return
         if life is not None and isinstance(life.interrupted, WorkflowTimeoutError):
@@ -392,6 +403,7 @@ class Executor:
 
     def _suspend(self, run: Run, life: Life) -> None:
         """It has unwound: its row says when to wake it, and by what; nobody holds it until then (R8a)."""
+        life.raised = ()  # which hold the frames that hold this
         awaited: tuple[Await, ...] = life.seen
         times = [one.until for one in awaited if one.until is not None]
         if life.deadline is not None:
@@ -513,14 +525,61 @@ class Executor:
 
         """
         if run.dropped or run.ended or (attempt is not None and attempt != run.attempt):
-            raise Dropped
+            self._refuse(run, Dropped())
         if (run.life is not None and run.life.suspending) or (self._stopping and run.spec.is_async):
-            raise Suspended
+            self._refuse(run, Suspended())
         if run.history.seq >= LONG_HISTORY:
             self._check_length(run)
         claim = run.claim
         if claim is not None and claim.lost and not run.in_ledger:
             raise Dropped  # its partition is another's, who runs it anew
+
+    def _refuse(self, run: Run, error: BaseException) -> NoReturn:
+        """Raise in an operation of code that is to unwind; code that has swallowed that too often is got rid of."""
+        self._raising(run, error)
+        here = current.get()
+        branch = here.branch if isinstance(here, StepScope) else here
+        if branch is not None and branch.run is run:
+            branch.refused += 1
+            if branch.refused > _SWALLOWS:
+                self._leave_alone(run, branch)
+        raise error
+
+    def _raising(self, run: Run, error: BaseException) -> None:
+        if run.life is not None and len(run.life.raised) < _SHOWN and not run.ended:
+            run.life.raised += (error,)
+
+    def _leave_alone(self, run: Run, branch: Branch) -> NoReturn:
+        """Nothing that is raised in it ends this code: its workflow is parked, and no loop or pool has it any more.
+
+        An async one is never woken again: what it awaits next does not come. The thread of a sync one goes to sleep for
+        good, and another takes its place.
+
+        Raises:
+            Hopeless: on the loop.
+
+        """
+        on_loop = threading.get_ident() == self._loop_thread
+        if on_loop:
+            for task in {asyncio.current_task(self.loop), run.home} - {None}:
+                _abandon_task(task)
+                self._tasks.discard(task)
+        with run.lock:
+            first, run.left = not run.left, True
+            place = place_of(run.life.raised if run.life is not None else ())
+            if first and run.spec.is_async:
+                self._active -= 1
+            if not run.ended and not run.dropped and branch.attempt == run.attempt:
+                text = f"its code swallows what unwinds it, again and again, at {place}: let `Suspended` pass"
+                self._park(run, text)
+            if run.life is not None:
+                run.life.raised = ()
+        if on_loop or run.spec.is_async or not works_for_a_pool():
+            raise Hopeless
+        self._in_threads.discard(run)
+        if branch.leave is not None:
+            branch.leave()
+        give_up()
 
     def _check_length(self, run: Run) -> None:
         if run.history.seq == LONG_HISTORY:
@@ -605,6 +664,39 @@ class Executor:
                 break
             event.wait()
         self.check(run)
+
+    # ---- progress of steps ----
+
+    def heartbeat(self, scope: StepScope, details: str) -> None:
+        """A step tells how far it is: kept soon, the newest alone, once a second at most. From any thread; never waits."""
+        progress = scope.progress = scope.progress or Progress()
+        progress.details = details
+        if not progress.due:
+            progress.due = True
+            self.on_loop(self._keep_soon, scope, progress)
+
+    def _keep_soon(self, scope: StepScope, progress: Progress) -> None:
+        wait = progress.written + _DETAILS_EVERY - self._clock()
+        if wait > 0:
+            self.loop.call_later(wait, self.keep_details, scope)
+        else:
+            self.keep_details(scope)
+
+    def keep_details(self, scope: StepScope) -> None:
+        """Hand over what a step has told of its progress, where it has, and that was not handed over yet."""
+        progress, branch = scope.progress, scope.branch
+        run: Run = branch.run
+        with run.lock:
+            if progress is None or not progress.due:
+                return
+            progress.due = False  # before the look: what is told after it is kept by itself
+            if progress.over or run.ended or run.dropped or branch.attempt != run.attempt:
+                return
+            progress.written = self._clock()
+            kept = run.history.keep_details(run.workflow_id, scope.position, scope.name, progress.details)
+            entry = Entry(run, run.history.take_fresh())
+            entry.riders = [kept]
+            self._hand(run, entry)
 
     # ---- ending before the end ----
 
@@ -739,24 +831,27 @@ class Executor:
 
         `again`: a former attempt of the parent may have started it; if so, that one is the child.
         """
-        deadline = None if start.timeout is None else self.now() + start.timeout
-        ours = not again and len(self._children) + len(self.runs) < _CHILDREN
-        if ours:
-            child = Run(start.spec, workflow_id, self.application)
-            child.arguments, child.executor, child.in_ledger = start.arguments, self, True
-            child.life = Life(start.parent, deadline)
-            self._children[workflow_id] = child
-        row = (
-            workflow_id, start.spec.name, self.application, self.journal.executor if ours else None, start.parent,
-            start.arguments, deadline, start.attributes,
-        )  # fmt: skip
-        return Rider("insert_children", row)
+        rider = self.child_with_step(start, workflow_id, again=again, beside=0)
+        if rider.row[3] is not None:
+            self._children.add(workflow_id)
+        return rider
 
-    def _born(self, workflow_id: str) -> None:
-        child = self._children.pop(workflow_id, None)
-        if child is None:
+    def child_with_step(self, start: Start, workflow_id: str, *, again: bool, beside: int) -> Rider:
+        """The same for a step: of an attempt that fails nothing is left. `beside`: what else this one starts."""
+        self._startable[start.spec.name] = start.spec
+        ours = not again and len(self._children) + len(self.runs) + beside < _CHILDREN
+        return start.rider(workflow_id, self.application, self.now(), self.journal.executor if ours else None)
+
+    def _born(self, row: tuple[Any, ...]) -> None:
+        """A child's row is committed: ours begins, another is for whoever takes it."""
+        workflow_id, name, _, executor, parent, arguments, deadline, _ = row
+        self._children.discard(workflow_id)
+        if executor != self.journal.executor:
             self.on_rows()
         elif not self._stopping and not self.holds(workflow_id):
+            child = Run(self._startable[name], workflow_id, self.application)
+            child.arguments, child.executor, child.in_ledger = arguments, self, True
+            child.life = Life(parent, deadline)
             self.runs[workflow_id] = child
             self.dispatch([child])
 
@@ -812,6 +907,7 @@ class Executor:
 
     def _came(self, run: Run, what: Any) -> Any:
         if isinstance(what, BaseException):
+            self._raising(run, what)
             raise what
         self.check(run)
         return what
@@ -863,7 +959,7 @@ class Executor:
             elif query == "insert_events":
                 self.on_loop(self.waits.arrived, ("event", *row[:2]))
             elif query == "insert_children":
-                self._born(str(row[0]))
+                self._born(row)
             elif query == "enqueue":
                 self.on_queued(row[7] if row[10] is None else row[10])  # type: ignore[arg-type]  # wait, settle
             elif query == "insert_watches":
@@ -922,7 +1018,7 @@ class Executor:
             run = entry.run
             run.dropped = True
             for rider in entry.riders or ():
-                self._children.pop(str(rider.row[0]), None)
+                self._children.discard(str(rider.row[0]))
             if run.ended:
                 self._count_dropped(run)
                 self._forget(run)
@@ -1146,6 +1242,13 @@ class Executor:
         self._threads.stop()
         for task in list(self._tasks):
             task.cancel()
+
+
+def _abandon_task(task: Any) -> None:
+    """It will not end, not even where it is cancelled: `asyncio.run` must not wait for it."""
+    if task not in _left:
+        _left.append(task)
+        asyncio.tasks._unregister_task(task)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
 def _is_transactional(run: Run) -> bool:

@@ -20,7 +20,7 @@ from eventflow.codec import Codec, codec_for, recorded_line
 from eventflow.context import Backend, Start, StepScope, current, current_branch, runtime
 from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id
-from eventflow.operations import note, operate
+from eventflow.operations import awaited, note, operate
 from eventflow.payloads import unread
 from eventflow.queues import DEFAULT, IfExists, Order, delayed, place_in_line, plain_arguments
 from eventflow.records import StepRecord, WorkflowRecord
@@ -320,8 +320,8 @@ def prepare(
     """
     if not isinstance(workflow, Workflow):
         raise UsageError(f"start takes a function decorated with @workflow, not {workflow!r}")
-    if isinstance(current.get(), StepScope):
-        raise UsageError("start in a step or transaction is not built yet; start it in the workflow")
+    if isinstance(current.get(), StepScope) and workflow_id is not None:  # as `refuse_given`
+        raise UsageError("start with a workflow_id in a step or transaction: do it in the workflow")
     if if_exists not in {"attach", "reject"}:
         raise UsageError(f"if_exists is 'attach' or 'reject', not {if_exists!r}")
     chosen = cast("Workflow[..., Any]", workflow)
@@ -359,21 +359,24 @@ async def start(
     """Start a workflow on this process; returns once it is durable, whatever then happens to the process.
 
     An id that exists: `attach` returns its handle if name and arguments agree, `reject` never does. In a workflow it
-    starts a child, once through any crash, whose id is derived from the parent's where none is given. `timeout` is in
-    seconds, stored, and inherited by children; what has not ended by then fails with `WorkflowTimeoutError`.
+    starts a child, once through any crash, whose id is derived from the parent's where none is given; in a step or
+    transaction it commits with what that records, and begins then. `timeout` is in seconds, stored, and inherited by
+    children; what has not ended by then fails with `WorkflowTimeoutError`.
 
     Raises:
         NotRunningError: outside `running()`.
         WorkflowExistsError: the id is taken.
-        UsageError: no workflow, or an id that cannot be; in a step or transaction.
+        UsageError: no workflow, or an id that cannot be; in a step or transaction: an id that is given.
 
     """
     asked = prepare(workflow, args, workflow_id, if_exists, timeout, attributes)
+    if isinstance(current.get(), StepScope):
+        return Handle(talk.start_with_step(asked), asked.spec.result)
     branch = current_branch()
     if branch is None:
         return Handle(await runtime("start").start_soon(asked), asked.spec.result)
     if workflow_id is None:
-        return Handle(note("start", talk.start(asked)), asked.spec.result)
+        return Handle(await awaited(lambda: note("start", talk.start(asked))), asked.spec.result)
 
     async def begin() -> str:
         return await runtime("start").start_soon(talk.child_of(branch, asked))
@@ -489,7 +492,7 @@ async def enqueue(
     app.check_queue(queue)
     refuse_given(order)
     if branch is None or not order.shared:
-        return Handle(talk.enqueue(order), codec)
+        return Handle(await awaited(lambda: talk.enqueue(order)), codec)
     return Handle(await drive(branch, step_that_enqueues(branch, order, app.enqueue), (), {}), codec)
 
 

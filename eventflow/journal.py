@@ -26,6 +26,7 @@ from eventflow.errors import CodecError, EventflowError, FencedError, Unavailabl
 from eventflow.kafka import headers_json
 from eventflow.payloads import Plain
 from eventflow.records import Checkpoint, Rider, Status
+from eventflow.replay import LAST
 from eventflow.runs import Claim, Run
 from eventflow.telemetry import crash_point, seldom
 
@@ -45,6 +46,8 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "insert_stream_items": ("workflow_id", "key", "value", "source"),
     "settle_stream_items": ("workflow_id",),
     "settle_requests": ("workflow_id",),
+    "keep_details": ("workflow_id", "position", "name", "output"),
+    "end_details": ("workflow_id", "position"),  # after what keeps them: both may be in one flush
     "insert_signals": ("workflow_id",),
     "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),
@@ -329,8 +332,8 @@ class Entry:
             self.checkpoints = [
                 c for c in self.checkpoints if c.seq < later.drop_from and not c.position.startswith(attempts)
             ]
-            if later.drop_from:  # a run that is continued as new keeps what it has sent
-                self.riders = [rider for rider in self.riders or () if rider.seq < later.drop_from]
+            kept = later.drop_from or LAST  # a run that is continued as new keeps what it has sent, and no details
+            self.riders = [rider for rider in self.riders or () if rider.seq < kept]
             self.drop_from = min(later.drop_from, self.drop_from or later.drop_from)
         merged = Entry(
             self.run, self.checkpoints + later.checkpoints, later.status, output=later.output, error=later.error,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from typing_extensions import TypeVar
 
-from eventflow.context import StepScope, current, current_branch, would_block
+from eventflow.context import Hopeless, StepScope, checked, current, current_branch, never, would_block
 from eventflow.errors import Cancelled, UsageError
 from eventflow.records import Rider
 from eventflow.replay import BARRIER, Await, Branch, Operation
@@ -33,10 +33,26 @@ def branch_for(what: str) -> Branch:
     return branch
 
 
-def note(what: str, record: Callable[[Branch, str], R]) -> R:
-    """An operation that never waits: `record` gets the branch and its next position. For async and sync code."""
+async def awaited(act: Callable[[], R]) -> R:
+    """What is awaited, and does not wait: an operation that is only recorded."""
+    try:
+        return act()
+    except Hopeless:
+        return await never()
+
+
+def note(what: str, record: Callable[[Branch, str], R], unrecorded: Callable[[], R] | None = None) -> R:
+    """An operation that never waits: `record` gets the branch and its next position. For async and sync code.
+
+    `unrecorded`: what code is given that is left alone, so that it comes to where it awaits something.
+    """
     branch = branch_for(what)
-    branch.run.executor.check(branch.run)
+    try:
+        branch.run.executor.check(branch.run)
+    except Hopeless:
+        if unrecorded is None:
+            raise
+        return unrecorded()
     result = record(branch, branch.next_position())
     branch.run.executor.recorded(branch.run)
     return result
@@ -76,7 +92,7 @@ async def operate(what: str, make: Callable[[Branch, str], Operation[R]]) -> R:
     run, executor = branch.run, branch.run.executor
     if isinstance(branch.home, threading.Thread):
         raise UsageError(f"{what} is awaited in async workflows; sync ones have eventflow.sync")
-    executor.check(run)
+    await checked(branch)
     position = branch.next_position()
     operation = make(branch, position)
     outcome: Any = None

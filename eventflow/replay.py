@@ -22,6 +22,8 @@ from eventflow.retry import Retry
 BARRIER: Literal["barrier"] = "barrier"
 CALL: Literal["call"] = "call"
 TICKET = "~t"  # between a position and a number: what a transaction in another database is known by there
+DETAILS = "~d"  # behind the position of a step that has begun: what its attempts have told of how far they are
+LAST = 2**31 - 1  # the number of such details: whatever a retry, or a fork, drops, it drops these, too
 TOLD = "told to end"  # what is recorded at "{position}!" where an operation was told that its workflow is to end
 LONG = 5.0  # seconds; a policy that may wait for so long between two attempts has them recorded
 
@@ -50,7 +52,7 @@ class History:
 
     def __init__(self, recorded: dict[str, Checkpoint] | None = None) -> None:
         self.recorded = recorded
-        self.seq = max((c.seq for c in recorded.values()), default=0) if recorded else 0
+        self.seq = max((c.seq for c in recorded.values() if c.seq != LAST), default=0) if recorded else 0
         self.fresh: list[Checkpoint] = []
         self.riders: tuple[Rider, ...] = ()  # what goes with the fresh checkpoints
         self.failures: list[tuple[BaseException, int]] = []
@@ -117,9 +119,33 @@ class History:
         self.fresh.append(checkpoint)
         return checkpoint
 
-    def fail(self, position: str, name: str, error: BaseException, text: str, attempts: int, seconds: float) -> None:
+    def fail(
+        self, position: str, name: str, error: BaseException, text: str, attempts: int, seconds: float
+    ) -> Checkpoint:
         """Record an operation as failed with this exception, encoded as `text`."""
-        self.failures.append((error, self.add(position, name, None, text, attempts, seconds).seq))
+        checkpoint = self.add(position, name, None, text, attempts, seconds)
+        self.failures.append((error, checkpoint.seq))
+        return checkpoint
+
+    def details(self, position: str) -> str | None:
+        """What was kept of how far a step is that has begun, as JSON."""
+        kept = self.at(f"{position}{DETAILS}")
+        return None if kept is None else kept.output
+
+    def keep_details(self, workflow_id: str, position: str, name: str, details: str) -> Rider:
+        """Keep how far a step is, over what was kept before; what writes it."""
+        place = f"{position}{DETAILS}"
+        if self.recorded is None:
+            self.recorded = {}
+        self.recorded[place] = Checkpoint(place, LAST, name, details, None)
+        return Rider("keep_details", (workflow_id, place, name, details), LAST)
+
+    def end_details(self, workflow_id: str, position: str) -> tuple[Rider, ...]:
+        """The step has come to its end: what takes away the details that were kept of it."""
+        place = f"{position}{DETAILS}"
+        if self.recorded is None or self.recorded.pop(place, None) is None:
+            return ()
+        return (Rider("end_details", (workflow_id, place)),)
 
     def note(self, position: str, name: str, output: str | None, *riders: Rider) -> Checkpoint:
         """Record what took no time, with what shall be written in the same transaction."""
@@ -222,11 +248,13 @@ class Branch:
     A task may outlive the attempt that started it (`asyncio.gather` ends none): it records nothing in the next one.
     """
 
-    __slots__ = ("attempt", "children", "home", "number", "path", "run", "told")
+    __slots__ = ("attempt", "children", "home", "leave", "number", "path", "refused", "run", "told")
 
     def __init__(self, run: Any, home: object, path: str = "1", attempt: int | None = None) -> None:
         self.run = run
         self.told = False  # that the workflow is to end
+        self.refused = 0  # operations while it was to unwind
+        self.leave: Callable[[], None] | None = None  # tells whoever waits for this branch that it will never end
         self.attempt = getattr(run, "attempt", 0) if attempt is None else attempt
         self.home = home
         self.path = path
@@ -264,9 +292,11 @@ class Kind(NamedTuple):
 
 
 class Gathers(Protocol):
-    """What gathers the riders of one attempt."""
+    """What gathers the riders of one attempt. `end()` is told that the step has ended, and gives what must be written then."""
 
     riders: tuple[Rider, ...]
+
+    def end(self) -> tuple[Rider, ...]: ...
 
 
 def step(
@@ -323,17 +353,20 @@ def step(
                 continue
             if attempts > 1:
                 error.add_note(f"eventflow: step {name!r} failed in each of {attempts} attempts")
-            history.fail(position, name, error, kind.encode_error(error), attempts, clock() - began)
+            failed = history.fail(position, name, error, kind.encode_error(error), attempts, clock() - began)
+            history.ride(failed, scope.end())
             raise
         try:
             output = kind.encode(result)
         except CodecError as error:
             scope.riders = ()
-            history.fail(position, name, error, kind.encode_error(error), attempts, clock() - began)
+            failed = history.fail(position, name, error, kind.encode_error(error), attempts, clock() - began)
+            history.ride(failed, scope.end())
             raise
         checkpoint = history.add(position, name, output, None, attempts, clock() - began)
-        if scope.riders:
-            history.ride(checkpoint, scope.riders)
+        riders = (*scope.riders, *scope.end())
+        if riders:
+            history.ride(checkpoint, riders)
         return result
 
 

@@ -205,6 +205,7 @@ class Life:
         seen: where it stood when it was last looked at; one that stands still may leave memory.
         suspending: it leaves memory; whatever it does on its way out is not recorded.
         taken: messages of its inbox that it has received in this run.
+        raised: what it was told to leave memory by, while it does: who swallows it is named.
 
     """
 
@@ -217,6 +218,7 @@ class Life:
         "interrupted",
         "parent",
         "queue",
+        "raised",
         "seen",
         "suspending",
         "taken",
@@ -240,6 +242,7 @@ class Life:
         self.seen: Any = None
         self.suspending = False
         self.taken: set[int] = set()
+        self.raised: tuple[BaseException, ...] = ()
 
     def tell(self, history: History) -> None:
         """Its code is told that it is to end."""
@@ -279,6 +282,7 @@ class Run:
         counted: it was dropped, and its claim's count of what is finished says so.
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
         acting: operations under way that do not wait for something from outside.
+        left: its code went on whatever unwound it, and is left alone for good.
         home: the task that drives it, where it is async and has begun.
         life: what only a workflow has that waits, talks or has relatives.
         scope: what it is kept in order with; None for all that no claim of this process has read.
@@ -290,7 +294,7 @@ class Run:
     __slots__ = (
         "acting", "after", "application", "arguments", "attempt", "before", "begun", "claim", "counted",
         "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "home", "in_ledger", "key",
-        "life",
+        "left", "life",
         "lock", "name", "offset", "outcome", "recoveries", "retries", "scope", "spec", "submitted",
         "timestamp", "unreadable", "value", "waiters", "wary", "workflow_id",
     )  # fmt: skip
@@ -319,6 +323,7 @@ class Run:
         self.dropped = False
         self.ended = False
         self.counted = False
+        self.left = False
         self.begun = False
         self.acting = 0
         self.home: Any = None

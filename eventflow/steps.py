@@ -17,7 +17,7 @@ from typing import Any, cast, overload
 from typing_extensions import TypeVar
 
 from eventflow.codec import Codec, codec_for, decode_error, encode_error
-from eventflow.context import StepScope, current, current_branch, refuse_sync_workflow, runtime, would_block
+from eventflow.context import StepScope, checked, current, current_branch, refuse_sync_workflow, runtime, would_block
 from eventflow.errors import Cancelled
 from eventflow.registry import check_function, check_name, colour_async, innermost, is_async, result_codec
 from eventflow.replay import BARRIER, CALL, Await, Branch, Kind
@@ -70,7 +70,7 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
         if branch is None:
             return await spec.function(*args, **kwargs)
     run, executor = branch.run, branch.run.executor
-    executor.check(run, branch.attempt)
+    await checked(branch)
     position = branch.next_position()
     scope = StepScope(branch, position, spec.name)
     procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.now, scope)
@@ -92,7 +92,11 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
                 try:
                     called = function(*args, **kwargs)
                     outcome = await (called if limit is None else _within(limit, spec.name, called))
-                except Exception as error:
+                except BaseException as error:
+                    if scope.progress is not None:
+                        executor.keep_details(scope)  # now: the run may leave memory, or the process end
+                    if not isinstance(error, Exception):
+                        raise
                     send, outcome = procedure.throw, error
                 finally:
                     current.reset(token)
@@ -156,7 +160,11 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                         outcome = function(*args, **kwargs)
                     else:
                         outcome = _within_sync(limit, spec.name, functools.partial(function, *args, **kwargs))
-                except Exception as error:
+                except BaseException as error:
+                    if scope.progress is not None:
+                        executor.keep_details(scope)
+                    if not isinstance(error, Exception):
+                        raise
                     send, outcome = procedure.throw, error
                 finally:
                     current.reset(token)

@@ -20,7 +20,7 @@ from eventflow.borrowed import Borrowed
 from eventflow.client import Client as AsyncClient
 from eventflow.client import Filter, Pages, each
 from eventflow.codec import Codec, codec_for
-from eventflow.context import Start, StepScope, current, current_branch, refuse_loop, runtime
+from eventflow.context import Start, StepScope, Suspended, current, current_branch, refuse_loop, runtime
 from eventflow.errors import Cancelled, UsageError
 from eventflow.handles import Handle as AsyncHandle
 from eventflow.handles import (
@@ -206,7 +206,9 @@ def start(
     refuse_loop("sync.start", "await eventflow.start")
     asked = prepare(workflow, args, workflow_id, if_exists, timeout, attributes)
     branch = current_branch()
-    if branch is None:
+    if isinstance(current.get(), StepScope):
+        started = talk.start_with_step(asked)
+    elif branch is None:
         started = runtime("start").on_loop(runtime("start").start_soon(asked))
     elif workflow_id is None:
         started = note("sync.start", talk.start(asked))
@@ -366,6 +368,7 @@ def run_step(
 
 def _transact(branch: Branch, spec: Any, args: Sequence[Any]) -> Any:
     app = runtime("run_step")
+    branch.run.executor.check(branch.run)  # in this thread, which may be the one to be got rid of
     if spec.is_async:
         return app.on_loop(app.transact(spec, branch, args, {}))
     return app.transact_sync(spec, branch, args, {})
@@ -450,9 +453,15 @@ class _Call:
             _count(self._branch, -1)
             self.ended.set()
 
+    def _leave(self) -> None:
+        self.error = Suspended()
+        _count(self._branch, -1)
+        self.ended.set()
+
     def _here(self) -> Any:
         if self._branch is not None:
             self._branch.home = threading.current_thread()
+            self._branch.leave = self._leave
             current.set(self._branch)
         return self._call()
 

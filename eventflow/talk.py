@@ -3,10 +3,12 @@
 Each maker is used twice: awaited by `durable`, blocking by `sync`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import random as chance
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -16,7 +18,7 @@ from typing_extensions import TypeVar
 
 import eventflow.replay as replay
 from eventflow.codec import Codec, codec_for, decode_error
-from eventflow.context import ContinuedAsNew, Start, StepScope, current, runtime, scope_of
+from eventflow.context import ContinuedAsNew, Hopeless, Start, StepScope, current, runtime, scope_of
 from eventflow.errors import UsageError, WorkflowCancelledError, WorkflowParkedError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id, child_workflow_id
 from eventflow.operations import branch_for, emit, note
@@ -196,6 +198,34 @@ def close_stream(key: str) -> None:
     note("close_stream()", record)
 
 
+# ---- progress of a step ------------------------------------------------------------------------------
+
+
+def heartbeat(value: object) -> None:
+    """Tell how far this step is."""
+    scope = _step_of("heartbeat()")
+    text = _encoded(value, f"the details of the step {scope.name!r}")
+    scope.branch.run.executor.heartbeat(scope, text)
+
+
+def details(kind: type[T]) -> T | None:
+    """What this step, or a former attempt of it, told last."""
+    scope = _step_of("details()")
+    codec = codec_for(kind).named(f"the details of the step {scope.name!r}")
+    told = scope.progress
+    text = scope.branch.run.history.details(scope.position) if told is None else told.details
+    return None if text is None or text == "null" else codec.decode(text)
+
+
+def _step_of(what: str) -> StepScope:
+    here = current.get()
+    if not isinstance(here, StepScope):
+        raise UsageError(f"{what} belongs into a step of a workflow")
+    if here.kind != "step":
+        raise UsageError(f"{what} belongs into a step; of the transaction {here.name!r} that fails nothing is left")
+    return here
+
+
 # ---- children ----------------------------------------------------------------------------------------
 
 
@@ -206,11 +236,29 @@ def start(asked: Start) -> Callable[[Branch, str], str]:
         run, name = branch.run, f"start {asked.spec.name}"
         workflow_id = child_workflow_id(run.workflow_id, position, 0 if run.life is None else run.life.generation)
         if run.history.find(position, name) is None:
-            rider = run.executor.child(child_of(branch, asked), workflow_id, again=run.retries > 0)
+            rider = run.executor.child(child_of(branch, asked), workflow_id, again=run.attempt > 1)
             run.history.note(position, name, json.dumps(workflow_id), rider)
         return workflow_id
 
     return record
+
+
+def start_with_step(asked: Start) -> str:
+    """Start a workflow with what this step or transaction records; a child, where that is a workflow's. Returns its id."""
+    here = current.get()
+    assert isinstance(here, StepScope)
+    run = here.branch.run
+    if run is None:
+        app, workflow_id = runtime("start"), str(uuid.uuid4())
+        rider = asked.rider(workflow_id, app.application, app.now(), None)
+    else:
+        place = f"{here.position}.{len(here.riders) + 1}"
+        workflow_id = child_workflow_id(run.workflow_id, place, 0 if run.life is None else run.life.generation)
+        again = run.attempt > 1 or here.kind == "elsewhere"  # who commits it may be another executor than this one
+        asked = child_of(here.branch, asked)
+        rider = run.executor.child_with_step(asked, workflow_id, again=again, beside=len(here.riders))
+    emit("start", "start", lambda _: [rider])
+    return workflow_id
 
 
 def child_of(branch: Branch, asked: Start) -> Start:
@@ -310,7 +358,7 @@ def now() -> datetime:
         clock = branch.run.executor.now
         return replay.recorded_value(branch.run.history, position, "now", lambda: repr(clock()))
 
-    return datetime.fromtimestamp(float(note("now()", record)), UTC)
+    return datetime.fromtimestamp(float(note("now()", record, lambda: repr(time.time()))), UTC)
 
 
 def uuid4() -> uuid.UUID:
@@ -319,7 +367,7 @@ def uuid4() -> uuid.UUID:
     def record(branch: Branch, position: str) -> str:
         return replay.recorded_value(branch.run.history, position, "uuid4", lambda: uuid.uuid4().hex)
 
-    return uuid.UUID(hex=note("uuid4()", record))
+    return uuid.UUID(hex=note("uuid4()", record, lambda: uuid.uuid4().hex))
 
 
 def random() -> float:
@@ -328,20 +376,24 @@ def random() -> float:
     def record(branch: Branch, position: str) -> str:
         return replay.recorded_value(branch.run.history, position, "random", lambda: repr(chance.random()))
 
-    return float(note("random()", record))
+    return float(note("random()", record, lambda: repr(chance.random())))
 
 
 def patch(name: str) -> bool:
     """Whether the code that is new since `name` shall run here."""
     branch = branch_for("patch()")
-    branch.run.executor.check(branch.run)
+    try:
+        branch.run.executor.check(branch.run)
+    except Hopeless:
+        return True
     return replay.patch(branch.run.history, branch, check_name(name))
 
 
 def deprecate_patch(name: str) -> None:
     """Pass over a patch's marker."""
     branch = branch_for("deprecate_patch()")
-    branch.run.executor.check(branch.run)
+    with contextlib.suppress(Hopeless):
+        branch.run.executor.check(branch.run)
     replay.deprecate_patch(branch.run.history, branch, check_name(name))
 
 

@@ -12,16 +12,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_here = threading.local()  # the pool that this thread works for
 
 _FEW = 2  # threads that run at once in any case, beside those that take long
 _LONG = 0.05  # seconds at one piece of work
 _PROBE = 0.005  # seconds between two measures
 _LATE = 0.003  # seconds; who holds the interpreter lock is asked for it after 0.005
+
+
+def works_for_a_pool() -> bool:
+    """Whether this thread is one of `Threads`."""
+    return getattr(_here, "pool", None) is not None
+
+
+def give_up() -> NoReturn:
+    """Never return: what this thread of a pool does cannot be ended. Another one takes its place."""
+    _here.pool.lose()
+    while True:
+        threading.Event().wait()
 
 
 class Threads(Generic[T]):
@@ -77,6 +90,14 @@ class Threads(Generic[T]):
         with self._ready:
             self._ready.notify_all()
 
+    def lose(self) -> None:
+        """This thread of the pool will never come back."""
+        self._busy.pop(threading.get_ident(), None)
+        if _here.pulls:
+            with self._ready:
+                self._made -= 1
+        self._wake()
+
     # ---- the threads ----
 
     def _wake(self) -> None:
@@ -95,6 +116,7 @@ class Threads(Generic[T]):
 
     def _pull(self) -> None:
         me = threading.get_ident()
+        _here.pool, _here.pulls = self, True
         while not self.stopped.is_set():
             self._busy[me] = time.perf_counter()  # before the look at the gate: who closes it may trust `active`
             item = self._next()
@@ -125,6 +147,7 @@ class Threads(Generic[T]):
 
     def _one(self, item: T) -> None:
         me = threading.get_ident()
+        _here.pool, _here.pulls = self, False
         self._busy[me] = time.perf_counter()
         try:
             self._work(item)

@@ -316,7 +316,7 @@ class Transactions:
             try:
                 if savepoints:
                     yield ("execute", b"savepoint eventflow_message")
-                scope = StepScope(Branch(run, None), "1.1", spec.name)
+                scope = StepScope(Branch(run, None), "1.1", spec.name, kind="transaction")
                 result = yield ("user", spec, _call_handler(run, spec, scope), mode)
                 output = spec.result.encode(result)
                 if savepoints:
@@ -473,7 +473,7 @@ class Transactions:
             try:
                 yield ("begin", spec)
                 phase = "user"
-                scope = StepScope(branch or Branch(None, None), position, spec.name)
+                scope = StepScope(branch or Branch(None, None), position, spec.name, kind="transaction")
                 result = yield ("user", spec, call_step(spec, scope, args, kwargs), "alone")
                 yield from still_there()
                 if branch is not None:

@@ -26,7 +26,7 @@ from eventflow.context import (
     slot,
 )
 from eventflow.errors import UsageError
-from eventflow.operations import note, operate, operate_sync
+from eventflow.operations import awaited, note, operate, operate_sync
 from eventflow.registry import (
     Isolation,
     Spec,
@@ -126,7 +126,7 @@ class Workflow(Generic[P, R_co]):
     async def _call(self, arguments: str) -> Any:
         asked = self._start(arguments)
         if current_branch() is not None:
-            child = note(f"the workflow {self.name!r}", talk.start(asked))
+            child = await awaited(lambda: note(f"the workflow {self.name!r}", talk.start(asked)))
             return await operate("a result", talk.result(child, self.spec.result, None))
         return await runtime(f"the workflow {self.name!r}").call(asked, self.spec.result)
 

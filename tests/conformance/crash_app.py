@@ -1,6 +1,7 @@
 """Workflows that use every durable feature, in workers that are killed. Each effect is a row, in its checkpoint's commit."""
 
 import os
+import time
 from typing import Any
 
 import psycopg
@@ -99,6 +100,75 @@ def retries(do: Do) -> Body[str]:
         yield do.run_step(effect, "gave up")
         return str(error.__notes__[0])
     return ""
+
+
+def _pages() -> int:
+    """Notes where it begins, and turns a page every 0.4 s; each is told before the next."""
+    page = durable.details(int) or 0
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+        note = f"begins at {page}"
+        connection.execute(
+            'insert into public.effects ("group", note, pid) values (%s, %s, %s)',
+            [durable.workflow_id(), note, os.getpid()],
+        )
+    while page < 6:
+        time.sleep(0.4)
+        page += 1
+        durable.heartbeat(page)
+    return page
+
+
+@both
+def pages(do: Do) -> Body[int]:
+    return (yield do.run_step(_pages))
+
+
+@both
+def reports(do: Do, to: str, n: int) -> Body[int]:
+    yield do.run_step(effect, f"child {n}")
+    yield do.send(to, n)
+    return n
+
+
+@eventflow.step
+async def starts_two(to: str) -> list[str]:
+    return [(await eventflow.start(reports["async"], to, n)).workflow_id for n in (1, 2)]
+
+
+@eventflow.step
+def starts_two_sync(to: str) -> list[str]:
+    return [eventflow.sync.start(reports["sync"], to, n).workflow_id for n in (1, 2)]
+
+
+@eventflow.transaction
+async def starts_two_more(connection: "psycopg.AsyncConnection[Any]", to: str) -> None:
+    await connection.execute(
+        'insert into public.effects ("group", note, pid) values (%s, %s, %s)', [to, "started", os.getpid()]
+    )
+    for n in (3, 4):
+        await eventflow.start(reports["async"], to, n)
+
+
+@eventflow.transaction
+def starts_two_more_sync(connection: "psycopg.Connection[Any]", to: str) -> None:
+    connection.execute(
+        'insert into public.effects ("group", note, pid) values (%s, %s, %s)', [to, "started", os.getpid()]
+    )
+    for n in (3, 4):
+        eventflow.sync.start(reports["sync"], to, n)
+
+
+@both
+def starts(do: Do) -> Body[int]:
+    """Has a step and a transaction start others, and hears from each."""
+    me = durable.workflow_id()
+    awaited = do.colour == "async"
+    yield do.run_step(starts_two if awaited else starts_two_sync, me)
+    yield do.run_step(starts_two_more if awaited else starts_two_more_sync, me)
+    total = 0
+    for _ in range(4):
+        total += yield do.recv(int, timeout=60)
+    return total
 
 
 @both

@@ -299,6 +299,7 @@ async def tells_async(connection: "psycopg.AsyncConnection[Any]", fails: int) ->
     await durable.set_event("told", 7)
     await durable.write_stream("told", "a line")
     await eventflow.enqueue(enqueued, 7)
+    await eventflow.start(enqueued, 8)
     trace("told")
     if len(traced(durable.workflow_id())) <= fails:
         raise ValueError("again")
@@ -311,6 +312,7 @@ def tells_sync(connection: "psycopg.Connection[Any]", fails: int) -> int:
     sync.set_event("told", 7)
     sync.write_stream("told", "a line")
     sync.enqueue(enqueued, 7)
+    sync.start(enqueued, 8)
     trace("told")
     if len(traced(durable.workflow_id())) <= fails:
         raise ValueError("again")
@@ -331,8 +333,8 @@ def test_what_it_sends_goes_with_the_attempt_that_succeeds(app: App, colour: Col
     assert list(handle.stream("told", str)) == ["a line"]
     query = "select count(*) from eventflow.messages where workflow_id = %s"
     assert ask(urls[False], query, handle.workflow_id) == [(1,)]
-    children = "select output from eventflow.workflows where parent = %s"
-    until(lambda: ask(urls[False], children, handle.workflow_id) == [("7",)])
+    children = "select output from eventflow.workflows where parent = %s order by output"
+    until(lambda: ask(urls[False], children, handle.workflow_id) == [("7",), ("8",)])
 
 
 def test_outside_a_workflow_what_is_sent_commits_here_and_cannot_elsewhere(app: App, other: str) -> None:

@@ -440,6 +440,37 @@ def posts(connection: "psycopg.Connection[Any]", to: str, text: str) -> str:
     return sync.enqueue(echoes["sync"], text).workflow_id
 
 
+noticed: set[str] = set()
+
+
+def tells_and_waits(text: str) -> str:
+    told = durable.details(dict[str, str])
+    if told is None:
+        durable.heartbeat({"done": text})
+        until(lambda: durable.workflow_id() in noticed, 60)
+        return "the first attempt"
+    return told["done"]
+
+
+@both
+def tells_of_its_progress(do: Do, text: str) -> Body[str]:
+    return (yield do.run_step(tells_and_waits, text))
+
+
+def test_what_a_step_tells_of_its_progress(start_app: Callable[..., App], encrypted: str) -> None:
+    app = start_app("new")
+    handle = sync.start(tells_of_its_progress["sync"], "forty winks", workflow_id=str(uuid.uuid4()))
+    query = "select output from eventflow.checkpoints where workflow_id = %s and position like '%%~d'"
+    with psycopg.connect(encrypted, autocommit=True) as connection:
+        stored = until(lambda: connection.execute(query, [handle.workflow_id]).fetchall())
+    assert stored[0][0].startswith("~new:")
+    assert where(encrypted, "forty winks") == set()
+    app.down()
+    app.up(**keys("other", "new"))
+    assert handle.result(timeout=15) == "forty winks"
+    noticed.add(handle.workflow_id)
+
+
 def test_what_a_transaction_outside_a_workflow_writes(start_app: Callable[..., App], encrypted: str) -> None:
     start_app("new")
     secret = f"posted {uuid.uuid4()}"

@@ -27,13 +27,23 @@ SCENARIOS = {
     "parents": [("parents", [])],
     "goes_on": [("goes_on", [1]), ("feeds", ["%"])],
     "orders": [("orders", [4])],
+    "starts": [("starts", [])],
 }
-RESULTS = {"sleeps": 3, "talks": [0, 1, 2, 3, 3], "parents": [0, 1, -2, 3, 8], "goes_on": 3, "feeds": 3, "orders": 6}
+RESULTS = {
+    "sleeps": 3,
+    "talks": [0, 1, 2, 3, 3],
+    "parents": [0, 1, -2, 3, 8],
+    "goes_on": 3,
+    "feeds": 3,
+    "orders": 6,
+    "starts": 10,
+}
 EFFECTS = {
     "sleeps": ["slept 0", "slept 1", "slept 2"],
     "talks": ["echo 0", "echo 1", "echo 2", "heard 0", "heard 1", "heard 2"],
     "parents": ["first", "napped 0", "napped 1", "napped 2", "napped 3", "napped 8"],
     "goes_on": ["run 1: 1", "run 2: 2", "run 3: 3"],
+    "starts": [*(f"child {n}" for n in (1, 2, 3, 4)), "started"],
     "orders": [*(f"one {n}" for n in range(4)), "total 6", *(f"two {n}" for n in range(4))],
 }
 # Point -> how often at most it is passed before the kill.
@@ -59,10 +69,10 @@ SURE = {  # what passes a point that others may not: messages may come in time
 
 
 def insert(world: World, workflow: str, workflow_id: str, args: list[object]) -> None:
-    """As one that was let go of by a process that left: any process takes it."""
+    """As one that was let go of before it ran by a process that left: any process takes it, and that is its first attempt."""
     world.sql(
-        """insert into eventflow.workflows (id, name, application, status, arguments)
-           values (%s, %s, 'default', 'queued', %s)""",
+        """insert into eventflow.workflows (id, name, application, status, arguments, attempt)
+           values (%s, %s, 'default', 'queued', %s, 0)""",
         workflow_id, f"crash_app.{workflow}", json.dumps({"args": args, "kwargs": {}}),
     )  # fmt: skip
 
@@ -131,6 +141,17 @@ def test_killed_again_and_again(world: World, case: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("point", ["executor.after_step", "transactions.before_commit", "transactions.after_commit"])
+def test_killed_around_the_record_of_what_a_step_starts(world: World, point: str, seed: int) -> None:
+    """What a step or a transaction starts is there once its record is, each once."""
+    begin(world, "starts")
+    victim = world.start(APP, crash=f"{point}:{pick(seed, point, choices=range(1, 4))}", **SOON)
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    world.start(APP, **SOON)
+    finish(world, "starts")
+
+
+@pytest.mark.parametrize("seed", seeds())
 def test_two_workers_one_of_which_dies(world: World, seed: int) -> None:
     """All scenarios at once; what the dead one had put to sleep needs no takeover."""
     point = pick(seed, "two", choices=["journal.before_commit", "journal.after_commit", "recovery.after_claim_woken"])
@@ -167,6 +188,29 @@ def test_attempts_far_apart_survive_the_process(world: World) -> None:
     ] * 2
     assert world.one(tried) == 4, "one record for each that was followed by another"
     assert world.one("select count(*) from effects") == 2
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("point", ["journal.before_commit", "journal.after_commit"])
+def test_a_step_goes_on_from_what_it_told_before_it_was_killed(world: World, point: str, seed: int) -> None:
+    """Its first flush is that of its start, the second tells of the first page, and from then on there is one a second."""
+    count = pick(seed, point, choices=range(2, 5))
+    for colour in COLOURS:
+        insert(world, f"pages {colour}", colour, [])
+    victim = world.start(APP, crash=f"{point}:{count}", **SOON)
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    told = {
+        i: int(d)
+        for i, d in world.sql("select workflow_id, output from eventflow.checkpoints where position like '%~d'")
+    }
+    world.start(APP, **SOON)
+    world.wait(lambda: world.unfinished() == 0, "both have ended", 30)
+    for colour in COLOURS:
+        begun = [note for (note,) in world.sql('select note from effects where "group" = %s order by at', colour)]
+        wanted = "begins at 0", f"begins at {told.get(colour, 0)}"
+        assert begun in ([wanted[0], wanted[1]], [wanted[1]]), "one that had not begun begins once"
+    assert world.sql("select output from eventflow.workflows") == [("6",)] * 2
+    assert world.one("select count(*) from eventflow.checkpoints where position like '%~d'") == 0
 
 
 # Who is frozen for a while is not taken over; a short one's first flush holds all that it does.

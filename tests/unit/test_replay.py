@@ -20,7 +20,7 @@ def protocol(history: History, position: str = "1.1", name: str = "charge", retr
         name, Retry(retries, delay=1, jitter=0), codec.encode, codec.decode, encode_error, decode_error, lambda: 0.0,
         lambda: 0.5,
     )  # fmt: skip
-    return step(history, position, kind, settled, lambda: 0.0, SimpleNamespace(riders=()))
+    return step(history, position, kind, settled, lambda: 0.0, SimpleNamespace(riders=(), end=tuple))
 
 
 def finish(generator: Generator[Any, Any, Any], value: Any) -> Any:
