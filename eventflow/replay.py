@@ -405,10 +405,14 @@ def first(history: History, position: str, workflow_ids: Sequence[str], settled:
 
 
 def _ended(awaited: Await, settled: Callable[[], bool]) -> Operation[Any]:
-    """Which source has ended, and how. One that is not in the ledger is gone, if what may start it here is durable."""
+    """Which source has ended, and how.
+
+    One that is not in the ledger is gone only if that was asked after what may start it, here, was durable.
+    """
     came = yield awaited
-    if came is not None and came[1][0] == "gone" and not settled():
-        yield BARRIER
+    if came is not None and came[1][0] == "gone":
+        if not settled():
+            yield BARRIER
         came = yield awaited
     return came
 

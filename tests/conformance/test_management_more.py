@@ -18,7 +18,7 @@ from eventflow.errors import (
     WorkflowTimeoutError,
 )
 from eventflow.queues import Queue
-from tests.conformance.colours import COLOURS, Body, Colour, Do, both, trace, traced, until
+from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
 from tests.conformance.conftest import App
 
 LINE = Queue("management line", concurrency=1)
@@ -328,6 +328,3 @@ def test_the_first_may_be_one_that_is_gone(app: App, ledger: str, colour: Colour
     with sync.Client(ledger) as client:
         client.terminate([child])
     assert handle.result(timeout=10) == child
-
-
-assert COLOURS
