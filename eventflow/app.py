@@ -196,8 +196,9 @@ class App:
     async def _begin(self) -> None:
         settings, specs = self._settings, self._specs
         identity = await asyncio.to_thread(
-            birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop
-        )
+            birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop,
+            settings.application_version,
+        )  # fmt: skip
         incarnation = Incarnation(
             self._loop, settings, self._database, specs, self._consumers, self._queues, identity, self._others
         )
@@ -417,15 +418,23 @@ class App:
         self._take_rows()
         return count
 
-    async def fork(self, workflow_id: str, position: str | None, fork_id: str) -> None:
-        """A new workflow of this id, from what the other one recorded before the position."""
-        await self._ledger.fork(workflow_id, position, fork_id)
+    async def fork(self, ids: Sequence[str], position: str | None, fork_ids: Sequence[str]) -> None:
+        """New workflows of these ids, from what the others recorded before the position."""
+        await self._ledger.fork(ids, position, fork_ids)
         self._take_rows()
 
     def _take_rows(self) -> None:
         """There are rows that nobody holds; they need not wait for the next beat."""
         if self._incarnation is not None:
             self._incarnation.executor.on_rows()
+
+    def query(self, query: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """The named query's rows. Blocks."""
+        return self._ledger.query(query, params)
+
+    async def change_queue(self, name: str, changed: str, *, reset: bool = False, paused: bool | None = None) -> None:
+        """Change a queue, live."""
+        await self._ledger.change_queue(name, changed, reset=reset, paused=paused)
 
     def row(self, workflow_id: str) -> tuple[Any, ...]:
         """The workflow's row. Blocks."""
@@ -619,7 +628,10 @@ def running(
     return Running(settings, consumers, queues)
 
 
-def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: bool | None = None) -> int:
+def run(
+    settings: Settings, *, consumers: bool | Sequence[str] = True, queues: bool | Sequence[str] = True,
+    uvloop: bool | None = None,
+) -> int:  # fmt: skip
     """Run everything registered until SIGTERM or SIGINT, then drain; the exit status. What `eventflow run` calls.
 
     Raises:
@@ -629,7 +641,7 @@ def run(settings: Settings, *, consumers: bool | Sequence[str] = True, uvloop: b
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
-        context, leaving = running(settings, consumers=consumers), _Leaving(loop, settings.drain)
+        context, leaving = running(settings, consumers=consumers, queues=queues), _Leaving(loop, settings.drain)
         entering = loop.create_task(context.__aenter__())
         await asyncio.wait({entering, leaving.asked}, return_when=asyncio.FIRST_COMPLETED)
         if not entering.done():

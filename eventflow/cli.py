@@ -209,6 +209,14 @@ def run(
     module: Annotated[
         str, typer.Argument(help="What declares consumers and workflows: `app`, `shop.app` or `app.py`.")
     ],
+    consumers: Annotated[
+        list[str] | None, typer.Option("--consumer", help="Serve this consumer, not all; may be repeated.")
+    ] = None,
+    no_consumers: Annotated[bool, typer.Option("--no-consumers", help="Serve no consumer.")] = False,
+    queues: Annotated[
+        list[str] | None, typer.Option("--queue", help="Serve this queue, not all; may be repeated.")
+    ] = None,
+    no_queues: Annotated[bool, typer.Option("--no-queues", help="Serve no queue.")] = False,
     uvloop: Annotated[
         bool | None, typer.Option("--uvloop/--no-uvloop", help="Use uvloop; by default where it is installed.")
     ] = None,
@@ -226,7 +234,18 @@ def run(
     _log(settings)
     if not registry.specs:
         raise UsageError(f"{module} registers nothing to run: no @kafka_consumer, no @workflow")
-    sys.exit(run_app(settings, uvloop=uvloop))
+    served = {
+        "consumers": _served("consumer", consumers, none=no_consumers),
+        "queues": _served("queue", queues, none=no_queues),
+    }
+    sys.exit(run_app(settings, **served, uvloop=uvloop))
+
+
+def _served(what: str, names: list[str] | None, *, none: bool) -> bool | list[str]:
+    """All, none, or those named."""
+    if names and none:
+        raise UsageError(f"--{what} and --no-{what}s: choose one")
+    return names or not none
 
 
 def _log(settings: Settings) -> None:

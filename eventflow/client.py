@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 import eventflow.talk as talk
 from eventflow.borrowed import AsyncBorrowed
 from eventflow.codec import codec_for, limit
-from eventflow.context import slot
+from eventflow.context import Backend, runtime, slot
 from eventflow.database import database_of
 from eventflow.errors import UsageError
 from eventflow.handles import Handle, order_for
@@ -72,7 +73,7 @@ class Filter:
 class Pages:
     """The workflows that a filter lets through, oldest first, in pages. What is started meanwhile moves none of them."""
 
-    def __init__(self, ledger: Ledger, wanted: Filter) -> None:
+    def __init__(self, ledger: Backend, wanted: Filter) -> None:
         self._ledger = ledger
         self._params = wanted.params()
         self._last: WorkflowRecord | None = None
@@ -95,22 +96,33 @@ class Client:
     """
 
     def __init__(
-        self, database_url: str | None = None, *, schema: str = "eventflow", payload_codec: PayloadCodec | None = None
-    ) -> None:
+        self, database_url: str | None = None, *, schema: str = "eventflow", application: str | None = None,
+        payload_codec: PayloadCodec | None = None,
+    ) -> None:  # fmt: skip
         """Of the ledger at this URL; else at `DATABASE_URL`. Its values pass this codec; else what the environment says.
 
+        `application` is whose queues it puts workflows into and changes; else `EVENTFLOW_APPLICATION`.
+
         Raises:
-            SettingsError: there is no URL, or it or the codec cannot be.
+            SettingsError: there is no URL, or it, the application or the codec cannot be.
 
         """
-        given = {"database_url": database_url, "payload_codec": payload_codec}
+        given = {"database_url": database_url, "application": application, "payload_codec": payload_codec}
         settings = load_settings(database_schema=schema, **{n: v for n, v in given.items() if v is not None})
         self._database = database_of(settings)
         self._application, self._limit = settings.application, settings.max_payload
         self._opened: Ledger | None = None
 
+    @classmethod
+    def here(cls) -> "Client":
+        """The client of the application that runs in this process: not to be entered, and without connections of its own.
+
+        In a workflow, too, it acts at once, and a replay does it again: call it in a step.
+        """
+        return _Here()
+
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> Backend:
         """What it asks through.
 
         Raises:
@@ -307,12 +319,34 @@ class Client:
         """Run workflows that have ended again from the beginning. See `Handle.restart`."""
         return await self._manage("restart", workflow_ids)
 
+    async def fork(self, workflow_ids: Sequence[str], /, step: str | None = None) -> list[str]:
+        """Start a new workflow from each of these, before the step at this position; their ids. See `Handle.fork`."""
+        if step is not None:
+            talk.check_text(step, "position")
+        fork_ids = [str(uuid.uuid4()) for _ in workflow_ids]
+        await self.ledger.fork(workflow_ids, step, fork_ids)
+        return fork_ids
+
     async def delete(self, workflow_ids: Sequence[str], /) -> int:
         """Delete workflows that have ended or are parked. See `Handle.delete`."""
         return await self._manage("forget", workflow_ids)
 
     async def _manage(self, operation: Operation, workflow_ids: Sequence[str]) -> int:
         return await self.ledger.manage(operation, workflow_ids)
+
+
+class _Here(Client):
+    """The running application's."""
+
+    def __init__(self) -> None:
+        self._opened = None
+
+    @property
+    def ledger(self) -> Backend:
+        return runtime("Client.here()")
+
+    def open(self) -> None:
+        raise UsageError("Client.here() is the running application's: it is used as it is, not entered")
 
 
 async def _each(pages: Pages) -> AsyncIterator[WorkflowRecord]:

@@ -159,8 +159,12 @@ class Executor:
 
     def _launch(self, runs: list[Run]) -> None:
         for run in runs:
-            if run.life is not None and run.life.deadline is not None:
-                self.loop.call_soon_threadsafe(self._watch_deadline, run, run.life.deadline)
+            life = run.life
+            if life is not None and life.deadline is not None:
+                if life.deadline <= self.now():  # told before it begins: a short one would have ended by then
+                    life.interrupted = life.interrupted or _overdue(run)
+                else:
+                    self.loop.call_soon_threadsafe(self._watch_deadline, run, life.deadline)
         wary = [run for run in runs if run.wary]
         if wary:
             runs = [run for run in runs if not run.wary]  # before the loop sees them: it makes them unwary
@@ -706,7 +710,7 @@ class Executor:
     def _overdue(self, run: Run) -> None:
         self._deadlines.pop(run, None)
         if not run.ended and not run.dropped:
-            self.interrupt(run, WorkflowTimeoutError(f"{run.workflow_id!r} did not end in the time that it had"))
+            self.interrupt(run, _overdue(run))
 
     def interrupt(self, run: Run, why: Exception) -> None:
         """Have it end: its code is told once, where it acts next or waits, and may still clean up. On the loop."""
@@ -1249,6 +1253,10 @@ def _abandon_task(task: Any) -> None:
     if task not in _left:
         _left.append(task)
         asyncio.tasks._unregister_task(task)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+def _overdue(run: Run) -> WorkflowTimeoutError:
+    return WorkflowTimeoutError(f"{run.workflow_id!r} did not end in the time that it had")
 
 
 def _is_transactional(run: Run) -> bool:

@@ -5,6 +5,7 @@ replayed.
 """
 
 import asyncio
+import dataclasses
 import functools
 import json
 import uuid
@@ -25,7 +26,7 @@ from eventflow.payloads import unread
 from eventflow.queues import DEFAULT, IfExists, Order, delayed, place_in_line, plain_arguments
 from eventflow.records import StepRecord, WorkflowRecord
 from eventflow.registry import check_name
-from eventflow.replay import Branch
+from eventflow.replay import Branch, History
 from eventflow.retry import Seconds, seconds
 from eventflow.steps import StepSpec, drive
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
@@ -34,6 +35,8 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+Asked = TypeVar("Asked", Start, Order)
+_PARENT = 11  # the parent's column in `read_workflow.sql`
 _SHORTEST, _LONGEST = 0.02, 0.5  # seconds between two looks at a stream where nothing has come
 
 
@@ -235,7 +238,7 @@ class Handle(Generic[R_co]):
         fork_id = str(uuid.uuid4()) if workflow_id is None else check_workflow_id(workflow_id)
         if step is not None:
             talk.check_text(step, "position")
-        await self.backend.fork(self._workflow_id, step, fork_id)
+        await self.backend.fork([self._workflow_id], step, [fork_id])
         return Handle(fork_id, self.codec, self._backend)
 
     async def delay(self, until: Seconds | datetime, /) -> None:
@@ -340,6 +343,21 @@ def step_that_starts(start: Start, call: Any) -> StepSpec:
     return StepSpec.ours(f"start {start.spec.name}", call, str)
 
 
+def taken_for_ours(branch: Branch, asked: Asked) -> Asked:
+    """What is started or enqueued under a given id, and rejected where it exists: not where it is this one. Blocks.
+
+    An attempt that died before its record was durable may have started it, and then no operation has recorded it.
+    """
+    history: History = branch.run.history
+    if asked.if_exists == "attach" or asked.workflow_id is None or history.has_begun(asked.workflow_id):
+        return asked
+    try:
+        row = runtime("start").row(asked.workflow_id)
+    except WorkflowNotFoundError:
+        return asked
+    return dataclasses.replace(asked, if_exists="attach") if row[_PARENT] == branch.run.workflow_id else asked
+
+
 @overload
 async def start(
     workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
@@ -379,7 +397,8 @@ async def start(
         return Handle(await awaited(lambda: note("start", talk.start(asked))), asked.spec.result)
 
     async def begin() -> str:
-        return await runtime("start").start_soon(talk.child_of(branch, asked))
+        child = await asyncio.to_thread(taken_for_ours, branch, talk.child_of(branch, asked))
+        return await runtime("start").start_soon(child)
 
     return Handle(await drive(branch, step_that_starts(asked, begin), (), {}), asked.spec.result)
 
@@ -493,7 +512,11 @@ async def enqueue(
     refuse_given(order)
     if branch is None or not order.shared:
         return Handle(await awaited(lambda: talk.enqueue(order)), codec)
-    return Handle(await drive(branch, step_that_enqueues(branch, order, app.enqueue), (), {}), codec)
+
+    async def place(placed: Order) -> str:
+        return await app.enqueue(await asyncio.to_thread(taken_for_ours, branch, placed))
+
+    return Handle(await drive(branch, step_that_enqueues(branch, order, place), (), {}), codec)
 
 
 async def first(*handles: Handle[R]) -> Handle[R]:

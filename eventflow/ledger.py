@@ -189,9 +189,9 @@ class Ledger:
         [(count,)] = await asyncio.to_thread(self.query, operation, asked, writes=True)
         return count
 
-    async def fork(self, workflow_id: str, position: str | None, fork_id: str) -> None:
-        """A new workflow of this id, from what the other one recorded before the position."""
-        asked = {"id": workflow_id, "position": position, "fork_id": fork_id, "who": self._who}
+    async def fork(self, ids: Sequence[str], position: str | None, fork_ids: Sequence[str]) -> None:
+        """New workflows of these ids, from what the others recorded before the position: all of them or none."""
+        asked = {"ids": _checked(ids), "position": position, "fork_ids": list(fork_ids), "who": self._who}
         await asyncio.to_thread(self.query, "fork", asked, writes=True)
 
     async def write(self, riders: list[Rider]) -> None:

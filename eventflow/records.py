@@ -31,6 +31,7 @@ class WorkflowRecord:
         reason: why it is parked, or was cancelled, in words.
         parent: the workflow that started it. attributes: what it was given to be found by.
         queue: whose line it waits in, or came from.
+        version: the `EVENTFLOW_APPLICATION_VERSION` of the process that runs it, or ended it, where that is known still.
 
     """
 
@@ -44,6 +45,7 @@ class WorkflowRecord:
     parent: str | None = None
     attributes: dict[str, Any] | None = field(default=None, hash=False)
     queue: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

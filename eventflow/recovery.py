@@ -36,8 +36,9 @@ _SAY_EVERY = 30  # beats that failed
 
 
 def birth(
-    database: Database, application: str, names: Mapping[str, str], lanes: int, stop: threading.Event
-) -> Identity:
+    database: Database, application: str, names: Mapping[str, str], lanes: int, stop: threading.Event,
+    version: str | None = None,
+) -> Identity:  # fmt: skip
     """Write a new executor into the ledger; waits for the server, with backoff.
 
     Raises:
@@ -61,6 +62,7 @@ def birth(
                         {
                             "application": application, "names": json.dumps(dict(names)),
                             "host": socket.gethostname(), "pid": os.getpid(), "lanes": lanes,
+                            "version": version,
                         },
                     ),
                 )  # fmt: skip
@@ -156,6 +158,7 @@ class Lease:
         self._suspects: set[int] = set()
         self._work = threading.Event()
         self._to_reconcile = False
+        self._to_say = True  # whether to look for what nobody can run
 
     def start(self) -> None:
         self._thread.start()
@@ -260,7 +263,7 @@ class Lease:
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
-        if free or asleep or asked_for or self._told or self._suspects or self._to_reconcile:
+        if free or asleep or asked_for or self._told or self._suspects or self._to_reconcile or self._to_say:
             self._work.set()
 
     def _missed(self, error: UnavailableError) -> None:
@@ -310,9 +313,12 @@ class Lease:
                     self._requested = False
                     self._adoption.read_requests(connection)
                 if self._to_reconcile and not self._leaving.is_set():
-                    self._to_reconcile = False
+                    self._to_reconcile, self._to_say = False, True
                     self._queues.look_at_all()
                     self._reconcile(connection)
+                if self._to_say:
+                    self._to_say = False
+                    self._say_unknown(connection)
             except FencedError as error:
                 self._on_fenced(error)
                 return
@@ -373,6 +379,12 @@ class Lease:
         for _ in range(count):
             self._told.popleft()
 
+    def _say_unknown(self, connection: Connection) -> None:
+        """What could go on, and does not, for nobody who lives knows its name."""
+        for name, count in self._database.run(connection, "unknown_names", {"application": self._application}):
+            text = f"{count} workflows named {name!r} wait for a process that knows this name: none that lives does"
+            seldom.say(logger, text)
+
     def _claim(self, connection: Connection, query: Literal["claim_rows", "claim_woken"]) -> bool:
         """Take a batch of what nobody holds, as there is room (R10a); whether there may be more."""
         run, limit = self._database.run, min(_BATCH, self._room())
@@ -412,4 +424,6 @@ class Lease:
         rows = [row for row in strays if row[0] in again and not self._running(row[0])]
         if rows:
             logger.warning("%d rows carried our id and were not running", len(rows))
-            self._adoption.adopt(connection, rows)
+            begun = [row for row in rows if row[2] == "running"]
+            self._adoption.adopt(connection, begun, "woken")  # an answer was lost, and no process: charged to nobody
+            self._adoption.adopt(connection, [row for row in rows if row[2] != "running"])

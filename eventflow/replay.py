@@ -163,6 +163,11 @@ class History:
         known = [*(self.recorded or {}).values(), *self.fresh]
         return sorted((c for c in known if c.name == TOLD), key=lambda c: c.seq)
 
+    def has_begun(self, workflow_id: str) -> bool:
+        """Whether an operation has recorded that it has started, or put in line, the workflow of this id."""
+        known = [*(self.recorded or {}).values(), *self.fresh]
+        return json.dumps(workflow_id) in {c.output for c in known if c.name.startswith(("start ", "enqueue "))}
+
     def closed(self) -> set[str]:
         """The streams that it has recorded as closed."""
         if self._closed is None:
@@ -411,24 +416,38 @@ def receive(
 
 
 def outcome(
-    history: History, position: str, workflow_id: str, now: Callable[[], float], timeout: float | None
-) -> Operation[Any]:
+    history: History, position: str, workflow_id: str, settled: Callable[[], bool], now: Callable[[], float],
+    timeout: float | None,
+) -> Operation[Any]:  # fmt: skip
     """How another workflow ended, as [status, output, error, reason]; None where it has not in the time given."""
     found = history.find(position, "result")
     if found is None:
         until = None if timeout is None else _fixed_time(history, f"{position}w", "result", lambda: now() + timeout)
-        came = yield Await(until, (("outcome", workflow_id),))
+        came = yield from _ended(Await(until, (("outcome", workflow_id),)), settled)
         found = history.note(position, "result", json.dumps(None if came is None else came[1]))
     return json.loads(found.output or "null")
 
 
-def first(history: History, position: str, workflow_ids: Sequence[str]) -> Operation[int]:
-    """Which of these workflows was seen to have ended first, by its place in the list."""
+def first(history: History, position: str, workflow_ids: Sequence[str], settled: Callable[[], bool]) -> Operation[int]:
+    """Which of these workflows was seen first to have ended, or to be gone, by its place in the list."""
     found = history.find(position, "first")
     if found is None:
-        came = yield Await(None, tuple(("outcome", workflow_id) for workflow_id in workflow_ids))
+        came = yield from _ended(Await(None, tuple(("outcome", workflow_id) for workflow_id in workflow_ids)), settled)
         found = history.note(position, "first", json.dumps(workflow_ids.index(came[0][1])))
     return int(found.output or "0")
+
+
+def _ended(awaited: Await, settled: Callable[[], bool]) -> Operation[Any]:
+    """Which source has ended, and how.
+
+    One that is not in the ledger is gone only if that was asked after what may start it, here, was durable.
+    """
+    came = yield awaited
+    if came is not None and came[1][0] == "gone":
+        if not settled():
+            yield BARRIER
+        came = yield awaited
+    return came
 
 
 def event(

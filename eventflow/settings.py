@@ -210,6 +210,7 @@ class Settings(BaseSettings):
         kafka_bootstrap_servers: the brokers (`KAFKA_BOOTSTRAP_SERVERS`); needed by consumers only.
         database_schema: the schema that holds the ledger.
         application: programs that share a ledger but not their code set different names.
+        application_version: what this process runs, for people, who see it on its workflows; nobody decides anything by it.
         databases: other PostgreSQL databases in which transactions are made, by the name that `@transaction` gives, as JSON.
         keep: `all`, or how long succeeded workflows stay (`30m`, `12h`, `7d`, seconds).
         threads: worker threads for sync workflows and steps.
@@ -241,6 +242,7 @@ class Settings(BaseSettings):
     )
     database_schema: str = Field(default="eventflow", min_length=1, max_length=63)
     application: str = Field(default="default", min_length=1, max_length=200)
+    application_version: str | None = Field(default=None, max_length=200)
     databases: Annotated[dict[str, str], NoDecode, BeforeValidator(_databases)] = Field(
         default_factory=dict[str, str], repr=False
     )

@@ -33,6 +33,7 @@ from eventflow.handles import (
     step_that_asks,
     step_that_enqueues,
     step_that_starts,
+    taken_for_ours,
 )
 from eventflow.operations import note, operate_sync
 from eventflow.payloads import PayloadCodec
@@ -213,7 +214,7 @@ def start(
     elif workflow_id is None:
         started = note("sync.start", talk.start(asked))
     else:
-        spec = step_that_starts(asked, lambda: _start_given(talk.child_of(branch, asked)))
+        spec = step_that_starts(asked, lambda: _start_given(taken_for_ours(branch, talk.child_of(branch, asked))))
         started = drive_sync(branch, spec, (), {})
     return Handle(AsyncHandle(started, asked.spec.result))
 
@@ -266,7 +267,7 @@ def enqueue(
     refuse_given(order)
     if branch is None or not order.shared:
         return Handle(AsyncHandle(talk.enqueue(order), codec))
-    spec = step_that_enqueues(branch, order, lambda placed: app.on_loop(app.enqueue(placed)))
+    spec = step_that_enqueues(branch, order, lambda placed: app.on_loop(app.enqueue(taken_for_ours(branch, placed))))
     return Handle(AsyncHandle(drive_sync(branch, spec, (), {}), codec))
 
 
@@ -473,9 +474,19 @@ class Client:
     """The ledger from a process without the workflows' code, for blocking code; see `eventflow.client.Client`."""
 
     def __init__(
-        self, database_url: str | None = None, *, schema: str = "eventflow", payload_codec: PayloadCodec | None = None
-    ) -> None:
-        self._client = AsyncClient(database_url, schema=schema, payload_codec=payload_codec)
+        self, database_url: str | None = None, *, schema: str = "eventflow", application: str | None = None,
+        payload_codec: PayloadCodec | None = None,
+    ) -> None:  # fmt: skip
+        self._client = AsyncClient(
+            database_url, schema=schema, application=application, payload_codec=payload_codec
+        )  # fmt: skip
+
+    @classmethod
+    def here(cls) -> Self:
+        """The client of the application that runs in this process; see `eventflow.client.Client.here`."""
+        made = cls.__new__(cls)
+        made._client = AsyncClient.here()
+        return made
 
     def __enter__(self) -> Self:
         refuse_loop("sync.Client", "async with eventflow.client.Client()")
@@ -599,6 +610,10 @@ class Client:
     def restart(self, workflow_ids: Sequence[str], /) -> int:
         """Run workflows that have ended again from the beginning; see `eventflow.Handle.restart`."""
         return self._run("restart", self._client.restart, workflow_ids)
+
+    def fork(self, workflow_ids: Sequence[str], /, step: str | None = None) -> list[str]:
+        """Start a new workflow from each of these; their ids. See `eventflow.client.Client.fork`."""
+        return self._run("fork", self._client.fork, workflow_ids, step)
 
     def delete(self, workflow_ids: Sequence[str], /) -> int:
         """Delete workflows that have ended or are parked; see `eventflow.Handle.delete`."""

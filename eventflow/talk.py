@@ -19,7 +19,13 @@ from typing_extensions import TypeVar
 import eventflow.replay as replay
 from eventflow.codec import Codec, codec_for, decode_error
 from eventflow.context import ContinuedAsNew, Hopeless, Start, StepScope, current, runtime, scope_of
-from eventflow.errors import UsageError, WorkflowCancelledError, WorkflowParkedError, WorkflowTimeoutError
+from eventflow.errors import (
+    UsageError,
+    WorkflowCancelledError,
+    WorkflowNotFoundError,
+    WorkflowParkedError,
+    WorkflowTimeoutError,
+)
 from eventflow.idempotency import check_workflow_id, child_workflow_id
 from eventflow.operations import branch_for, emit, note
 from eventflow.queues import Order
@@ -305,7 +311,7 @@ def result(workflow_id: str, codec: Codec, limit: float | None) -> Maker[Any]:
 
     def make(branch: Branch, position: str) -> Operation[Any]:
         run = branch.run
-        ended = yield from replay.outcome(run.history, position, workflow_id, run.executor.now, limit)
+        ended = yield from replay.outcome(run.history, position, workflow_id, run.settled, run.executor.now, limit)
         if ended is None:
             raise WorkflowTimeoutError(f"{workflow_id!r} has no result after {limit} s")
         status, output, error, reason = ended
@@ -324,7 +330,7 @@ def first(workflow_ids: Sequence[str]) -> Maker[int]:
         raise UsageError("first needs at least one handle")
 
     def make(branch: Branch, position: str) -> Operation[int]:
-        return replay.first(branch.run.history, position, workflow_ids)
+        return replay.first(branch.run.history, position, workflow_ids, branch.run.settled)
 
     return make
 
@@ -336,6 +342,7 @@ def result_of(
 
     Raises:
         WorkflowCancelledError, WorkflowParkedError: there is none.
+        WorkflowNotFoundError: nor is there a workflow.
         Exception: the workflow's own, as recorded.
 
     """
@@ -345,6 +352,8 @@ def result_of(
         raise decode_error(error or "{}")
     if status == "cancelled":
         raise WorkflowCancelledError(f"{workflow_id!r} was {reason}")
+    if status == "gone":
+        raise WorkflowNotFoundError(f"no workflow has the id {workflow_id!r}: it was deleted, or never there")
     raise WorkflowParkedError(f"{workflow_id!r} is parked: {reason}")
 
 

@@ -44,7 +44,8 @@ create table eventflow.executors (
   pid         int not null,
   born_at     timestamptz not null default now(),
   died_at     timestamptz,
-  taken_by    bigint
+  taken_by    bigint,
+  version     text                        -- of the application, for people: nobody decides anything by it
 );
 create index executors_alive on eventflow.executors (application) where alive;
 
@@ -443,7 +444,9 @@ end $$;
 
 -- Birth of an executor (R3: with row 0 of every lane). Names are per application: one that a living executor registered
 -- from another file is refused, naming both.
-create function eventflow.birth(app text, workflow_names jsonb, machine text, process int, lane_count int)
+create function eventflow.birth(
+  app text, workflow_names jsonb, machine text, process int, lane_count int, app_version text default null
+)
 returns table (executor bigint, timeline text) language plpgsql volatile as $$
 #variable_conflict use_column
 declare
@@ -464,8 +467,8 @@ begin
   exception when insufficient_privilege or feature_not_supported or object_not_in_prerequisite_state then
     line := '';
   end;
-  insert into eventflow.executors (application, timeline, names, host, pid)
-  values (app, line, workflow_names, machine, process) returning id into born;
+  insert into eventflow.executors (application, timeline, names, host, pid, version)
+  values (app, line, workflow_names, machine, process, app_version) returning id into born;
   insert into eventflow.beats (executor, beat, at) values (born, 0, now());
   insert into eventflow.flushes (executor, lane, n, nonce) select born, lane, 0, 0 from generate_series(0, lane_count - 1) lane;
   return query select born, line;
@@ -501,6 +504,8 @@ begin
    where w.id = any(family) and (w.executor is null or w.executor = 0)
      and (w.status = 'parked' or what = 'terminate'
           or (w.status = 'queued' and not exists (select from eventflow.checkpoints c where c.workflow_id = w.id)));
+  delete from eventflow.watches v using eventflow.workflows w
+   where v.workflow_id = any(family) and w.id = v.workflow_id and w.status = 'cancelled';
   -- To all of them: one that is going to sleep just now is woken by it.
   insert into eventflow.signals (workflow_id)
     select unnest(family)
@@ -544,7 +549,7 @@ end $$;
 
 -- Workflows that are held run again, by whoever serves them or from the end of their queue's line: what ended them is forgotten,
 -- and from the checkpoint that did on what they recorded is dropped, the step's former attempts too; messages received there are
--- to be received again.
+-- to be received again. In line only its parent's time runs, where it has one; its own begins when it does.
 create function eventflow.run_again(held text[]) returns bigint language plpgsql volatile as $$
 begin
   with dropped as (
@@ -559,7 +564,10 @@ begin
     from dropped d where m.workflow_id = d.workflow_id and m.position = d.position;
   update eventflow.workflows w
      set status = 'queued', finished_at = null, wake_at = null, retries = 0, recoveries = 0, output = null,
-         error = null, reason = null, failed_seq = null, deadline = case when w.deadline > now() then w.deadline end,
+         error = null, reason = null, failed_seq = null,
+         deadline = case when w.queue is null and w.deadline > now() then w.deadline
+                         when w.queue is not null then (select p.deadline from eventflow.workflows p
+                                                         where p.id = w.parent and p.deadline > now()) end,
          executor = case when w.queue is not null then 0 end, taken = null,
          deduplication_id = case when w.status = 'parked' then w.deduplication_id end,
          attempt = w.attempt + (w.queue is not null)::int,
@@ -585,6 +593,7 @@ declare held text[] := eventflow.hold_for(ids, 'restart', by_whom, '{succeeded,f
 begin
   delete from eventflow.checkpoints c where c.workflow_id = any(held);
   delete from eventflow.events e where e.workflow_id = any(held);
+  delete from eventflow.stream_items i where i.workflow_id = any(held);
   delete from eventflow.watches v where v.workflow_id = any(held);
   update eventflow.messages m set consumed = false, position = null where m.workflow_id = any(held) and m.consumed;
   update eventflow.workflows w set steps = null where w.id = any(held) and w.steps is not null;
@@ -604,7 +613,8 @@ begin
   end if;
   insert into eventflow.workflows
     (id, name, application, status, arguments, attributes, deadline, executor, queue, queue_key, priority, timeout, placed, place)
-    select fork_id, w.name, w.application, 'queued', w.arguments, w.attributes, case when w.deadline > now() then w.deadline end,
+    select fork_id, w.name, w.application, 'queued', w.arguments, w.attributes,
+           case when w.queue is null and w.deadline > now() then w.deadline end,
            case when w.queue is not null then 0 end, w.queue, w.queue_key, w.priority, w.timeout,
            case when w.queue is not null then pg_current_xact_id() end, case when w.queue is not null then eventflow.moment() end
       from eventflow.workflows w where w.id = source_id
@@ -626,15 +636,17 @@ begin
        and split_part(c.position, '~', 1) <> from_position and c.position <> from_position || 'w';
 end $$;
 
--- Forget workflows that have ended or are parked, and all that is theirs; who did it stays.
+-- Forget workflows that have ended or are parked, and all that is theirs; who did it stays. Who sleeps until they end is woken.
 create function eventflow.forget(ids text[], by_whom text) returns bigint language plpgsql volatile as $$
 declare held text[] := eventflow.hold_for(ids, 'delete', by_whom, '{succeeded,failed,cancelled,parked}');
 begin
   delete from eventflow.checkpoints c where c.workflow_id = any(held);
   delete from eventflow.messages m where m.workflow_id = any(held);
   delete from eventflow.events e where e.workflow_id = any(held);
+  delete from eventflow.stream_items i where i.workflow_id = any(held);
   delete from eventflow.watches v where v.workflow_id = any(held);
   delete from eventflow.signals s where s.workflow_id = any(held);
+  insert into eventflow.signals (workflow_id) select distinct v.workflow_id from eventflow.watches v where v.target = any(held);
   delete from eventflow.workflows w where w.id = any(held);
   return cardinality(held);
 end $$;

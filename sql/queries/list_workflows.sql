@@ -1,6 +1,8 @@
 -- A page of workflows as people list them, oldest first, after the one that the last page ended with. Reads the whole table where no
 -- parent is given: an index by time would be paid by every insert (ADR 2).
-select id, name, status::text, attempt, created_at, reason, finished_at, parent, attributes, queue from eventflow.workflows
+select id, name, status::text, attempt, created_at, reason, finished_at, parent, attributes, queue,
+       (select e.version from eventflow.executors e where e.id = w.executor)
+  from eventflow.workflows w
  where (%(status)b::text is null or status = %(status)b::text::eventflow.status)
    and (%(name)b::text is null or name = %(name)b::text)
    and (%(queue)b::text is null or queue = %(queue)b::text)

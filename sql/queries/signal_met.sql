@@ -9,6 +9,6 @@ select distinct w.workflow_id
     union select * from eventflow.watches where %(everyone)b::bool
   ) w
  where case when w.key = ''
-            then exists (select from eventflow.workflows t where t.id = w.target and t.finished_at is not null)
+            then not exists (select from eventflow.workflows t where t.id = w.target and t.finished_at is null)
             else exists (select from eventflow.events e where e.workflow_id = w.target and e.key = w.key) end
    and not exists (select from eventflow.signals s where s.workflow_id = w.workflow_id)

@@ -1,6 +1,7 @@
 """Workflows that use every durable feature, in workers that are killed. Each effect is a row, in its checkpoint's commit."""
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -220,3 +221,18 @@ def orders(do: Do, count: int) -> Body[int]:
         total += yield handle.result
     yield do.run_step(effect, f"total {total}")
     return total
+
+
+@both
+def claims_an_id(do: Do, how: str) -> Body[int]:
+    """Starts or enqueues a child under an id that must not exist."""
+    verb: Any = getattr(eventflow if do.colour == "async" else eventflow.sync, how)
+    child = yield lambda: verb(naps[do.colour], 7, 0.0, workflow_id="the child", if_exists="reject")
+    return (yield child.result)
+
+
+@both(recoveries=1)
+def kills(do: Do) -> Body[None]:
+    """Takes its process down with it, each time."""
+    yield do.sleep(0)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -46,7 +46,9 @@ class Ledger:
         return self.database.run(self.observer, name, params)
 
     def birth(self) -> int:
-        [(executor, self.timeline)] = self.run("birth", application="x", names="{}", host="h", pid=1, lanes=1)
+        [(executor, self.timeline)] = self.run(
+            "birth", application="x", names="{}", host="h", pid=1, lanes=1, version=None
+        )
         return executor
 
     def take(self, claim_id: int, executor: int) -> int:

@@ -148,7 +148,7 @@ def test_every_query_fits_a_schema_of_another_name(database_url: str) -> None:
         for name in QUERIES:
             assert explain(connection, name, ODD), name
         [(executor, _)] = Database(database_url, ODD).run(
-            connection, "birth", {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2}
+            connection, "birth", {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2, "version": None}
         )
         Database(database_url, ODD).run(connection, "fence", {"executor": executor})
 

@@ -1,0 +1,78 @@
+"""What is started under a given id and refused where that exists, in workflows that die between the start and its record."""
+
+import json
+import signal
+from typing import Any
+
+import psycopg
+import pytest
+
+import eventflow
+from eventflow import sync
+from eventflow.errors import WorkflowExistsError
+from tests.conformance.colours import COLOURS, Body, Colour, Do, both
+from tests.conformance.conftest import App
+from tests.conformance.test_killed import APP, SOON, insert
+from tests.harness import World
+
+
+@both
+def gives(do: Do, n: int) -> Body[int]:
+    yield do.sleep(0)
+    return n
+
+
+def begin(do: Do, how: str, workflow_id: str) -> Any:
+    verb: Any = getattr(eventflow if do.colour == "async" else sync, how)
+    return lambda: verb(gives[do.colour], 1, workflow_id=workflow_id, if_exists="reject")
+
+
+@both
+def claims_an_id(do: Do, how: str, workflow_id: str, times: int) -> Body[str]:
+    try:
+        for _ in range(times):
+            handle = yield begin(do, how, workflow_id)
+        return str((yield handle.result))
+    except WorkflowExistsError as error:
+        return f"refused: {error}"
+
+
+@pytest.mark.parametrize("how", ["start", "enqueue"])
+def test_an_id_is_claimed_once(app: App, colour: Colour, how: str) -> None:
+    mine = f"{colour} {how} mine"
+    assert app.run(claims_an_id, colour, how, mine, 1) == "1"
+    assert app.run(claims_an_id, colour, how, mine, 1).startswith("refused"), "it is another one's child"
+    again = app.run(claims_an_id, colour, how, f"{colour} {how} twice", 2)
+    assert again.startswith("refused"), "it has recorded that it has started this one"
+
+
+@pytest.mark.parametrize("how", ["start", "enqueue"])
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.crash
+def test_killed_between_the_start_and_its_record(world: World, colour: str, how: str) -> None:
+    """The child is there and its parent's record is not: the next attempt takes it for its own."""
+    insert(world, f"claims_an_id {colour}", "parent", [how])
+    victim = world.start(APP, crash="executor.after_step:1", **SOON)
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    assert world.sql("select parent from eventflow.workflows where id = 'the child'") == [("parent",)]
+    assert world.one("select count(*) from eventflow.checkpoints") == 0
+    world.start(APP, **SOON)
+    world.wait(lambda: world.unfinished() == 0, "both have ended")
+    assert json.loads(world.one("select output from eventflow.workflows where id = 'parent'")) == 7
+    assert world.one("select count(*) from eventflow.workflows") == 2
+
+
+@pytest.mark.parametrize("how", ["start", "enqueue"])
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.crash
+def test_killed_before_a_start_that_another_one_has_made(world: World, colour: str, how: str) -> None:
+    insert(world, f"claims_an_id {colour}", "parent", [how])
+    with psycopg.connect(world.database_url, autocommit=True) as connection:
+        connection.execute(
+            """insert into eventflow.workflows (id, name, application, status, arguments, output, finished_at)
+               values ('the child', %s, 'default', 'succeeded', %s, '7', now())""",
+            [f"crash_app.naps {colour}", json.dumps({"args": [7, 0.0], "kwargs": {}})],
+        )
+    world.start(APP, **SOON)
+    world.wait(lambda: world.unfinished() == 0, "it has ended")
+    assert world.sql("select status::text from eventflow.workflows where id = 'parent'") == [("failed",)]
