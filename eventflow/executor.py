@@ -283,7 +283,7 @@ class Executor:
                 continue
             self._active += 1
             self._beginning = run
-            run.begun = True
+            run.begun = run.driven = True
             context = Context()
             coroutine = self._run(run, task)
             try:
@@ -300,7 +300,7 @@ class Executor:
                 if task is not None and task.cancelling():
                     while task.uncancel():
                         pass
-            self._active -= 1
+            self._undriven(run)
             if clock() > until:
                 if self._idle:
                     return  # another runner is on its way
@@ -308,6 +308,12 @@ class Executor:
                 await asyncio.sleep(0)
                 self._idle -= 1
                 until = clock() + _SLICE
+
+    def _undriven(self, run: Run) -> None:
+        """No runner drives it any more."""
+        if run.driven:
+            run.driven = False
+            self._active -= 1
 
     async def _run(self, run: Run, task: Any) -> None:
         current.set(Branch(run, task))
@@ -585,12 +591,14 @@ class Executor:
                 _abandon_task(task)
                 self._tasks.discard(task)
         with run.lock:
-            first, run.left = not run.left, True
             place = place_of(run.life.raised if run.life is not None else ())
-            if first and run.spec.is_async:
-                self._active -= 1
-            if not run.ended and not run.dropped and branch.attempt == run.attempt:
-                text = f"its code swallows what unwinds it, again and again, at {place}: let `Suspended` pass"
+            self._undriven(run)
+            text = f"its code swallows what unwinds it, again and again, at {place}: let `Suspended` pass"
+            if run.ended or run.dropped or branch.attempt != run.attempt:
+                logger.error("%s: %s", run.workflow_id, text)  # a task that nobody awaits, or one that was terminated
+            elif self._stopping:
+                self.release(run)
+            else:
                 self._park(run, text)
             if run.life is not None:
                 run.life.raised = ()
@@ -689,6 +697,8 @@ class Executor:
 
     def heartbeat(self, scope: StepScope, details: str) -> None:
         """A step tells how far it is: kept soon, the newest alone, once a second at most. From any thread; never waits."""
+        if scope.branch.run.ended or scope.branch.run.dropped:
+            return
         progress = scope.progress = scope.progress or Progress()
         progress.details = details
         if not progress.due:
@@ -1183,6 +1193,7 @@ class Executor:
     async def _run_by_itself(self, run: Run) -> None:
         context, coroutine = Context(), self._run(run, asyncio.current_task())
         self._active += 1
+        run.driven = True
         try:
             future = context.run(coroutine.send, None)
             self._tell_late(run)
@@ -1190,7 +1201,7 @@ class Executor:
         except StopIteration:
             pass
         finally:
-            self._active -= 1
+            self._undriven(run)
 
     async def _silence(self, timeout: float) -> None:
         """Wait until nothing runs, or for the time given."""
