@@ -46,12 +46,17 @@ class ContinuedAsNew(BaseException):
 class StepScope:
     """What is current while a step's function runs: durable calls in it are plain, or refused.
 
-    `riders` are what is written with its checkpoint, if it succeeds. `progress`: what its attempts tell of how far they
-    are, once one has. `kind`: a transaction has no attempts that anyone could learn of; from one elsewhere another executor
-    may take over the riders.
+    `riders` are what is written with its checkpoint, if it succeeds.
+
+    Attributes:
+        kind: a transaction has no attempts that anyone could learn of; one elsewhere may be recorded by another executor.
+        progress: what its attempts tell of how far they are, once one has.
+        whole: the scope of the step, where this is that of one attempt with a time limit.
+        left: the time of that attempt is over: whatever it still does counts for nothing.
+
     """
 
-    __slots__ = ("branch", "kind", "name", "position", "progress", "riders")
+    __slots__ = ("branch", "kind", "left", "name", "position", "progress", "riders", "whole")
 
     def __init__(
         self, branch: Branch, position: str, name: str, *, kind: Literal["step", "transaction", "elsewhere"] = "step"
@@ -62,6 +67,14 @@ class StepScope:
         self.name = name
         self.riders: tuple[Rider, ...] = ()
         self.progress: Progress | None = None
+        self.left = False
+        self.whole: StepScope | None = None
+
+    def attempt(self) -> "StepScope":
+        """What is current in an attempt that may be left to itself, beside the next one."""
+        one = StepScope(self.branch, self.position, self.name)
+        one.whole = self
+        return one
 
     def end(self) -> tuple[Rider, ...]:
         """Its step has ended, and is about to be recorded: nothing more is kept of its progress; what takes away what was."""

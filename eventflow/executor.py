@@ -111,7 +111,7 @@ class Executor:
         self.transactions: TransactionLanes
         self.waits = Waits(loop, ask, now=now, suspend_after=suspend_after, crowded=self.crowded)
         self.now = now
-        self._longest = longest
+        self._longest, self._long = longest, min(longest, LONG_HISTORY)
         self.application = application
         self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
         self.on_told: Callable[
@@ -267,7 +267,7 @@ class Executor:
                 continue
             self._active += 1
             self._beginning = run
-            run.begun = True
+            run.begun = run.driven = True
             context = Context()
             coroutine = self._run(run, task)
             try:
@@ -284,7 +284,7 @@ class Executor:
                 if task is not None and task.cancelling():
                     while task.uncancel():
                         pass
-            self._active -= 1
+            self._undriven(run)
             if clock() > until:
                 if self._idle:
                     return  # another runner is on its way
@@ -292,6 +292,12 @@ class Executor:
                 await asyncio.sleep(0)
                 self._idle -= 1
                 until = clock() + _SLICE
+
+    def _undriven(self, run: Run) -> None:
+        """No runner drives it any more."""
+        if run.driven:
+            run.driven = False
+            self._active -= 1
 
     async def _run(self, run: Run, task: Any) -> None:
         current.set(Branch(run, task))
@@ -532,7 +538,7 @@ class Executor:
             self._refuse(run, Dropped())
         if (run.life is not None and run.life.suspending) or (self._stopping and run.spec.is_async):
             self._refuse(run, Suspended())
-        if run.history.seq >= LONG_HISTORY:
+        if run.history.seq >= self._long:
             self._check_length(run)
         claim = run.claim
         if claim is not None and claim.lost and not run.in_ledger:
@@ -569,12 +575,14 @@ class Executor:
                 _abandon_task(task)
                 self._tasks.discard(task)
         with run.lock:
-            first, run.left = not run.left, True
             place = place_of(run.life.raised if run.life is not None else ())
-            if first and run.spec.is_async:
-                self._active -= 1
-            if not run.ended and not run.dropped and branch.attempt == run.attempt:
-                text = f"its code swallows what unwinds it, again and again, at {place}: let `Suspended` pass"
+            self._undriven(run)
+            text = f"its code swallows what unwinds it, again and again, at {place}: let `Suspended` pass"
+            if run.ended or run.dropped or branch.attempt != run.attempt:
+                logger.error("%s: %s", run.workflow_id, text)  # a task that nobody awaits, or one that was terminated
+            elif self._stopping:
+                self.release(run)
+            else:
                 self._park(run, text)
             if run.life is not None:
                 run.life.raised = ()
@@ -673,6 +681,8 @@ class Executor:
 
     def heartbeat(self, scope: StepScope, details: str) -> None:
         """A step tells how far it is: kept soon, the newest alone, once a second at most. From any thread; never waits."""
+        if scope.branch.run.ended or scope.branch.run.dropped:
+            return
         progress = scope.progress = scope.progress or Progress()
         progress.details = details
         if not progress.due:
@@ -1120,7 +1130,7 @@ class Executor:
         if run.ended or run.dropped:
             return
         if run.recoveries >= run.spec.recoveries:
-            self._park(run, f"its process died {run.recoveries + 1} times while it ran")
+            self._park(run, f"its process died while it ran, {_times(run.recoveries + 1)}")
             return
         self._open(False)
         await self._silence(1.0)
@@ -1167,6 +1177,7 @@ class Executor:
     async def _run_by_itself(self, run: Run) -> None:
         context, coroutine = Context(), self._run(run, asyncio.current_task())
         self._active += 1
+        run.driven = True
         try:
             future = context.run(coroutine.send, None)
             self._tell_late(run)
@@ -1174,7 +1185,7 @@ class Executor:
         except StopIteration:
             pass
         finally:
-            self._active -= 1
+            self._undriven(run)
 
     async def _silence(self, timeout: float) -> None:
         """Wait until nothing runs, or for the time given."""
@@ -1257,6 +1268,10 @@ def _abandon_task(task: Any) -> None:
 
 def _overdue(run: Run) -> WorkflowTimeoutError:
     return WorkflowTimeoutError(f"{run.workflow_id!r} did not end in the time that it had")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _is_transactional(run: Run) -> bool:

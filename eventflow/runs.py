@@ -282,7 +282,7 @@ class Run:
         counted: it was dropped, and its claim's count of what is finished says so.
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
         acting: operations under way that do not wait for something from outside.
-        left: its code went on whatever unwound it, and is left alone for good.
+        driven: a runner drives it, or waits with it.
         home: the task that drives it, where it is async and has begun.
         life: what only a workflow has that waits, talks or has relatives.
         scope: what it is kept in order with; None for all that no claim of this process has read.
@@ -293,9 +293,8 @@ class Run:
 
     __slots__ = (
         "acting", "after", "application", "arguments", "attempt", "before", "begun", "claim", "counted",
-        "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "home", "in_ledger", "key",
-        "left", "life",
-        "lock", "name", "offset", "outcome", "recoveries", "retries", "scope", "spec", "submitted",
+        "driven", "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "home", "in_ledger",
+        "key", "life", "lock", "name", "offset", "outcome", "recoveries", "retries", "scope", "spec", "submitted",
         "timestamp", "unreadable", "value", "waiters", "wary", "workflow_id",
     )  # fmt: skip
 
@@ -323,7 +322,7 @@ class Run:
         self.dropped = False
         self.ended = False
         self.counted = False
-        self.left = False
+        self.driven = False
         self.begun = False
         self.acting = 0
         self.home: Any = None

@@ -88,11 +88,14 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
                 acting = not acting
                 run.acting += 1 if acting else -1
             if effect is CALL:
-                token = current.set(scope)
+                attempt = scope if limit is None else scope.attempt()
+                token = current.set(attempt)
                 try:
                     called = function(*args, **kwargs)
                     outcome = await (called if limit is None else _within(limit, spec.name, called))
+                    scope.riders = attempt.riders
                 except BaseException as error:
+                    attempt.left = attempt is not scope
                     if scope.progress is not None:
                         executor.keep_details(scope)  # now: the run may leave memory, or the process end
                     if not isinstance(error, Exception):
@@ -154,13 +157,16 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
                 executor.wait_sync(branch, effect)
             elif effect is CALL:
                 executor.raise_if_interrupted(branch)
-                token = current.set(scope)
+                attempt = scope if limit is None else scope.attempt()
+                token = current.set(attempt)
                 try:
                     if limit is None:
                         outcome = function(*args, **kwargs)
                     else:
                         outcome = _within_sync(limit, spec.name, functools.partial(function, *args, **kwargs))
+                    scope.riders = attempt.riders
                 except BaseException as error:
+                    attempt.left = attempt is not scope
                     if scope.progress is not None:
                         executor.keep_details(scope)
                     if not isinstance(error, Exception):

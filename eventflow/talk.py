@@ -211,6 +211,9 @@ def heartbeat(value: object) -> None:
     """Tell how far this step is."""
     scope = _step_of("heartbeat()")
     text = _encoded(value, f"the details of the step {scope.name!r}")
+    if scope.left:  # its time was over, and the next attempt may tell more
+        return
+    scope = scope.whole or scope
     scope.branch.run.executor.heartbeat(scope, text)
 
 
@@ -218,7 +221,7 @@ def details(kind: type[T]) -> T | None:
     """What this step, or a former attempt of it, told last."""
     scope = _step_of("details()")
     codec = codec_for(kind).named(f"the details of the step {scope.name!r}")
-    told = scope.progress
+    told = (scope.whole or scope).progress
     text = scope.branch.run.history.details(scope.position) if told is None else told.details
     return None if text is None or text == "null" else codec.decode(text)
 

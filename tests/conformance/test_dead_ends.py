@@ -31,7 +31,7 @@ def test_one_that_kills_its_process_is_parked_and_its_neighbour_goes_on(world: W
             worker = world.start(APP, **SOON)
     assert deaths == 2
     [(recoveries, reason)] = world.sql("select recoveries, reason from eventflow.workflows where id = 'killer'")
-    assert (recoveries, reason) == (1, "its process died 2 times while it ran")
+    assert (recoveries, reason) == (1, "its process died while it ran, 2 times")
     ended = "select count(*) from eventflow.workflows where id = 'neighbour' and status = 'succeeded'"
     world.wait(lambda: world.one(ended) == 1, "its neighbour has ended")
 

@@ -15,7 +15,7 @@ import eventflow
 from eventflow import Retry, durable, sync
 from eventflow.codec import limit
 from eventflow.database import Database
-from eventflow.errors import CodecError, UsageError
+from eventflow.errors import CodecError, UsageError, WorkflowTimeoutError
 from eventflow.executor import Executor
 from tests.conformance.colours import COLOURS, Body, Colour, Do, both, trace, traced, until
 from tests.conformance.conftest import App, anyhow, names
@@ -322,3 +322,39 @@ def test_of_several_in_one_flush_the_newest_counts(ledger: str) -> None:
         for _ in range(2):
             database.run(connection, "keep_details", sent)
             assert kept(ledger, me) == ["3"]
+
+
+late: set[str] = set()
+
+
+def hangs_once() -> int:
+    """The first attempt takes too long; when it goes on at last it tells, and sends, what nobody is to hear."""
+    me = durable.workflow_id()
+    trace("tries")
+    if traced(me).count("tries") == 1:
+        until(lambda: "second" in traced(me))
+        durable.heartbeat("late")
+        sync.send(me, "late")
+        late.add(me)
+        return 1
+    durable.heartbeat("second")
+    trace("second")
+    until(lambda: me in late)
+    sync.send(me, "second")
+    assert durable.details(str) == "second"
+    return 2
+
+
+@both
+def outlives(do: Do) -> Body[list[Any]]:
+    number = yield do.run_step(hangs_once, retries=Retry(1, delay=0.01), timeout=0.3)
+    heard = []
+    try:
+        while True:
+            heard.append((yield do.recv(str, timeout=0.3)))
+    except WorkflowTimeoutError:
+        return [number, *heard]
+
+
+def test_an_attempt_whose_time_is_over_tells_nothing_more(app: App, colour: Colour) -> None:
+    assert app.run(outlives, colour) == [2, "second"]

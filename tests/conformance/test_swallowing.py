@@ -19,7 +19,7 @@ import eventflow
 from eventflow import durable, sync
 from eventflow.errors import WorkflowParkedError
 from eventflow.swallowed import swallowing_line
-from tests.conformance.colours import Body, Colour, Do, both, trace, traced
+from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
 from tests.conformance.conftest import App
 
 HERE = __file__
@@ -350,3 +350,59 @@ while True:
 """
     assert [swallowing_line(source, line) for line in (4, 10, 13, 15)] == [7, 10, 13, 16]
     assert swallowing_line("not python (", 1) == 1
+
+
+busy: set[str] = set()
+
+
+async def looks_busy() -> None:
+    busy.add(durable.workflow_id())
+    await asyncio.sleep(0.01)
+
+
+def looks_busy_sync() -> None:
+    busy.add(durable.workflow_id())
+    time.sleep(0.01)
+
+
+@eventflow.workflow
+async def never_ends_async() -> str:
+    while durable.workflow_id() not in let_go:
+        try:
+            await durable.run_step(looks_busy)
+        except BaseException:  # noqa: S112
+            continue
+    return "ended"
+
+
+@eventflow.workflow
+def never_ends_sync() -> str:
+    while durable.workflow_id() not in let_go:
+        try:
+            sync.run_step(looks_busy_sync)
+        except BaseException:  # noqa: S112
+            continue
+    return "ended"
+
+
+def test_who_is_terminated_and_goes_on_holds_up_nobody(app: App, colour: Colour) -> None:
+    workflow = never_ends_async if colour == "async" else never_ends_sync
+    handle = sync.start(workflow, workflow_id=f"terminated {colour}")
+    until(lambda: handle.workflow_id in busy)
+    handle.terminate()
+    until(lambda: handle.get().status == "cancelled")
+    assert app.run(PAIRS["returns"], colour) == "slept"
+    began = time.monotonic()
+    app.down()
+    took = time.monotonic() - began
+    app.up()
+    assert took < 4
+
+
+def test_who_is_busy_where_its_process_leaves_is_let_go_of(app: App) -> None:
+    handle = sync.start(never_ends_async, workflow_id="let go")
+    until(lambda: handle.workflow_id in busy)
+    app.down()
+    let_go.add("let go")
+    app.up()
+    assert handle.result(timeout=10) == "ended"

@@ -200,6 +200,15 @@ class Squeezed:
         return zlib.decompress(stored)
 
 
+@eventflow.step
+async def reads_pages() -> int:
+    durable.heartbeat({"page": 7})
+    durable.heartbeat()
+    assert_type(durable.details(dict[str, int]), dict[str, int] | None)
+    assert_type(await eventflow.start(refund, 7), Handle[str])
+    return durable.details(int) or 0
+
+
 async def codecs() -> None:
     own: PayloadCodec = Squeezed()
     async with Client(payload_codec=own) as client, Client(payload_codec=AesGcm({"a": bytes(32)})):
