@@ -633,7 +633,7 @@ def flush_statements(
         statements.append(("delete_checkpoints", {"workflow_id": ids, "seq": seqs, "position": positions}))
     rows = [(e.run.workflow_id, c) for part in (new, kept) for e in part for c in e.checkpoints]
     if rows:
-        statements.append(("insert_checkpoints", _checkpoint_params(rows)))
+        statements.append(("insert_checkpoints", checkpoint_params(rows)))
     riders = [rider for entry in entries if entry.riders for rider in entry.riders]
     if riders:
         statements += rider_statements(riders)
@@ -764,7 +764,8 @@ def multirange(ranges: list[tuple[int, int]]) -> str:
     return "{" + ",".join(joined) + "}"
 
 
-def _checkpoint_params(rows: list[tuple[str, Checkpoint]]) -> dict[str, Any]:
+def checkpoint_params(rows: list[tuple[str, Checkpoint]]) -> dict[str, Any]:
+    """The parameters of `insert_checkpoints.sql`: each with its workflow's id."""
     return {
         "workflow_id": [i for i, _ in rows], "position": [c.position for _, c in rows],
         "seq": [c.seq for _, c in rows], "name": [c.name for _, c in rows],

@@ -118,17 +118,25 @@ class _AsyncLent(psycopg.AsyncConnection[Any]):
 _JOIN: dict[Mode, Any] = {"alone": "rollback_only", "grouped": "rollback_only", "savepoint": "create_savepoint"}
 
 
+_ASK = b"show transaction_isolation"
+
+
 def _begin(spec: TransactionSpec) -> bytes:
-    return f"begin isolation level {spec.isolation}".encode() if spec.isolation else b"begin"
+    return b"begin isolation level " + spec.isolation.encode() if spec.isolation else b"begin; " + _ASK
 
 
 def _begun(spec: TransactionSpec) -> bytes:
     """What makes psycopg begin before user code gets the connection: else its `transaction()` would be the outermost."""
-    return (
-        f"set transaction isolation level {spec.isolation}".encode()
-        if spec.isolation
-        else b"show transaction_isolation"
-    )
+    return b"set transaction isolation level " + spec.isolation.encode() if spec.isolation else _ASK
+
+
+def _sees_all(spec: TransactionSpec, cursor: "psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]") -> bool:
+    """Whether each statement sees what is committed by then: READ COMMITTED, by argument or as the server answers."""
+    if spec.isolation is not None:
+        return spec.isolation == "read committed"
+    cursor.nextset()
+    answer = cursor.pgresult
+    return answer is not None and answer.get_value(0, 0) == b"read committed"
 
 
 class Port:
@@ -149,7 +157,8 @@ class Port:
         self._database.adopt(connection)
         return connection
 
-    def begin(self, spec: TransactionSpec) -> None:
+    def begin(self, spec: TransactionSpec) -> bool:
+        """Begin a transaction; whether each of its statements sees all that is committed by then."""
         if self.raw is None or self.raw.closed:
             self.close()
             if "session" in spec.flavour:
@@ -161,14 +170,14 @@ class Port:
                 self.raw.autocommit = True  # `begin` is said once and by us, so that `connection.transaction()` nests
         if self._sa is None and "session" in spec.flavour:
             self.close()
-            self.begin(spec)
-            return
+            return self.begin(spec)
         if self._sa is not None:
             self._sa.begin()
             self._additions = _Additions(self._sa)
-            self.raw.execute(_begun(spec))
+            cursor = self.raw.execute(_begun(spec))
         else:
-            self.raw.execute(_begin(spec))
+            cursor = self.raw.execute(_begin(spec))
+        return _sees_all(spec, cursor)
 
     def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "connection":
@@ -256,7 +265,8 @@ class AsyncPort:
         self._database.adopt(connection)
         return connection
 
-    async def begin(self, spec: TransactionSpec) -> None:
+    async def begin(self, spec: TransactionSpec) -> bool:
+        """The same as of `Port`."""
         if self.raw is None or self.raw.closed:
             await self.close()
             if "session" in spec.flavour:
@@ -267,15 +277,15 @@ class AsyncPort:
                 await self.raw.set_autocommit(True)  # as in `Port`
         if self._sa is None and "session" in spec.flavour:
             await self.close()
-            await self.begin(spec)
-            return
+            return await self.begin(spec)
         if self._sa is not None:
             if not self._sa.in_transaction():
                 await self._sa.begin()
             self._additions = _Additions(self._sa.sync_connection)
-            await self.raw.execute(_begun(spec))
+            cursor = await self.raw.execute(_begun(spec))
         else:
-            await self.raw.execute(_begin(spec))
+            cursor = await self.raw.execute(_begin(spec))
+        return _sees_all(spec, cursor)
 
     async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "async connection":
