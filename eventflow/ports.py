@@ -6,7 +6,8 @@ protocol's generator on one. When the transaction commits is not for user code t
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from inspect import isawaitable
 from typing import Any, Literal, cast
 
 import psycopg
@@ -333,7 +334,7 @@ class AsyncPort:
         if tag != "COMMIT":
             raise RolledBackError(f"COMMIT answered {tag}")
 
-    async def condition(self) -> Condition:
+    def condition(self) -> Condition:
         """How the connection is."""
         return _condition(self.raw)
 
@@ -425,9 +426,10 @@ async def adrive(protocol: Protocol, port: Any) -> Any:
                     outcome = await getattr(port, method)(*args)
                 else:
                     work = asyncio.to_thread(method, *args) if callable(method) else getattr(port, method)(*args)
-                    task, interrupted = await _to_its_end(work)
-                    cancelled = cancelled or interrupted
-                    outcome = task.result()
+                    if isawaitable(work):
+                        task, interrupted = await _to_its_end(work)
+                        cancelled, work = cancelled or interrupted, task.result()
+                    outcome = work
             except BaseException as error:
                 send, outcome = protocol.throw, error
     except StopIteration as stop:
@@ -437,8 +439,8 @@ async def adrive(protocol: Protocol, port: Any) -> Any:
 
 
 async def _to_its_end(
-    work: Coroutine[Any, Any, Any],
-) -> tuple["asyncio.Task[Any]", asyncio.CancelledError | None]:
+    work: Awaitable[Any],
+) -> tuple["asyncio.Future[Any]", asyncio.CancelledError | None]:
     """The task that has ended, and the cancellation that came meanwhile."""
     task, interrupted = asyncio.ensure_future(work), None
     while not task.done():

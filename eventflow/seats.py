@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 from eventflow.journal import Lane
 from eventflow.records import Checkpoint, Rider
@@ -104,7 +104,7 @@ class Places:
     def pass_on(self, place: Place, spec: TransactionSpec) -> bool:
         """Hand it to the next in line, in the midst of its transaction; whether there was one for it."""
         with self._lock:
-            if self._first() is not spec or spec is None:
+            if self._first() is not spec:
                 return False
             self._waiting.popleft()[1].set_result(place)
             return True
@@ -151,7 +151,7 @@ class _Seat:
 
 
 class Seat(_Seat):
-    """In a thread."""
+    """Of a call in a thread."""
 
     def __init__(self, places: Places, spec: TransactionSpec) -> None:
         super().__init__(places, spec, Future)
@@ -175,7 +175,7 @@ class Seat(_Seat):
 
 
 class AsyncSeat(_Seat):
-    """On the loop; a sync transaction's function runs in one of the user's threads."""
+    """Of a call on the loop; a sync transaction's function runs in one of the user's threads."""
 
     def __init__(self, places: Places, spec: TransactionSpec) -> None:
         super().__init__(places, spec, asyncio.get_running_loop().create_future)
@@ -187,13 +187,17 @@ class AsyncSeat(_Seat):
 
     async def take(self, share: TransactionSpec | None) -> None:
         """The same. One that was handed over just when the call was cancelled may have others' work on it: see `user`."""
-        taken: Any = self._places.take(share, self._future)
+        taken = self._places.take(share, self._future)
+        if isinstance(taken, Place):
+            self.place = taken
+            return
+        promise = cast("asyncio.Future[Place]", taken)
         try:
-            self.place = taken if isinstance(taken, Place) else await taken
+            self.place = await promise
         except asyncio.CancelledError as error:
-            if taken.cancelled() or not taken.done():
+            if promise.cancelled() or not promise.done():
                 raise
-            self.place, self._cancelled = taken.result(), error
+            self.place, self._cancelled = promise.result(), error
 
     async def user(self, *args: Any) -> Any:
         """Run the user's function."""
@@ -205,6 +209,6 @@ class AsyncSeat(_Seat):
         """What waits for a lock for long waits alone: others' work is in the transaction, too."""
         await self.execute(_PATIENCE)
 
-    async def outcome(self, member: Member) -> bool:
+    def outcome(self, member: Member) -> Told:
         """Whether it was committed."""
-        return await member.told  # type: ignore[misc]
+        return member.told

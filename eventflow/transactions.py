@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import psycopg
@@ -36,7 +36,7 @@ from eventflow.journal import (
     rider_statements,
 )
 from eventflow.ports import Ask, AsyncPort, Condition, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
-from eventflow.records import Checkpoint
+from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
 from eventflow.runs import Claim, Run
@@ -89,6 +89,45 @@ class _Isolated:
         for claim in self._claims:
             with claim.lock:
                 claim.isolated += change
+
+
+@dataclass(slots=True)
+class _Call:
+    """One attempt of a transaction step: what it runs, how far it is, and what it came to.
+
+    Attributes:
+        seq: the number of its checkpoint, reserved.
+        share: its transaction, where others' work may be in the same one.
+        member: it, among those whose work the open transaction holds.
+
+    """
+
+    spec: TransactionSpec
+    branch: Branch
+    position: str
+    args: Any
+    kwargs: Any
+    attempts: int
+    seq: int
+    share: TransactionSpec | None
+    began: float = field(default_factory=time.perf_counter)
+    tries: int = 0
+    breaks: int = 0
+    phase: Phase = "begin"
+    member: Member | None = None
+    result: Any = None
+    checkpoint: Checkpoint = field(init=False)
+    riders: list[Rider] = field(default_factory=list[Rider])
+
+    def record(self, output: str, riders: list[Rider]) -> None:
+        """Its function has returned."""
+        seconds = time.perf_counter() - self.began
+        self.checkpoint = Checkpoint(self.position, self.seq, self.spec.name, output, None, self.attempts, seconds)
+        self.riders = riders
+
+    def others(self, members: list[Member]) -> list[Member]:
+        """Those of them that are not this call."""
+        return [member for member in members if member is not self.member]
 
 
 class _Line:
@@ -462,7 +501,8 @@ class Transactions:
         def once(attempts: int) -> Protocol:
             if branch is None:
                 return self._outside(seat, spec, position, args, kwargs)
-            return self._step_once(seat, spec, branch, position, args, kwargs, attempts)
+            call = _Call(spec, branch, position, args, kwargs, attempts, _next_seq(branch.run), self._may_share(spec))
+            return self._step_once(seat, call)
 
         def pause(seconds: float) -> Ask:
             return (self._stopped.wait, seconds)
@@ -495,81 +535,102 @@ class Transactions:
         self._executor.tell(scope.riders)
         return result
 
-    def _step_once(
-        self, seat: Seat | AsyncSeat, spec: TransactionSpec, branch: Branch, position: str, args: Any, kwargs: Any,
-        attempts: int,
-    ) -> Protocol:  # fmt: skip
-        tries, breaks, began = 0, 0, time.perf_counter()
-        seq = _next_seq(branch.run)
-        share = self._may_share(spec)
+    def _step_once(self, seat: Seat | AsyncSeat, call: "_Call") -> Protocol:
+        """One attempt, until it is known what it came to: alone, or with others in one transaction."""
         while True:
-            tries += 1
-            yield ("take", share)
+            call.tries += 1
+            call.phase, call.member = "begin", None
+            yield ("take", call.share)
             place = cast("Place", seat.place)
-            phase: Phase = "begin"
-            member: Member | None = None
             try:
-                if not place.members:
-                    place.begun(shares=(yield ("begin", spec)))
-                phase = "user"
-                shared = bool(place.members) or (share is not None and seat.crowded())
-                scope = StepScope(branch, position, spec.name)
-                result = yield ("user", spec, call_step(spec, scope, args, kwargs), "grouped" if shared else "alone")
-                yield from still_there()
-                output = spec.result.encode(result)
-                checkpoint = Checkpoint(position, seq, spec.name, output, None, attempts, time.perf_counter() - began)
-                self._executor.check(branch.run, branch.attempt)
-                member = seat.member(branch.run, checkpoint, scope.riders)
-                if share is not None and place.has_room() and seat.crowded():
-                    if len(place.members) == 1:
-                        yield ("bear_locks",)
-                    if seat.pass_on():
-                        if (yield ("outcome", member)):
-                            return self._done(branch, member, result)
-                        share = None
-                        continue
-                if shared:
-                    yield ("flush",)
-                    yield from still_there()
-                phase = "write"
-                crash_point("transactions.before_guard")
-                yield ("batch", self._step_statements(place.lane, place.members))
-                crash_point("transactions.before_commit")
-                phase = "commit"
-                yield ("commit",)
+                done = yield from self._run_step(seat, place, call)
             except GeneratorExit:
-                tell([other for other in place.leave() if other is not member], False)
+                if seat.place is not None:
+                    tell(call.others(place.leave()), False)
                 raise
             except BaseException as error:
                 if seat.place is None:  # it was passed on, and is others'
                     raise
-                others = [other for other in place.leave() if other is not member]
-                if others:
-                    if (yield from self._end_shared(place.lane, error, phase, others)):
-                        return self._done(branch, cast("Member", member), result)
-                    if not isinstance(error, Exception):
-                        raise
-                    self._apart[spec.name], share = _APART, None
-                    continue
-                if not isinstance(error, Exception):
-                    yield ("rollback",)
+                others = call.others(place.leave())
+                ended = (
+                    self._end_shared(place.lane, call, error, others) if others else self._end(place.lane, call, error)
+                )
+                done = yield from ended
+                if done is None:
                     raise
-                verdict = yield from self._verdict(place.lane, error, phase)
-                if verdict == "committed" or (phase == "write" and _stands_already(error)):
-                    return (yield from self._read_result(place.lane, spec, branch, position))
-                breaks += verdict == "broken"
-                again = verdict == "again" or (verdict == "broken" and breaks < BREAKS_BORNE)
-                if again and not self._stopped.is_set():
-                    yield (self._stopped.wait, backoff(tries))
-                    continue
-                raise
-            else:
-                crash_point("transactions.after_commit")
-                place.lane.advance()
-                tell([other for other in place.leave() if other is not member], True)
-                return self._done(branch, member, result)
             finally:
                 seat.give()
+            if done:
+                _note(call.branch.run, call.checkpoint)
+                self._executor.tell(call.riders)
+                return call.result
+
+    def _run_step(self, seat: Seat | AsyncSeat, place: Place, call: "_Call") -> Protocol:
+        """Run the function in the transaction that is open here, and pass it on or commit it; whether it is committed."""
+        spec, branch = call.spec, call.branch
+        if not place.members:
+            place.begun(shares=(yield ("begin", spec)))
+        call.phase = "user"
+        shared = bool(place.members) or (call.share is not None and seat.crowded())
+        scope = StepScope(branch, call.position, spec.name)
+        function = call_step(spec, scope, call.args, call.kwargs)
+        call.result = yield ("user", spec, function, "grouped" if shared else "alone")
+        yield from still_there()
+        call.record(spec.result.encode(call.result), list(scope.riders))
+        self._executor.check(branch.run, branch.attempt)
+        call.member = seat.member(branch.run, call.checkpoint, call.riders)
+        if call.share is not None and place.has_room() and seat.crowded():
+            if len(place.members) == 1:
+                yield ("bear_locks",)
+            if seat.pass_on():
+                committed = yield ("outcome", call.member)
+                if not committed:
+                    call.share = None
+                return committed
+        if shared:
+            yield ("flush",)
+            yield from still_there()
+        call.phase = "write"
+        crash_point("transactions.before_guard")
+        yield ("batch", self._step_statements(place.lane, place.members))
+        crash_point("transactions.before_commit")
+        call.phase = "commit"
+        yield ("commit",)
+        crash_point("transactions.after_commit")
+        place.lane.advance()
+        tell(call.others(place.leave()), True)
+        return True
+
+    def _end(self, lane: Lane, call: "_Call", error: BaseException) -> Protocol:
+        """After an error of a transaction that holds nobody else's work: whether it is committed; None: it is its own."""
+        if not isinstance(error, Exception):
+            yield ("rollback",)
+            return None
+        verdict = yield from self._verdict(lane, error, call.phase)
+        if verdict == "committed" or (call.phase == "write" and _stands_already(error)):
+            yield from self._read_result(lane, call)
+            return True
+        call.breaks += verdict == "broken"
+        again = verdict == "again" or (verdict == "broken" and call.breaks < BREAKS_BORNE)
+        if not again or self._stopped.is_set():
+            return None
+        yield (self._stopped.wait, backoff(call.tries))
+        return False
+
+    def _end_shared(self, lane: Lane, call: "_Call", error: BaseException, others: list[Member]) -> Protocol:
+        """The same where it holds others' work, whose fault it may be: whoever is in it runs again, alone."""
+        try:
+            verdict = yield from self._verdict(lane, error, call.phase)
+        except Dropped:  # somebody's workflow is gone: alone, each finds out whether it is his
+            verdict = "gone"
+        except BaseException as end:
+            tell(others, end)
+            raise
+        tell(others, verdict == "committed")
+        if verdict == "committed":
+            return True
+        self._apart[call.spec.name], call.share = _APART, None
+        return False if isinstance(error, Exception) else None
 
     def _may_share(self, spec: TransactionSpec) -> TransactionSpec | None:
         """With whom a call may share a transaction: those of its own kind, if they have not failed together of late."""
@@ -579,23 +640,6 @@ class Transactions:
             self._apart[spec.name] -= 1
             return None
         return spec
-
-    def _end_shared(self, lane: Lane, error: BaseException, phase: Phase, others: list[Member]) -> Protocol:
-        """Roll back what calls shared, after an error, and tell them; whether it was committed after all."""
-        try:
-            verdict = yield from self._verdict(lane, error, phase)
-        except Dropped:  # somebody's workflow is gone: alone, each finds out whether it is his
-            verdict = "gone"
-        except BaseException as end:
-            tell(others, end)
-            raise
-        tell(others, verdict == "committed")
-        return verdict == "committed"
-
-    def _done(self, branch: Branch, member: Member, result: Any) -> Any:
-        _note(branch.run, member.checkpoint)
-        self._executor.tell(member.riders)
-        return result
 
     def _step_statements(self, lane: Lane, members: list[Member]) -> list[Any]:
         members = sorted(members, key=lambda member: member.run.workflow_id)
@@ -614,16 +658,13 @@ class Transactions:
         ]  # fmt: skip
         return [self._database.statement(name, values) for name, values in guarded]
 
-    def _read_result(self, lane: Lane, spec: TransactionSpec, branch: Branch, position: str) -> Protocol:
-        rows = yield (
-            self._read,
-            lane,
-            "read_checkpoint",
-            {"workflow_id": branch.run.workflow_id, "position": position},
-        )
+    def _read_result(self, lane: Lane, call: "_Call") -> Protocol:
+        """What it came to, as it is recorded."""
+        where = {"workflow_id": call.branch.run.workflow_id, "position": call.position}
+        rows = yield (self._read, lane, "read_checkpoint", where)
         seq, output, _, attempts = rows[0]
-        _note(branch.run, Checkpoint(position, seq, spec.name, output, None, attempts))
-        return spec.result.decode(output)
+        call.checkpoint = Checkpoint(call.position, seq, call.spec.name, output, None, attempts)
+        call.result = call.spec.result.decode(output)
 
     # ---- the end ----
 
