@@ -177,7 +177,7 @@ class Port:
             self._additions = _Additions(self._sa)
             cursor = self.raw.execute(_begun(spec))
         else:
-            cursor = self.raw.execute(_begin(spec))
+            cursor = self.raw.execute(_begin(spec), prepare=False)  # these are two statements
         return _sees_all(spec, cursor)
 
     def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
@@ -285,7 +285,7 @@ class AsyncPort:
             self._additions = _Additions(self._sa.sync_connection)
             cursor = await self.raw.execute(_begun(spec))
         else:
-            cursor = await self.raw.execute(_begin(spec))
+            cursor = await self.raw.execute(_begin(spec), prepare=False)
         return _sees_all(spec, cursor)
 
     async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
