@@ -263,9 +263,8 @@ def in_transaction(connection: Connection, work: Callable[[Connection], Any], *s
 
     """
     try:
-        connection.execute("begin isolation level read committed")
-        for statement in setup:
-            connection.execute(statement.encode())
+        begin = "; ".join(("begin isolation level read committed", *setup))
+        connection.execute(begin.encode(), prepare=False)
         result = work(connection)
         if connection.execute("commit").statusmessage != "COMMIT":
             raise EventflowError("the transaction was rolled back by the server")

@@ -32,7 +32,7 @@ from eventflow.errors import (
     WorkflowStateError,
     WorkflowTimeoutError,
 )
-from eventflow.journal import RIDERS, rider_statements
+from eventflow.journal import RIDERS, packed, rider_statements
 from eventflow.queues import Order
 from eventflow.records import Rider
 
@@ -257,7 +257,7 @@ class Ledger:
         In the order given, but for ids that others may have, which two transactions must take in the same order.
         """
         ordered = sorted(range(len(orders)), key=lambda n: orders[n].shared)
-        params = self._params([orders[n] for n in ordered])
+        params = packed(self._params([orders[n] for n in ordered]))
         answers = self.query("enqueue", params, setup=(f"set local lock_timeout = '{patience}'",))
         return [row for _, row in sorted(zip(ordered, answers, strict=True))]
 
