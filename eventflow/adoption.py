@@ -33,7 +33,7 @@ class Adoption:
 
     def adopt(self, connection: Connection, rows: list[Row], how: How | None = None) -> None:
         """Run these rows, which the ledger says this executor holds; `how`: None for what a row's status says."""
-        found = self._database.run(connection, "read_checkpoints", {"ids": [row[0] for row in rows]})
+        found = self._database.run(connection, "read_checkpoints", {"ids": [row[0] for row in rows]}, afresh=True)
         recorded: dict[str, dict[str, Checkpoint]] = {}
         for workflow_id, *fields in found:
             checkpoint = Checkpoint(*fields)

@@ -355,9 +355,18 @@ class App:
     async def enqueue(self, order: Order) -> str:
         """Put a workflow in line; the id of the one that there is now. From any loop."""
         workflow_id = await self._ledger.enqueue(order)
+        self._look_for(order)
+        return workflow_id
+
+    def enqueue_sync(self, order: Order) -> str:
+        """The same for blocking code."""
+        workflow_id = self._ledger.enqueue_sync(order)
+        self._look_for(order)
+        return workflow_id
+
+    def _look_for(self, order: Order) -> None:
         if self._incarnation is not None:
             self._incarnation.queues.look(order.wait if order.settle is None else order.settle)
-        return workflow_id
 
     async def enqueue_on(self, session: Any, order: Order) -> str:
         """Put a workflow in line, in the caller's transaction."""

@@ -138,14 +138,20 @@ class Database:
         """
         return self.text(name), self.payloads.write(params)
 
-    def run(self, connection: Connection, name: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+    def run(
+        self, connection: Connection, name: str, params: Mapping[str, Any] | None = None, *, afresh: bool = False
+    ) -> list[tuple[Any, ...]]:
         """Execute the named query; its rows, if it has any.
+
+        `afresh`: planned each time, for the tables as they have become. A plan that was kept from when a table was empty scans
+        it for ever; in a flush `fence` sees to that, for the others it is said here.
 
         Raises:
             CodecError: the payload codec refuses a parameter.
 
         """
-        cursor = connection.execute(*self.statement(name, params or {}), prepare=self.prepared, binary=True)
+        prepare = self.prepared and not afresh
+        cursor = connection.execute(*self.statement(name, params or {}), prepare=prepare, binary=True)
         if not cursor.description:
             return []
         return self.payloads.read(name, [column.name for column in cursor.description], cursor.fetchall())
@@ -257,9 +263,8 @@ def in_transaction(connection: Connection, work: Callable[[Connection], Any], *s
 
     """
     try:
-        connection.execute("begin isolation level read committed")
-        for statement in setup:
-            connection.execute(statement.encode())
+        begin = "; ".join(("begin isolation level read committed", *setup))
+        connection.execute(begin.encode(), prepare=False)
         result = work(connection)
         if connection.execute("commit").statusmessage != "COMMIT":
             raise EventflowError("the transaction was rolled back by the server")

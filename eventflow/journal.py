@@ -636,7 +636,7 @@ def flush_statements(
         statements.append(("delete_checkpoints", {"workflow_id": ids, "seq": seqs, "position": positions}))
     rows = [(e.run.workflow_id, c) for part in (new, kept) for e in part for c in e.checkpoints]
     if rows:
-        statements.append(("insert_checkpoints", _checkpoint_params(rows)))
+        statements.append(("insert_checkpoints", checkpoint_params(rows)))
     riders = [rider for entry in entries if entry.riders for rider in entry.riders]
     if riders:
         statements += rider_statements(riders)
@@ -697,10 +697,20 @@ def _step(checkpoint: Checkpoint) -> str:
     )
 
 
+def packed(lists: dict[str, list[Any]]) -> dict[str, Any]:
+    """Columns for `unnest`: None, which it fills up with nulls, for one that holds nothing; texts packed at once."""
+    return {name: _column(values) for name, values in lists.items()}
+
+
+def _column(values: list[Any]) -> Any:
+    if values.count(None) == len(values):
+        return None
+    return TextArray(values) if all(type(value) is str or value is None for value in values) else values
+
+
 def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[str, Any]:
     runs = [entry.run for entry in entries]
-    return _state_params(executor, entries) | {
-        "application": application,
+    return _state_params(executor, entries) | {"application": application} | packed({
         "name": [r.name for r in runs], "claim": [r.claim.id if r.claim else None for r in runs],
         "offset": [r.offset for r in runs], "timestamp": [r.timestamp for r in runs],
         "scope": [r.scope and r.scope.id for r in runs], "arguments": [r.arguments for r in runs],
@@ -708,12 +718,11 @@ def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[s
         "headers": [r.headers and headers_json(r.headers) for r in runs],
         "deadline": [r.life and r.life.deadline for r in runs],
         "attributes": [r.life and r.life.attributes for r in runs], "parent": [r.life and r.life.parent for r in runs],
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
-    return {
-        "executor": executor,
+    return {"executor": executor} | packed({
         "id": [e.run.workflow_id for e in entries], "status": [e.status for e in entries],
         "held": [e.held for e in entries], "attempt": [e.attempt for e in entries],
         "retries": [e.retries for e in entries], "recoveries": [e.recoveries for e in entries],
@@ -721,7 +730,7 @@ def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
         "error": [e.error for e in entries], "reason": [e.reason for e in entries],
         "arguments": [e.arguments for e in entries], "generation": [e.generation for e in entries],
         "failed_seq": [e.failed_seq for e in entries],
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _ranges(accepted: list[list[Entry]], gaps: list[Gap]) -> dict[Claim, list[tuple[int, int]]]:
@@ -767,10 +776,11 @@ def multirange(ranges: list[tuple[int, int]]) -> str:
     return "{" + ",".join(joined) + "}"
 
 
-def _checkpoint_params(rows: list[tuple[str, Checkpoint]]) -> dict[str, Any]:
-    return {
+def checkpoint_params(rows: list[tuple[str, Checkpoint]]) -> dict[str, Any]:
+    """The parameters of `insert_checkpoints.sql`: each with its workflow's id."""
+    return packed({
         "workflow_id": [i for i, _ in rows], "position": [c.position for _, c in rows],
         "seq": [c.seq for _, c in rows], "name": [c.name for _, c in rows],
         "output": [c.output for _, c in rows], "error": [c.error for _, c in rows],
         "attempts": [c.attempts for _, c in rows], "seconds": [c.seconds for _, c in rows],
-    }  # fmt: skip
+    })  # fmt: skip

@@ -32,7 +32,7 @@ from eventflow.errors import (
     WorkflowStateError,
     WorkflowTimeoutError,
 )
-from eventflow.journal import RIDERS, rider_statements
+from eventflow.journal import RIDERS, packed, rider_statements
 from eventflow.queues import Order
 from eventflow.records import Rider
 
@@ -48,6 +48,7 @@ _ERRORS: dict[str, type[EventflowError]] = {
 }
 _CONFLICTS = {"40001", "40P01"}  # nothing was done; once more
 _TOGETHER = 500  # orders in one transaction
+_LINGER = 1.0  # seconds
 _HASTE, _PATIENCE = "200ms", "30s"  # for an id that an open transaction has: among others, and alone
 
 
@@ -76,6 +77,7 @@ class Ledger:
     def close(self) -> None:
         """Close what is kept open."""
         self._keep = 0
+        self.orders.close()
         with contextlib.suppress(IndexError):
             while True:
                 self._idle.pop().close()
@@ -210,6 +212,10 @@ class Ledger:
         """Put a workflow in line; the id of the one that there is now. From any loop."""
         return await self.orders.place(order)
 
+    def enqueue_sync(self, order: Order) -> str:
+        """The same for blocking code."""
+        return self.orders.place_sync(order)
+
     async def enqueue_on(self, session: Any, order: Order) -> str:
         """Put a workflow in line, in the caller's transaction."""
         query, params = self._database.statement("enqueue", self._params([order]))
@@ -251,7 +257,7 @@ class Ledger:
         In the order given, but for ids that others may have, which two transactions must take in the same order.
         """
         ordered = sorted(range(len(orders)), key=lambda n: orders[n].shared)
-        params = self._params([orders[n] for n in ordered])
+        params = packed(self._params([orders[n] for n in ordered]))
         answers = self.query("enqueue", params, setup=(f"set local lock_timeout = '{patience}'",))
         return [row for _, row in sorted(zip(ordered, answers, strict=True))]
 
@@ -263,22 +269,25 @@ class Ledger:
         return asyncio.run(coroutine)
 
 
-_Waiting = tuple[Order, "Future[str]"]
+_Placed = asyncio.Future[str] | Future[str]  # of a caller on a loop, or in a thread
+_Waiting = tuple[Order, _Placed]
+_Answer = tuple[_Placed, str | BaseException]
 
 
 class Orders:
     """What callers put in line. What comes while one transaction is under way goes out together in the next.
 
     Apart from the journal: an id that a caller gives may be held by a stranger's open transaction (PROTOCOL.md R4), and
-    then it waits alone. In threads of their own, for callers may hold all of the loop's. Sent twice, an order is placed
-    once, by its id.
+    then it waits alone. In a thread of its own, for callers may hold all of the loop's; it stays for a while when there is
+    nothing to do, so that the first of many callers need not go alone. Sent twice, an order is placed once, by its id.
     """
 
     def __init__(self, ledger: "Ledger") -> None:
         self._ledger = ledger
         self._waiting = deque[_Waiting]()
-        self._lock = threading.Lock()
-        self._under_way = False
+        self._ready = threading.Condition()
+        self._at_work = False
+        self._linger = _LINGER
 
     async def place(self, order: Order) -> str:
         """Place it; the id of the workflow that there is now.
@@ -289,71 +298,101 @@ class Orders:
             UnavailableError: the server is away, or an open transaction has the id and keeps it.
 
         """
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._put(order, future)
+        return await future
+
+    def place_sync(self, order: Order) -> str:
+        """The same for blocking code."""
         future: Future[str] = Future()
-        with self._lock:
-            if not self._under_way:
-                threading.Thread(target=self._send_all, name="eventflow orders", daemon=True).start()
-                self._under_way = True
+        self._put(order, future)
+        return future.result()
+
+    def close(self) -> None:
+        """The thread ends when there is nothing to do."""
+        with self._ready:
+            self._linger = 0.0
+            self._ready.notify()
+
+    def _put(self, order: Order, future: _Placed) -> None:
+        with self._ready:
             self._waiting.append((order, future))
-        return await asyncio.wrap_future(future)
+            if not self._at_work:
+                threading.Thread(target=self._send_all, name="eventflow orders", daemon=True).start()
+                self._at_work = True
+            elif len(self._waiting) == 1:
+                self._ready.notify()
 
     def _send_all(self) -> None:
         while some := self._next():
             try:
-                self._send(some)
+                _tell(self._send(some))
             except BaseException as error:  # nobody may wait for ever, whatever this is
-                for _, future in some:
-                    _fail(future, error)
+                _tell([(future, error) for _, future in some])
 
     def _next(self) -> list[_Waiting]:
-        with self._lock:
+        with self._ready:
+            if not self._waiting and self._linger:
+                self._ready.wait(self._linger)
             some = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
-            self._under_way = bool(some)
+            self._at_work = bool(some)
             return some
 
-    def _send(self, some: list[_Waiting]) -> None:
+    def _send(self, some: list[_Waiting]) -> list[_Answer]:
         try:
             rows = self._ledger.place([order for order, _ in some], _HASTE)
         except (psycopg.Error, EventflowError) as error:
             if isinstance(error, UnavailableError):
                 raise
             if len(some) > 1:
-                for one in some:
-                    self._send([one])
-            elif isinstance(error, psycopg.errors.LockNotAvailable):
+                return [answer for one in some for answer in self._send([one])]
+            if isinstance(error, psycopg.errors.LockNotAvailable):
                 threading.Thread(target=self._wait_alone, args=some[0], name="eventflow orders", daemon=True).start()
-            else:
-                _fail(some[0][1], error)
-            return
-        for (order, future), row in zip(some, rows, strict=True):
-            _answer(order, future, row)
+                return []
+            return [(some[0][1], error)]
+        return [_answer(order, future, row) for (order, future), row in zip(some, rows, strict=True)]
 
-    def _wait_alone(self, order: Order, future: "Future[str]") -> None:
+    def _wait_alone(self, order: Order, future: _Placed) -> None:
         """It has an id that somebody's open transaction has enqueued."""
         try:
             [row] = self._ledger.place([order], _PATIENCE)
         except psycopg.errors.LockNotAvailable:
             open_still = "a transaction that is open has enqueued it, too, and neither commits nor rolls back"
-            _fail(future, UnavailableError(f"{order.shared!r}: {open_still}"))
+            _tell([(future, UnavailableError(f"{order.shared!r}: {open_still}"))])
         except BaseException as error:
-            _fail(future, error)
+            _tell([(future, error)])
         else:
-            _answer(order, future, row)
+            _tell([_answer(order, future, row)])
 
 
-def _answer(order: Order, future: "Future[str]", row: tuple[Any, ...]) -> None:
+def _answer(order: Order, future: _Placed, row: tuple[Any, ...]) -> _Answer:
     try:
-        placed = order.answered(row[1:])
+        return future, order.answered(row[1:])
     except EventflowError as error:
-        _fail(future, error)
-    else:
-        if future.set_running_or_notify_cancel():
-            future.set_result(placed)
+        return future, error
 
 
-def _fail(future: "Future[str]", error: BaseException) -> None:
-    if not future.done() and future.set_running_or_notify_cancel():
-        future.set_exception(error)
+def _tell(answers: list[_Answer]) -> None:
+    """Tell each caller, those of one loop by one call; a loop that is closed has nobody who waits."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
+    for future, outcome in answers:
+        if isinstance(future, asyncio.Future):
+            by_loop.setdefault(future.get_loop(), []).append((future, outcome))
+        else:
+            _settle([(future, outcome)])
+    for loop, its in by_loop.items():
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, its)
+
+
+def _settle(answers: list[_Answer]) -> None:
+    for future, outcome in answers:
+        if future.done():  # its caller was cancelled
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 def _ours(error: psycopg.Error) -> Exception:

@@ -6,7 +6,8 @@ protocol's generator on one. When the transaction commits is not for user code t
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from inspect import isawaitable
 from typing import Any, Literal, cast
 
 import psycopg
@@ -118,17 +119,25 @@ class _AsyncLent(psycopg.AsyncConnection[Any]):
 _JOIN: dict[Mode, Any] = {"alone": "rollback_only", "grouped": "rollback_only", "savepoint": "create_savepoint"}
 
 
+_ASK = b"show transaction_isolation"
+
+
 def _begin(spec: TransactionSpec) -> bytes:
-    return f"begin isolation level {spec.isolation}".encode() if spec.isolation else b"begin"
+    return b"begin isolation level " + spec.isolation.encode() if spec.isolation else b"begin; " + _ASK
 
 
 def _begun(spec: TransactionSpec) -> bytes:
     """What makes psycopg begin before user code gets the connection: else its `transaction()` would be the outermost."""
-    return (
-        f"set transaction isolation level {spec.isolation}".encode()
-        if spec.isolation
-        else b"show transaction_isolation"
-    )
+    return b"set transaction isolation level " + spec.isolation.encode() if spec.isolation else _ASK
+
+
+def _sees_all(spec: TransactionSpec, cursor: "psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]") -> bool:
+    """Whether each statement sees what is committed by then: READ COMMITTED, by argument or as the server answers."""
+    if spec.isolation is not None:
+        return spec.isolation == "read committed"
+    cursor.nextset()
+    answer = cursor.pgresult
+    return answer is not None and answer.get_value(0, 0) == b"read committed"
 
 
 class Port:
@@ -149,7 +158,8 @@ class Port:
         self._database.adopt(connection)
         return connection
 
-    def begin(self, spec: TransactionSpec) -> None:
+    def begin(self, spec: TransactionSpec) -> bool:
+        """Begin a transaction; whether each of its statements sees all that is committed by then."""
         if self.raw is None or self.raw.closed:
             self.close()
             if "session" in spec.flavour:
@@ -161,14 +171,14 @@ class Port:
                 self.raw.autocommit = True  # `begin` is said once and by us, so that `connection.transaction()` nests
         if self._sa is None and "session" in spec.flavour:
             self.close()
-            self.begin(spec)
-            return
+            return self.begin(spec)
         if self._sa is not None:
             self._sa.begin()
             self._additions = _Additions(self._sa)
-            self.raw.execute(_begun(spec))
+            cursor = self.raw.execute(_begun(spec))
         else:
-            self.raw.execute(_begin(spec))
+            cursor = self.raw.execute(_begin(spec), prepare=False)  # these are two statements
+        return _sees_all(spec, cursor)
 
     def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "connection":
@@ -256,7 +266,8 @@ class AsyncPort:
         self._database.adopt(connection)
         return connection
 
-    async def begin(self, spec: TransactionSpec) -> None:
+    async def begin(self, spec: TransactionSpec) -> bool:
+        """The same as of `Port`."""
         if self.raw is None or self.raw.closed:
             await self.close()
             if "session" in spec.flavour:
@@ -267,15 +278,15 @@ class AsyncPort:
                 await self.raw.set_autocommit(True)  # as in `Port`
         if self._sa is None and "session" in spec.flavour:
             await self.close()
-            await self.begin(spec)
-            return
+            return await self.begin(spec)
         if self._sa is not None:
             if not self._sa.in_transaction():
                 await self._sa.begin()
             self._additions = _Additions(self._sa.sync_connection)
-            await self.raw.execute(_begun(spec))
+            cursor = await self.raw.execute(_begun(spec))
         else:
-            await self.raw.execute(_begin(spec))
+            cursor = await self.raw.execute(_begin(spec), prepare=False)
+        return _sees_all(spec, cursor)
 
     async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "async connection":
@@ -323,7 +334,7 @@ class AsyncPort:
         if tag != "COMMIT":
             raise RolledBackError(f"COMMIT answered {tag}")
 
-    async def condition(self) -> Condition:
+    def condition(self) -> Condition:
         """How the connection is."""
         return _condition(self.raw)
 
@@ -415,9 +426,10 @@ async def adrive(protocol: Protocol, port: Any) -> Any:
                     outcome = await getattr(port, method)(*args)
                 else:
                     work = asyncio.to_thread(method, *args) if callable(method) else getattr(port, method)(*args)
-                    task, interrupted = await _to_its_end(work)
-                    cancelled = cancelled or interrupted
-                    outcome = task.result()
+                    if isawaitable(work):
+                        task, interrupted = await _to_its_end(work)
+                        cancelled, work = cancelled or interrupted, task.result()
+                    outcome = work
             except BaseException as error:
                 send, outcome = protocol.throw, error
     except StopIteration as stop:
@@ -427,8 +439,8 @@ async def adrive(protocol: Protocol, port: Any) -> Any:
 
 
 async def _to_its_end(
-    work: Coroutine[Any, Any, Any],
-) -> tuple["asyncio.Task[Any]", asyncio.CancelledError | None]:
+    work: Awaitable[Any],
+) -> tuple["asyncio.Future[Any]", asyncio.CancelledError | None]:
     """The task that has ended, and the cancellation that came meanwhile."""
     task, interrupted = asyncio.ensure_future(work), None
     while not task.done():

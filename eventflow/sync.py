@@ -262,12 +262,12 @@ def enqueue(
         refuse_in_workflow()
         return Handle(AsyncHandle(app.enqueue_on_sync(session, order), codec))
     if current.get() is None:
-        return Handle(AsyncHandle(app.on_loop(app.enqueue(order)), codec))
+        return Handle(AsyncHandle(app.enqueue_sync(order), codec))
     app.check_queue(queue)
     refuse_given(order)
     if branch is None or not order.shared:
         return Handle(AsyncHandle(talk.enqueue(order), codec))
-    spec = step_that_enqueues(branch, order, lambda placed: app.on_loop(app.enqueue(taken_for_ours(branch, placed))))
+    spec = step_that_enqueues(branch, order, lambda placed: app.enqueue_sync(taken_for_ours(branch, placed)))
     return Handle(AsyncHandle(drive_sync(branch, spec, (), {}), codec))
 
 

@@ -2,20 +2,20 @@
 
 Many messages share a transaction (PROTOCOL.md R18): up to 50 run one after another on one connection, each with a
 Session of its own and no savepoints. When one fails, the group is rolled back and runs again with a savepoint each, so
-that the failure stays its own message's. The protocol is one generator; a sync and an async port do what it asks.
+that the failure stays its own message's. Steps that wait for a lane share a transaction, too (`seats`), and run again alone
+when one fails. The protocol is one generator; a sync and an async port do what it asks.
 """
 
 import asyncio
 import contextlib
 import logging
-import queue
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import psycopg
@@ -25,12 +25,22 @@ from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
 from eventflow.errors import Cancelled, FencedError, HistoryTooLongError, UnavailableError
 from eventflow.executor import Dropped, Executor, message_of
-from eventflow.journal import Entry, Lane, backoff, flush_statements, nonce, rider_statements
+from eventflow.journal import (
+    Entry,
+    Lane,
+    Statement,
+    backoff,
+    checkpoint_params,
+    flush_statements,
+    nonce,
+    rider_statements,
+)
 from eventflow.ports import Ask, AsyncPort, Condition, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
 from eventflow.runs import Claim, Run
+from eventflow.seats import AsyncSeat, Member, Place, Places, Seat, tell
 from eventflow.telemetry import crash_point
 
 logger = logging.getLogger(__name__)
@@ -38,6 +48,7 @@ logger = logging.getLogger(__name__)
 GROUP = 50
 Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
+_APART = 100  # calls of a transaction that run alone after one has failed among others
 _CONFLICTS = {"40001", "40P01"}
 _CONFLICTS_BORNE = 20  # tries of one message or step, before its conflicts are its own failure
 BREAKS_BORNE = 5  # connections lost while user code had them, before that is its own failure
@@ -78,6 +89,45 @@ class _Isolated:
         for claim in self._claims:
             with claim.lock:
                 claim.isolated += change
+
+
+@dataclass(slots=True)
+class _Call:
+    """One attempt of a transaction step: what it runs, how far it is, and what it came to.
+
+    Attributes:
+        seq: the number of its checkpoint, reserved.
+        share: its transaction, where others' work may be in the same one.
+        member: it, among those whose work the open transaction holds.
+
+    """
+
+    spec: TransactionSpec
+    branch: Branch
+    position: str
+    args: Any
+    kwargs: Any
+    attempts: int
+    seq: int
+    share: TransactionSpec | None
+    began: float = field(default_factory=time.perf_counter)
+    tries: int = 0
+    breaks: int = 0
+    phase: Phase = "begin"
+    member: Member | None = None
+    result: Any = None
+    checkpoint: Checkpoint = field(init=False)
+    riders: list[Rider] = field(default_factory=list[Rider])
+
+    def record(self, output: str, riders: list[Rider]) -> None:
+        """Its function has returned."""
+        seconds = time.perf_counter() - self.began
+        self.checkpoint = Checkpoint(self.position, self.seq, self.spec.name, output, None, self.attempts, seconds)
+        self.riders = riders
+
+    def others(self, members: list[Member]) -> list[Member]:
+        """Those of them that are not this call."""
+        return [member for member in members if member is not self.member]
 
 
 class _Line:
@@ -125,12 +175,11 @@ class Transactions:
         self._async_lanes = lanes[quarter : 2 * quarter]
         self._async_line = _Line()
         self._async_tasks: set[asyncio.Task[None]] = set()
-        self._steps: queue.Queue[tuple[Lane, Port]] = queue.Queue()
-        for lane in lanes[2 * quarter : 3 * quarter]:
-            self._steps.put((lane, Port(database)))
-        self._async_steps: asyncio.Queue[tuple[Lane, AsyncPort, ThreadPort]] = asyncio.Queue()
-        for lane in lanes[3 * quarter :]:
-            self._async_steps.put_nowait((lane, AsyncPort(database), ThreadPort(database)))
+        self._places = Places([Place(lane, Port(database)) for lane in lanes[2 * quarter : 3 * quarter]])
+        self._async_places = Places(
+            [Place(lane, AsyncPort(database), ThreadPort(database)) for lane in lanes[3 * quarter :]]
+        )
+        self._apart = Counter[str]()  # transactions of which one failed among others: how many more calls run alone
         self._idle_async = [(lane, AsyncPort(database)) for lane in self._async_lanes]
         self.active = 0
         self._started = False
@@ -407,12 +456,8 @@ class Transactions:
     def _on_a_lane_sync(
         self, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any
     ) -> Any:
-        place = self._steps.get()
-        lane, port = place
-        try:
-            return drive(self._step(lane, spec, branch, position, args, kwargs), port)
-        finally:
-            self._steps.put(place)
+        seat = Seat(self._places, spec)
+        return drive(self._step(seat, spec, branch, position, args, kwargs), seat)
 
     async def step(self, spec: TransactionSpec, branch: Branch | None, args: Any, kwargs: Any) -> Any:
         """A transaction that is awaited: in a workflow, or outside one; a sync one's function runs in a thread."""
@@ -437,108 +482,189 @@ class Transactions:
     async def _on_a_lane(
         self, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any
     ) -> Any:
-        place = await self._async_steps.get()
-        lane, port, threaded = place
-        try:
-            protocol = self._step(lane, spec, branch, position, args, kwargs)
-            return await adrive(protocol, port if spec.is_async else threaded)
-        finally:
-            self._async_steps.put_nowait(place)
+        seat = AsyncSeat(self._async_places, spec)
+        return await adrive(self._step(seat, spec, branch, position, args, kwargs), seat)
 
     def _position(self, branch: Branch) -> str:
         self._executor.check(branch.run, branch.attempt)
         return branch.next_position()
 
     def _step(
-        self, lane: Lane, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any
+        self,
+        seat: Seat | AsyncSeat,
+        spec: TransactionSpec,
+        branch: Branch | None,
+        position: str,
+        args: Any,
+        kwargs: Any,
     ) -> Protocol:
         def once(attempts: int) -> Protocol:
-            return self._step_once(lane, spec, branch, position, args, kwargs, attempts)
+            if branch is None:
+                return self._outside(seat, spec, position, args, kwargs)
+            call = _Call(spec, branch, position, args, kwargs, attempts, _next_seq(branch.run), self._may_share(spec))
+            return self._step_once(seat, call)
 
         def pause(seconds: float) -> Ask:
             return (self._stopped.wait, seconds)
 
         return (yield from persistently(spec, branch, position, once, pause))
 
-    def _step_once(
-        self, lane: Lane, spec: TransactionSpec, branch: Branch | None, position: str, args: Any, kwargs: Any,
-        attempts: int,
-    ) -> Protocol:  # fmt: skip
-        tries, breaks, began = 0, 0, time.perf_counter()
-        seq = _next_seq(branch.run) if branch is not None else 0
+    def _outside(
+        self, seat: Seat | AsyncSeat, spec: TransactionSpec, position: str, args: Any, kwargs: Any
+    ) -> Protocol:
+        """One attempt outside a workflow: there is no record, and nobody else's work in it."""
+        yield ("take", None)
+        try:
+            yield ("begin", spec)
+            scope = StepScope(Branch(None, None), position, spec.name, kind="transaction")
+            result = yield ("user", spec, call_step(spec, scope, args, kwargs), "alone")
+            yield from still_there()
+            if scope.riders:
+                statements = rider_statements(scope.riders)
+                yield ("batch", [self._database.statement(name, params) for name, params in statements])
+            crash_point("transactions.before_commit")
+            yield ("commit",)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield ("rollback",)
+            raise
+        finally:
+            seat.give()
+        crash_point("transactions.after_commit")
+        self._executor.tell(scope.riders)
+        return result
+
+    def _step_once(self, seat: Seat | AsyncSeat, call: "_Call") -> Protocol:
+        """One attempt, until it is known what it came to: alone, or with others in one transaction."""
         while True:
-            tries += 1
-            phase: Phase = "begin"
-            checkpoint = None
+            call.tries += 1
+            call.phase, call.member = "begin", None
+            yield ("take", call.share)
+            place = cast("Place", seat.place)
             try:
-                yield ("begin", spec)
-                phase = "user"
-                scope = StepScope(branch or Branch(None, None), position, spec.name, kind="transaction")
-                result = yield ("user", spec, call_step(spec, scope, args, kwargs), "alone")
-                yield from still_there()
-                if branch is not None:
-                    output = spec.result.encode(result)
-                    seconds = time.perf_counter() - began
-                    checkpoint = Checkpoint(position, seq, spec.name, output, None, attempts, seconds)
-                    self._executor.check(branch.run, branch.attempt)
-                    phase = "write"
-                    crash_point("transactions.before_guard")
-                    yield ("batch", self._step_statements(lane, branch.run, checkpoint, scope.riders))
-                elif scope.riders:
-                    statements = rider_statements(scope.riders)
-                    yield ("batch", [self._database.statement(name, params) for name, params in statements])
-                crash_point("transactions.before_commit")
-                phase = "commit"
-                yield ("commit",)
+                done = yield from self._run_step(seat, place, call)
             except GeneratorExit:
+                if seat.place is not None:
+                    tell(call.others(place.leave()), False)
                 raise
             except BaseException as error:
-                if branch is None or not isinstance(error, Exception):
-                    yield ("rollback",)
+                if seat.place is None:  # it was passed on, and is others'
                     raise
-                verdict = yield from self._verdict(lane, error, phase)
-                if verdict == "committed" or (phase == "write" and _stands_already(error)):
-                    return (yield from self._read_result(lane, spec, branch, position))
-                breaks += verdict == "broken"
-                again = verdict == "again" or (verdict == "broken" and breaks < BREAKS_BORNE)
-                if again and not self._stopped.is_set():
-                    yield (self._stopped.wait, backoff(tries))
-                    continue
-                raise
-            crash_point("transactions.after_commit")
-            if branch is not None and checkpoint is not None:
-                lane.advance()
-                _note(branch.run, checkpoint)
-            self._executor.tell(scope.riders)
-            return result
+                others = call.others(place.leave())
+                ended = (
+                    self._end_shared(place.lane, call, error, others) if others else self._end(place.lane, call, error)
+                )
+                done = yield from ended
+                if done is None:
+                    raise
+            finally:
+                seat.give()
+            if done:
+                _note(call.branch.run, call.checkpoint)
+                self._executor.tell(call.riders)
+                return call.result
 
-    def _step_statements(self, lane: Lane, run: Run, checkpoint: Checkpoint, riders: Sequence[Rider]) -> list[Any]:
-        params = {
-            "workflow_id": run.workflow_id, "position": checkpoint.position, "seq": checkpoint.seq,
-            "name": checkpoint.name, "output": checkpoint.output, "attempts": checkpoint.attempts,
-            "seconds": checkpoint.seconds,
-        }  # fmt: skip
-        mine = {"executor": lane.executor, "workflow_id": run.workflow_id}
-        streams = any(rider.query == "insert_stream_items" for rider in riders)
+    def _run_step(self, seat: Seat | AsyncSeat, place: Place, call: "_Call") -> Protocol:
+        """Run the function in the transaction that is open here, and pass it on or commit it; whether it is committed."""
+        spec, branch = call.spec, call.branch
+        if not place.members:
+            place.begun(shares=(yield ("begin", spec)))
+        call.phase = "user"
+        shared = bool(place.members) or (call.share is not None and seat.crowded())
+        scope = StepScope(branch, call.position, spec.name, kind="transaction")
+        function = call_step(spec, scope, call.args, call.kwargs)
+        call.result = yield ("user", spec, function, "grouped" if shared else "alone")
+        yield from still_there()
+        call.record(spec.result.encode(call.result), list(scope.riders))
+        self._executor.check(branch.run, branch.attempt)
+        call.member = seat.member(branch.run, call.checkpoint, call.riders)
+        if call.share is not None and place.has_room() and seat.crowded():
+            if len(place.members) == 1:
+                yield ("bear_locks",)
+            if seat.pass_on():
+                committed = yield ("outcome", call.member)
+                if not committed:
+                    call.share = None
+                return committed
+        if shared:
+            yield ("flush",)
+            yield from still_there()
+        call.phase = "write"
+        crash_point("transactions.before_guard")
+        yield ("batch", self._step_statements(place.lane, place.members))
+        crash_point("transactions.before_commit")
+        call.phase = "commit"
+        yield ("commit",)
+        crash_point("transactions.after_commit")
+        place.lane.advance()
+        tell(call.others(place.leave()), True)
+        return True
+
+    def _end(self, lane: Lane, call: "_Call", error: BaseException) -> Protocol:
+        """After an error of a transaction that holds nobody else's work: whether it is committed; None: it is its own."""
+        if not isinstance(error, Exception):
+            yield ("rollback",)
+            return None
+        verdict = yield from self._verdict(lane, error, call.phase)
+        if verdict == "committed" or (call.phase == "write" and _stands_already(error)):
+            yield from self._read_result(lane, call)
+            return True
+        call.breaks += verdict == "broken"
+        again = verdict == "again" or (verdict == "broken" and call.breaks < BREAKS_BORNE)
+        if not again or self._stopped.is_set():
+            return None
+        yield (self._stopped.wait, backoff(call.tries))
+        return False
+
+    def _end_shared(self, lane: Lane, call: "_Call", error: BaseException, others: list[Member]) -> Protocol:
+        """The same where it holds others' work, whose fault it may be: whoever is in it runs again, alone."""
+        try:
+            verdict = yield from self._verdict(lane, error, call.phase)
+        except Dropped:  # somebody's workflow is gone: alone, each finds out whether it is his
+            verdict = "gone"
+        except BaseException as end:
+            tell(others, end)
+            raise
+        tell(others, verdict == "committed")
+        if verdict == "committed":
+            return True
+        self._apart[call.spec.name], call.share = _APART, None
+        return False if isinstance(error, Exception) else None
+
+    def _may_share(self, spec: TransactionSpec) -> TransactionSpec | None:
+        """With whom a call may share a transaction: those of its own kind, if they have not failed together of late."""
+        if spec.isolation not in {None, "read committed"}:
+            return None
+        if self._apart[spec.name]:
+            self._apart[spec.name] -= 1
+            return None
+        return spec
+
+    def _step_statements(self, lane: Lane, members: list[Member]) -> list[Any]:
+        members = sorted(members, key=lambda member: member.run.workflow_id)
+        riders = [rider for member in members for rider in member.riders]
+        ids = sorted({member.run.workflow_id for member in members})
+        held: list[Statement] = [("hold_workflows", {"executor": lane.executor, "ids": ids})]
+        if any(rider.query == "insert_stream_items" for rider in riders):
+            held = [one for workflow_id in ids for one in (
+                ("hold_streams", {"workflow_id": workflow_id}),
+                ("hold_workflows", {"executor": lane.executor, "ids": [workflow_id]}),
+            )]  # fmt: skip
         guarded = [
-            ("guard", lane.guard(nonce(), ())),
-            *([("hold_streams", {"workflow_id": run.workflow_id})] if streams else []),
-            ("hold_workflow", mine),
-            ("transaction_checkpoint", params),
+            ("guard", lane.guard(nonce(), ())), *held,
+            ("insert_checkpoints", checkpoint_params([(m.run.workflow_id, m.checkpoint) for m in members])),
             *rider_statements(riders),
-        ]
+        ]  # fmt: skip
         return [self._database.statement(name, values) for name, values in guarded]
 
-    def _read_result(self, lane: Lane, spec: TransactionSpec, branch: Branch, position: str) -> Protocol:
-        rows = yield (
-            self._read,
-            lane,
-            "read_checkpoint",
-            {"workflow_id": branch.run.workflow_id, "position": position},
-        )
+    def _read_result(self, lane: Lane, call: "_Call") -> Protocol:
+        """What it came to, as it is recorded."""
+        where = {"workflow_id": call.branch.run.workflow_id, "position": call.position}
+        rows = yield (self._read, lane, "read_checkpoint", where)
         seq, output, _, attempts = rows[0]
-        _note(branch.run, Checkpoint(position, seq, spec.name, output, None, attempts))
-        return spec.result.decode(output)
+        call.checkpoint = Checkpoint(call.position, seq, call.spec.name, output, None, attempts)
+        call.result = call.spec.result.decode(output)
 
     # ---- the end ----
 

@@ -157,6 +157,6 @@ async def main(arguments: Namespace) -> None:
 
 if __name__ == "__main__":
     given = standalone.parser(__doc__)
-    given.add_argument("--lanes", type=int, default=16, help="connections for transactions, of each kind")
+    given.add_argument("--lanes", type=int, default=2, help="connections for transactions, of each kind")
     chosen = given.parse_args()
     common.run(main(chosen), uvloop=chosen.uvloop)

@@ -142,15 +142,15 @@ def test_a_step_is_committed_for_the_holder_of_its_workflow_only(ledger: Ledger)
     held_row(ledger, ledger.a)
     session = ledger.session()
     session.begin()
-    session.run("hold_workflow", executor=ledger.a, workflow_id="w")
+    session.run("hold_workflows", executor=ledger.a, ids=["w"])
     session.rollback()
     with refused("EF008"):
-        session.run("hold_workflow", executor=ledger.b, workflow_id="w")
+        session.run("hold_workflows", executor=ledger.b, ids=["w"])
     ledger.observer.connection.execute("update eventflow.workflows set executor = null")
     with refused("EF008"):
-        session.run("hold_workflow", executor=ledger.a, workflow_id="w")
+        session.run("hold_workflows", executor=ledger.a, ids=["w"])
     with refused("EF008"):
-        session.run("hold_workflow", executor=ledger.a, workflow_id="no such workflow")
+        session.run("hold_workflows", executor=ledger.a, ids=["no such workflow"])
 
 
 def test_a_workflow_is_not_let_go_of_before_its_open_step_ends(ledger: Ledger) -> None:
@@ -163,7 +163,7 @@ def test_a_workflow_is_not_let_go_of_before_its_open_step_ends(ledger: Ledger) -
         "arguments": [None], "failed_seq": [None], "generation": [None],
     }  # fmt: skip
     step.begin()
-    step.run("hold_workflow", executor=ledger.a, workflow_id="w")
+    step.run("hold_workflows", executor=ledger.a, ids=["w"])
     waiting = ledger.blocked(journal, lambda: journal.run("update_workflows", **release))
     step.commit()
     waiting.join(10)

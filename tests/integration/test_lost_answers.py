@@ -22,6 +22,7 @@ from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.replay import Branch
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run
+from eventflow.seats import AsyncSeat, Place, Places, Seat
 from eventflow.transactions import Transactions
 
 EFFECT = ("insert_incident", {"kind": "effect", "subject": "s", "detail": "d"})  # counted when it comes again
@@ -301,7 +302,22 @@ class Desk:
             return self.calls
 
         spec = self.spec(book if self.sync else book_async, 0)
-        return self.drive(self.transactions._step(self.lane, spec, branch, branch.next_position(), (), {}))
+        places = Places([Place(self.lane, self.port)])
+
+        def protocol(seat: Any) -> Any:
+            return self.transactions._step(seat, spec, branch, branch.next_position(), (), {})
+
+        async def seated() -> Any:
+            seat = AsyncSeat(places, spec)
+            try:
+                return await adrive(protocol(seat), seat)
+            finally:
+                await self.port.close()
+
+        if not self.sync:
+            return asyncio.run(seated())
+        seat = Seat(places, spec)
+        return drive(protocol(seat), seat)
 
     def lose(self, how: str) -> None:
         """The next commit's answer is lost: the commit did not arrive, or did, or arrives while the number is closed."""
