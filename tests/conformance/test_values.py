@@ -4,7 +4,7 @@ import enum
 import json
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Generic, TypeVar
@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 import eventflow
 from eventflow import Retry, sync
@@ -34,6 +34,8 @@ class Item(BaseModel):
 
 
 class Box(BaseModel, Generic[T]):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
     content: T
     packed: datetime
 
@@ -71,7 +73,7 @@ def hands_on(do: Do, goods: Goods, sizes: set[Size]) -> Body[dict[UUID, Order]]:
     trace("begins")
     assert isinstance(goods.content[0].items["x"], Item)
     orders = yield do.run_step(unpack if do.colour == "async" else unpack_sync, goods)
-    yield do.sleep(0.1)
+    yield do.sleep(0.2)
     assert orders == goods.content
     assert sizes == {Size.SMALL}
     yield do.set_event("goods", goods)
@@ -85,6 +87,7 @@ def hands_on(do: Do, goods: Goods, sizes: set[Size]) -> Body[dict[UUID, Order]]:
 def test_values_come_back_as_they_were(app: App, colour: Colour) -> None:
     handle = app.start(hands_on, colour, GOODS, {Size.SMALL})
     assert handle.event("goods", Goods, timeout=10) == GOODS
+    app.asleep(handle)
     handle.send(GOODS)
     assert handle.result(timeout=15) == {ORDER.key: ORDER}
     assert list(handle.stream("orders", Order)) == [ORDER]
@@ -96,6 +99,34 @@ def test_what_does_not_fit_is_refused_where_it_is_given(app: App, colour: Colour
     for wrong, words in (((GOODS,), "sizes"), ((1, {Size.SMALL}), "goods"), ((GOODS, {"huge"}), "sizes")):
         with pytest.raises((UsageError, CodecError), match=words):
             sync.start(hands_on[colour], *wrong)
+
+
+@both
+def gives_bytes(do: Do, raw: bytes, some: list[Order]) -> Body[Order]:
+    yield do.sleep(0.05)
+    assert raw == some[0].raw
+    message = yield do.recv(Order)
+    assert message == some[0]
+    return message
+
+
+def test_bytes_need_be_no_text(app: App, colour: Colour) -> None:
+    """Of its own, in a list, and in a dataclass that has no configuration."""
+    raw = bytes(range(256))
+    handle = app.start(gives_bytes, colour, raw, [replace(ORDER, raw=raw)])
+    handle.send(replace(ORDER, raw=raw))
+    assert handle.result(timeout=10).raw == raw
+
+
+class Unconfigured(BaseModel):
+    raw: bytes
+
+
+def test_a_model_that_cannot_keep_its_bytes_is_told_what_to_say(app: App, colour: Colour) -> None:
+    handle = app.start(gives_bytes, colour, b"", [ORDER])
+    with pytest.raises(CodecError, match="ConfigDict.ser_json_bytes='base64', val_json_bytes='base64'"):
+        handle.send(Unconfigured(raw=b"\xff"))
+    handle.terminate()
 
 
 # ---- exceptions --------------------------------------------------------------------------------------
