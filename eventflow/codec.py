@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from eventflow.errors import CodecError, UnreadableError, UsageError, WorkflowError, first_line
@@ -23,6 +23,8 @@ _EMPTY = inspect.Parameter.empty
 _TRACEBACK = 16_000
 _SHARE = 16  # of the limit, that each long text of an error's record may have
 _DEPTH = 200
+_NO_TEXT = "; a model with bytes says `model_config = ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`"
+_BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 _SCALARS: tuple[Any, ...] = (int, str, bool, float)
 
 
@@ -63,7 +65,7 @@ class Codec:
             self._bind()
             return
         try:
-            adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+            adapter = _adapter(annotation)
         except Exception as error:
             raise UsageError(f"{annotation!r} cannot be stored as JSON: {first_line(error)}") from None
         self._to_json = adapter.serializer.to_json
@@ -94,8 +96,9 @@ class Codec:
             # Of a scalar there is nothing to warn of, and Pydantic is ten times as quick when not asked to.
             data = self._to_json(value) if type(value) is self._scalar else self._to_json(value, warnings="error")
         except (PydanticSerializationError, ValueError) as error:
+            hint = _NO_TEXT if "invalid utf-8" in str(error) else ""
             raise CodecError(
-                f"{self._what}{type(value).__qualname__} does not fit {self._annotation!r}: {error}"
+                f"{self._what}{type(value).__qualname__} does not fit {self._annotation!r}: {error}{hint}"
             ) from None
         if len(data) > limit.size:
             self._check_size(len(data))
@@ -131,6 +134,18 @@ class Codec:
         if type(text) is Unread:
             return UnreadableError(f"{self._what}{text.why}")
         return CodecError(f"{self._what}{complaint}")
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    """With bytes as base64, for not all bytes are text; a model, and whatever else has a configuration, says so itself."""
+    try:
+        return TypeAdapter(annotation, config=_BYTES)
+    except PydanticUserError as error:
+        if error.code != "type-adapter-config-unused":
+            raise
+    # By another name Pydantic lets a dataclass have ours, as it does where one stands in a list.
+    renamed = cast("Callable[..., Any]", typing.NewType)("Stored", annotation)
+    return TypeAdapter(renamed, config=_BYTES)
 
 
 def _has_fields(kind: type[Any]) -> bool:
@@ -310,7 +325,7 @@ def encode_error(error: BaseException) -> str:
         "type": f"{kind.__module__}.{kind.__qualname__}",
         "message": message,
         "arguments": _plain_or_none(list(error.args)),
-        "attributes": _plain_or_none({n: v for n, v in vars(error).items() if n != "__notes__"}),
+        "attributes": {n: v for n, v in vars(error).items() if n != "__notes__" and _is_plain(v)},
         "notes": [_clean(str(n)) for n in getattr(error, "__notes__", [])],
         "traceback": trace,
     }
@@ -344,6 +359,10 @@ def _plain_or_none(value: Any) -> Any:
         return json.loads(_encode_plain(value))
     except (CodecError, RecursionError):
         return None
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or _plain_or_none(value) is not None
 
 
 def recorded_line(text: str) -> str:

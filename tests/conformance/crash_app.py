@@ -236,3 +236,22 @@ def kills(do: Do) -> Body[None]:
     """Takes its process down with it, each time."""
     yield do.sleep(0)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@eventflow.transaction
+def is_mended(connection: "psycopg.Connection[Any]") -> None:
+    """Fails until the test has said that it may go on."""
+    found = connection.execute("select from public.effects where note = 'mended'").fetchone()
+    if found is None:
+        raise LookupError("not mended yet")
+
+
+@both
+def mends(do: Do) -> Body[str]:
+    yield do.run_step(effect, "before")
+    yield do.sleep(0.05)
+    yield do.run_step(is_mended)
+    yield do.run_step(effect, "after")
+    value = yield do.recv(str, timeout=60)
+    yield do.run_step(effect, value)
+    return value

@@ -154,3 +154,26 @@ def test_ten_thousand_children_are_joined_in_bounded_memory(app: App, colour: Co
 def resident() -> int:
     """Bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+# ---- many signals ------------------------------------------------------------------------------------
+
+
+@both
+def answers(do: Do) -> Body[int]:
+    return (yield do.recv(int))
+
+
+@pytest.mark.parametrize("whose", ["one that does not sleep", "one that has ended"])
+def test_many_signals_to_others_hide_nobodys(app: App, ledger: str, colour: Colour, whose: str) -> None:
+    """As ten thousand messages to one workflow, or as many children, leave them."""
+    other = "nobody" if whose == "one that does not sleep" else app.start(leaf, colour, 1).workflow_id
+    handle = app.start(answers, colour)
+    app.asleep(handle)
+    with psycopg.connect(ledger, autocommit=True) as connection:
+        many = "insert into eventflow.signals (workflow_id) select %s from generate_series(1, 10000)"
+        connection.execute(many, [other])
+        handle.send(7)
+        assert handle.result(timeout=2) == 7
+        left = connection.execute("delete from eventflow.signals where workflow_id = %s returning 1", [other]).rowcount
+    assert left == (10_000 if other == "nobody" else 0)

@@ -129,6 +129,41 @@ BROKEN = {
 }
 
 
+SERVES = """
+import eventflow
+from eventflow.queues import Queue
+mail = Queue("mail")
+@eventflow.kafka_consumer("t", group="g", name="orders")
+async def orders(message: eventflow.Message[bytes]) -> None: ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--queue", "mial"], "no queue is named 'mial'; there are: default, mail"),
+        (["--consumer", "order"], "no consumer is named 'order'; there are: orders"),
+        (["--queue", "mail", "--no-queues"], "--queue and --no-queues: choose one"),
+        (["--consumer", "orders", "--no-consumers"], "--consumer and --no-consumers: choose one"),
+        (["--queue", "mail", "--consumer", "orders"], "KAFKA_BOOTSTRAP_SERVERS is not set"),
+        (["--queue", "mail", "--no-consumers"], "no-such-host"),  # so far it comes
+    ],
+)
+def test_what_a_process_serves(tmp_path: Path, options: list[str], expected: str) -> None:
+    (tmp_path / "served.py").write_text(SERVES)
+    url = {"DATABASE_URL": "postgresql://no-such-host:1/x?connect_timeout=1"}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "eventflow", "run", "served", *options],
+        cwd=tmp_path, env=environment(**url), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert running.stderr is not None
+        assert expected in running.stderr.readline()
+    finally:
+        running.kill()
+        running.communicate()
+
+
 @pytest.mark.parametrize("name", list(BROKEN))
 def test_a_program_that_cannot_run(tmp_path: Path, name: str) -> None:
     text, expected = BROKEN[name]
