@@ -144,7 +144,8 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
         if error.code != "type-adapter-config-unused":
             raise
     # By another name Pydantic lets a dataclass have ours, as it does where one stands in a list.
-    return TypeAdapter(typing.NewType("Stored", annotation), config=_BYTES)
+    renamed = cast("Callable[..., Any]", typing.NewType)("Stored", annotation)
+    return TypeAdapter(renamed, config=_BYTES)
 
 
 def _has_fields(kind: type[Any]) -> bool:
