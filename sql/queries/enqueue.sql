@@ -1,8 +1,7 @@
--- Put workflows in line, each once: one whose id or deduplication id is taken changes nothing, and who has it is told (R4: where
--- others may hold these, never in the hot flush). The usual ones, which stand in line at once and have nothing but their id that
--- others may have, are inserted together; all others, and those whose id was taken, are `place`'s, one by one: it knows what to
--- refuse, and how. `place` of a row: the moment of the statement and which of its rows it is, as it takes more than a microsecond
--- for each.
+-- Put workflows in line, each once: where an id or deduplication id is taken nothing changes, and who has it is told (R4: others may
+-- hold these, so never in the hot flush). The usual ones (in line at once, nothing but their id may be another's) are inserted
+-- together; the others, and those whose id was taken, are `place`'s one by one, which knows what to refuse. Column `place` is the
+-- statement's moment plus which of its rows it is: each row takes more than a microsecond, so a later statement's are greater.
 with begun as materialized (
   select eventflow.moment() as at, set_config('synchronous_commit', 'on', true) as durable
 ), sent as materialized (

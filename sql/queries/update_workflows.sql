@@ -1,8 +1,7 @@
 -- New states of rows that this executor holds; a released row loses its holder (R8a). Raises EF004 if one is not ours, or final.
--- Locks the rows in order of id before it writes the first; others never lock rows of a living executor. Rows are found
--- by their key alone, and whose they are is counted after: planned from stale statistics, "the one row of executor 7"
--- makes a nested loop of the lists, a thousand times a thousand. By `any`, for which the planner takes the index: joined, it
--- reads a table of some thousand rows from end to end, twice.
+-- Locks the rows in order of id before it writes the first; others never lock rows of a living executor. Rows are found by key
+-- alone, and whose they are is counted after: from stale statistics "the one row of executor 7" makes a nested loop of the lists.
+-- By `any`, for which the planner takes the index: joined, it reads a table of some thousand rows from end to end, twice.
 with sent as materialized (
   select * from unnest(
     %(id)b::text[], %(status)b::text[], %(held)b::bool[], %(attempt)b::int[], %(retries)b::int[],
