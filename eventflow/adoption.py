@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eventflow.database import Connection, Database
-from eventflow.executor import How
 from eventflow.kafka import headers_from_json
 from eventflow.payloads import unread
 from eventflow.records import Checkpoint
 from eventflow.registry import Spec
 from eventflow.replay import History
-from eventflow.runs import Life, Run
+from eventflow.runs import How, Life, Run
 
 Row = tuple[Any, ...]
 

@@ -37,7 +37,7 @@ from eventflow.errors import (
     UsageError,
     first_line,
 )
-from eventflow.executor import Dropped, Executor
+from eventflow.executor import Executor
 from eventflow.idempotency import new_ticket
 from eventflow.journal import backoff
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, check_schema
@@ -46,7 +46,7 @@ from eventflow.ports import Ask, AsyncPort, Port, Protocol, ThreadPort, adrive, 
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Await, Branch
-from eventflow.runs import Run
+from eventflow.runs import Dropped, Run
 from eventflow.telemetry import crash_point, seldom
 from eventflow.transactions import (
     BREAKS_BORNE,
@@ -149,11 +149,11 @@ class Elsewhere:
                 return drive(self._call(spec, None, "", args, kwargs), desk)
             position = self._position(branch)
             try:
-                self.executor.begin_sync(branch, position)
+                self.executor.interrupts.begin_sync(branch, position)
                 with acting(branch.run):
                     return drive(self._call(spec, branch, position, args, kwargs), desk)
             except Cancelled:
-                self.executor.told(branch, position)
+                self.executor.interrupts.told(branch, position)
                 raise
         finally:
             desk.put_back()
@@ -166,11 +166,11 @@ class Elsewhere:
                 return await adrive(self._call(spec, None, "", args, kwargs), desk)
             position = self._position(branch)
             try:
-                await self.executor.begin_either(branch, position)
+                await self.executor.interrupts.begin_either(branch, position)
                 with acting(branch.run):
                     return await adrive(self._call(spec, branch, position, args, kwargs), desk)
             except (asyncio.CancelledError, Cancelled):
-                self.executor.told(branch, position)
+                self.executor.interrupts.told(branch, position)
                 raise
         finally:
             desk.put_back()
@@ -463,7 +463,7 @@ class _Desk:
     def barrier(self) -> None:
         assert self._branch is not None
         self._place.executor.barrier_sync(self._branch.run)
-        self._place.executor.raise_if_interrupted(self._branch)
+        self._place.executor.interrupts.raise_if_interrupted(self._branch)
 
     def pause(self, seconds: float) -> None:
         self._place.stopped.wait(seconds)

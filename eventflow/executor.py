@@ -19,23 +19,21 @@ from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
 from typing import Any, Literal, NoReturn, Protocol
 
-from eventflow.codec import encode_error, error_line
-from eventflow.context import ContinuedAsNew, Hopeless, Progress, Start, StepScope, Suspended, current
+from eventflow.context import Hopeless, Progress, Start, StepScope, Suspended, current
 from eventflow.errors import (
     Cancelled,
     CodecError,
-    DeterminismError,
     HistoryTooLongError,
-    UnreadableError,
-    WorkflowCancelledError,
-    WorkflowTimeoutError,
 )
 from eventflow.idempotency import parse_message_workflow_id
+from eventflow.interrupts import Interrupts, overdue
 from eventflow.journal import Entry, Journal, heralds
+from eventflow.outcomes import Outcomes
 from eventflow.records import FINAL, Rider
 from eventflow.registry import Spec
-from eventflow.replay import TOLD, Await, Branch, History
-from eventflow.runs import Claim, Life, Run, Scope
+from eventflow.replay import Await, Branch
+from eventflow.runs import Claim, Dropped, How, Life, Run, Scope
+from eventflow.suspects import Suspects
 from eventflow.swallowed import place_of
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads, give_up, works_for_a_pool
@@ -44,20 +42,17 @@ from eventflow.waits import Ask, Wait, Waits, life_of
 logger = logging.getLogger(__name__)
 
 _SLICE = 0.005  # seconds that one runner may hold the loop
-LONG_HISTORY = 2000  # operations recorded by one run of a workflow, which a warning says
+_LONG = 2000  # operations recorded by one run of a workflow, which a warning says; half of the limit, where it is low
 _CHILDREN = 1000  # workflows in memory, beyond which children are left to whoever has room
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
 _DETAILS_EVERY = 1.0  # seconds between two writes of what a step tells of its progress
 _SWALLOWS = 1000  # operations that one branch may try while it is to unwind
 _SHOWN = 100  # exceptions that are kept to tell where they were swallowed
-_ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
 
 
 _left: list[
     Any
 ] = []  # tasks of code that goes on whatever unwinds it: nobody awaits them, and they must not be collected
-
-How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
 
 
 class TransactionLanes(Protocol):
@@ -67,10 +62,6 @@ class TransactionLanes(Protocol):
 
     def put(self, runs: list[Run], *, alone: bool = False) -> None: ...
     def open(self, value: bool) -> None: ...
-
-
-class Dropped(BaseException):
-    """Unwinds a run whose attempt is over: what it does can no longer be recorded."""
 
 
 class _Follow:
@@ -111,7 +102,7 @@ class Executor:
         self.transactions: TransactionLanes
         self.waits = Waits(loop, ask, now=now, suspend_after=suspend_after, crowded=self.crowded)
         self.now = now
-        self._longest, self._long = longest, min(longest, LONG_HISTORY)
+        self._longest, self._long = longest, min(_LONG, longest // 2)
         self.application = application
         self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
         self.on_told: Callable[
@@ -123,7 +114,9 @@ class Executor:
         self.on_freed: Callable[[], None]  # one that came from a queue has left memory
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
-        self._draw = draw
+        self.outcomes = Outcomes(self, draw)
+        self.interrupts = Interrupts(self, self.outcomes, self.waits)
+        self._suspects = Suspects(self, self.outcomes)
         self._queue: deque[Run] = deque()
         self._runners = 0
         self._idle = 0
@@ -132,14 +125,10 @@ class Executor:
         self._posted: deque[Callable[[], None]] = deque()  # by other threads, for the loop
         self._woken = False
         self._started: deque[tuple[float, Run]] = deque()
-        self._timers: dict[Run, asyncio.TimerHandle] = {}
-        self._suspects: deque[Run] = deque()
         self._children = set[str]()  # whose rows are on their way to the ledger
         self._startable: dict[str, Spec] = {}  # what has been started as a child, by name
-        self._deadlines: dict[Run, asyncio.TimerHandle] = {}
-        self._alone: asyncio.Task[None] | None = None
         self._gate = False
-        self._stopping = False
+        self.stopping = False
         self._active = 0
         self._beginning: Run | None = (
             None  # it has not waited yet; what it records is handed over when it does, or ends
@@ -162,9 +151,9 @@ class Executor:
             life = run.life
             if life is not None and life.deadline is not None:
                 if life.deadline <= self.now():  # told before it begins: a short one would have ended by then
-                    life.interrupted = life.interrupted or _overdue(run)
+                    life.interrupted = life.interrupted or overdue(run)
                 else:
-                    self.loop.call_soon_threadsafe(self._watch_deadline, run, life.deadline)
+                    self.loop.call_soon_threadsafe(self.interrupts.watch, run, life.deadline)
         wary = [run for run in runs if run.wary]
         if wary:
             runs = [run for run in runs if not run.wary]  # before the loop sees them: it makes them unwary
@@ -177,7 +166,7 @@ class Executor:
                 if run.settled() or run.dropped:
                     transactional.append(run)
                 else:  # its effects would commit before what stands before it is known to be durable (R12)
-                    self._when_settled(run)
+                    self.when_settled(run)
             elif run.spec.is_async:
                 plain.append(run)
             else:
@@ -192,7 +181,7 @@ class Executor:
         if plain:
             self.on_loop(self._enqueue, plain)
 
-    def _when_settled(self, run: Run) -> None:
+    def when_settled(self, run: Run) -> None:
         """Launch it once everything recorded before, in it and in its scope, is durable."""
         once = threading.Lock()
 
@@ -238,16 +227,16 @@ class Executor:
             self.on_sleep(None if entry.wake_in is None else self.now() + entry.wake_in)
 
     def _enqueue(self, runs: list[Run]) -> None:
-        if self._stopping:
+        if self.stopping:
             for run in runs:
                 self.abandon(run)
             return
         self._queue.extend(runs)
-        self._spawn()
+        self.spawn()
 
-    def _spawn(self) -> None:
+    def spawn(self) -> None:
         """Make sure that a runner is on its way while there is something to run."""
-        if self._queue and not self._idle and not self._gate and not self._stopping:
+        if self._queue and not self._idle and not self._gate and not self.stopping:
             self._idle += 1
             task = self.loop.create_task(self._runner(), context=Context())  # not that of a workflow that just ended
             self._tasks.add(task)
@@ -260,7 +249,7 @@ class Executor:
         queue, clock = self._queue, self._clock
         self._idle -= 1
         until = clock() + _SLICE
-        while queue and not self._gate and not self._stopping:
+        while queue and not self._gate and not self.stopping:
             run = queue.popleft()
             if not run.may_begin():
                 self.abandon(run)
@@ -277,9 +266,9 @@ class Executor:
             else:
                 self._beginning = None
                 self.submit_fresh(run)
-                self._tell_late(run)
+                self.interrupts.tell_late(run)
                 self._started.append((clock(), run))
-                self._spawn()
+                self.spawn()
                 await _Follow(context, coroutine, future)
                 if task is not None and task.cancelling():
                     while task.uncancel():
@@ -311,10 +300,10 @@ class Executor:
                 result = await spec.function(*args, **kwargs)
             output = spec.result.encode(result)
         except BaseException as error:
-            self.failed(run, error)
+            self.outcomes.failed(run, error)
         else:
             crash_point("executor.before_finish")
-            self.finish(run, output, result)
+            self.outcomes.finish(run, output, result)
 
     # ---- sync runs ----
 
@@ -341,149 +330,13 @@ class Executor:
             output = spec.result.encode(result)
         except BaseException as error:
             with run.lock:
-                self.failed(run, error)
+                self.outcomes.failed(run, error)
         else:
             crash_point("executor.before_finish")
             with run.lock:
-                self.finish(run, output, result)
+                self.outcomes.finish(run, output, result)
 
-    # ---- outcomes ----
-
-    def finish(self, run: Run, output: str, result: Any) -> None:
-        """The workflow succeeded."""
-        if run.dropped or run.ended:
-            self.abandon(run)
-            return
-        life = run.life
-        if life is not None and life.suspending:
-            text = "%s returned although it is suspended: `Suspended` was swallowed at %s; let it pass"
-            logger.warning(text, run.workflow_id, place_of(life.raised))
-            self._suspend(run, life)
-            return
-        if life is not None and isinstance(life.interrupted, WorkflowTimeoutError):
-            self.fail(run, life.interrupted)  # whatever it still returned, its time was over
-            return
-        if self._stopping and run.spec.is_async:  # it caught its cancellation: nobody but the process was to end
-            self.release(run)
-            return
-        run.outcome = result
-        self._hand(run, Entry(run, run.history.take_last(), "succeeded", output=output), ended=True)
-
-    def failed(self, run: Run, error: BaseException) -> None:
-        """The function raised: retry by policy, park, release, or fail for good."""
-        if run.dropped or run.ended or isinstance(error, Dropped):
-            self.abandon(run)
-        elif run.life is not None and run.life.suspending:
-            self._suspend(run, run.life)
-        elif isinstance(error, asyncio.CancelledError | Suspended) and self._stopping:
-            self.release(run)
-        elif isinstance(error, asyncio.CancelledError | Cancelled) and run.life is not None and run.life.interrupted:
-            self._end_interrupted(run, run.life.interrupted)
-        elif isinstance(error, ContinuedAsNew):
-            self._continue(run, error.arguments)
-        elif _is_for_a_person(run, error):
-            self._park(run, str(error))
-        elif isinstance(error, Exception) and run.spec.retry.wants(error, run.retries + 1):
-            self._retry(run, error)
-        else:
-            self.fail(run, error)
-
-    def _end_interrupted(self, run: Run, why: BaseException) -> None:
-        if not isinstance(why, WorkflowCancelledError):
-            self.fail(run, why)
-            return
-        run.outcome = WorkflowCancelledError(f"{run.workflow_id!r} was {why}")
-        entry = Entry(run, run.history.take_last(), "cancelled", reason=str(why))
-        entry.failed_seq = _cut(run)
-        self._hand(run, entry, ended=True)
-
-    def fail(self, run: Run, error: BaseException) -> None:
-        """Keep it whole in the ledger as failed; what waits behind it goes on."""
-        level = logging.WARNING if run.claim is not None else logging.INFO
-        logger.log(level, "%s failed: %s: %s", run.workflow_id, type(error).__name__, error_line(error))
-        run.outcome = error
-        entry = Entry(run, run.history.take_last(), "failed", error=encode_error(error))
-        entry.failed_seq = min((at for at in (run.history.failed_at(error), _cut(run)) if at is not None), default=None)
-        self._hand(run, entry, ended=True)
-
-    def _park(self, run: Run, reason: str) -> None:
-        logger.error("%s is parked: %s", run.workflow_id, reason)
-        entry = Entry(run, run.history.take_last(), "parked", reason=reason, held=False)
-        self._hand(run, entry, ended=True)
-
-    def _suspend(self, run: Run, life: Life) -> None:
-        """It has unwound: its row says when to wake it, and by what; nobody holds it until then (R8a)."""
-        life.raised = ()  # which hold the frames that hold this
-        awaited: tuple[Await, ...] = life.seen
-        times = [one.until for one in awaited if one.until is not None]
-        if life.deadline is not None:
-            times.append(life.deadline)
-        watches = [
-            Rider("insert_watches", (source[1], source[2] if source[0] == "event" else "", run.workflow_id))
-            for one in awaited for source in one.sources if source[0] != "inbox"
-        ]  # fmt: skip
-        entry = Entry(run, run.history.take_last(), "waiting", held=False)
-        entry.wake_in = max(0.0, min(times) - self.now()) if times else None
-        if life.interrupted is not None and not life.told:
-            entry.wake_in = 0.0
-        entry.riders = watches or None
-        self._hand(run, entry, ended=True)
-
-    def release(self, run: Run) -> None:
-        """Let go of a run that has not ended, so that any process may go on with it at once (R8a)."""
-        if run.ended or run.dropped:
-            return
-        self._hand(run, Entry(run, run.history.take_last(), "queued", held=False), ended=True)
-
-    def _retry(self, run: Run, error: Exception) -> None:
-        """Drop the failure that ended it, and run it again after a while; others go on meanwhile."""
-        wait = run.spec.retry.wait(run.retries + 1, self._draw())
-        run.retries += 1
-        run.attempt += 1
-        run.begun = False
-        dropped = run.history.drop_failed(error)
-        if run.life is not None:
-            run.life.recall(run.history)
-        logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, error_line(error))
-        # Queued, not running: if the process dies meanwhile, it was not this one that killed it (R13).
-        entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait)
-        if dropped is not None:
-            entry.drop(*dropped)
-        self._hand(run, entry)
-        self.loop.call_soon_threadsafe(self._later, run, wait)
-
-    def _continue(self, run: Run, arguments: str) -> None:
-        """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
-        life = life_of(run)
-        if isinstance(life.interrupted, WorkflowTimeoutError):
-            self.fail(run, life.interrupted)
-            return
-        run.arguments, run.attempt, run.begun = arguments, run.attempt + 1, False
-        written = run.history.take_riders()
-        run.history = History()
-        entry = Entry(run, [], drop_from=0)
-        entry.arguments, entry.riders = arguments, [*written, Rider("settle_stream_items", (run.workflow_id,))]
-        if life.told:
-            entry.riders.append(Rider("settle_requests", (run.workflow_id,)))
-            life.begin_anew()
-        life.generation += 1
-        entry.generation = life.generation
-        self._hand(run, entry)
-        self._when_settled(run)
-
-    def _later(self, run: Run, wait: float) -> None:
-        if not self._stopping:
-            self._timers[run] = self.loop.call_later(wait, self._again, run)
-
-    def _again(self, run: Run) -> None:
-        self._timers.pop(run, None)
-        if run.dropped:
-            self.abandon(run)
-        elif not run.ended:
-            self._hand(run, Entry(run, [], changed=True))
-            self._when_settled(run)
-
-    def _hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
+    def hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
         run.submitted += 1
         if run.history.riders:
             entry.riders = [*(entry.riders or ()), *run.history.take_riders()]
@@ -518,8 +371,7 @@ class Executor:
 
     def _forget(self, run: Run) -> None:
         """It is ours no more; another run of the same message may have taken its place."""
-        if run in self._deadlines:
-            self.on_loop(self._deadlines.pop(run).cancel)
+        self.interrupts.unwatch(run)
         if self.runs.get(run.workflow_id) is run:
             del self.runs[run.workflow_id]
             if run.life is not None and run.life.queue is not None:
@@ -536,7 +388,7 @@ class Executor:
         """
         if run.dropped or run.ended or (attempt is not None and attempt != run.attempt):
             self._refuse(run, Dropped())
-        if (run.life is not None and run.life.suspending) or (self._stopping and run.spec.is_async):
+        if (run.life is not None and run.life.suspending) or (self.stopping and run.spec.is_async):
             self._refuse(run, Suspended())
         if run.history.seq >= self._long:
             self._check_length(run)
@@ -580,10 +432,10 @@ class Executor:
             text = f"its code swallows what unwinds it, again and again, at {place}: let `Suspended` pass"
             if run.ended or run.dropped or branch.attempt != run.attempt:
                 logger.error("%s: %s", run.workflow_id, text)  # a task that nobody awaits, or one that was terminated
-            elif self._stopping:
-                self.release(run)
+            elif self.stopping:
+                self.outcomes.release(run)
             else:
-                self._park(run, text)
+                self.outcomes.park(run, text)
             if run.life is not None:
                 run.life.raised = ()
         if on_loop or run.spec.is_async or not works_for_a_pool():
@@ -594,9 +446,9 @@ class Executor:
         give_up()
 
     def _check_length(self, run: Run) -> None:
-        if run.history.seq == LONG_HISTORY:
+        if run.history.seq == self._long:
             logger.warning("%s has recorded %d operations; each wake reads them all: see continue_as_new", run.workflow_id,
-                           LONG_HISTORY)  # fmt: skip
+                           self._long)  # fmt: skip
         if run.history.seq >= self._longest:
             raise HistoryTooLongError(f"it has recorded {run.history.seq} operations, the limit: use continue_as_new")
 
@@ -629,7 +481,7 @@ class Executor:
     def submit_fresh(self, run: Run) -> None:
         """Hand over what the run has recorded and not handed over yet."""
         if run.history.fresh and not run.ended and not run.dropped:
-            self._hand(run, Entry(run, run.history.take_fresh()))
+            self.hand(run, Entry(run, run.history.take_fresh()))
 
     async def barrier(self, run: Run) -> None:
         """Wait until everything recorded before, in this run and its scope, is durable.
@@ -710,133 +562,7 @@ class Executor:
             kept = run.history.keep_details(run.workflow_id, scope.position, scope.name, progress.details)
             entry = Entry(run, run.history.take_fresh())
             entry.riders = [kept]
-            self._hand(run, entry)
-
-    # ---- ending before the end ----
-
-    def _watch_deadline(self, run: Run, deadline: float) -> None:
-        self._deadlines[run] = self.loop.call_later(max(0.0, deadline - self.now()), self._overdue, run)
-
-    def _overdue(self, run: Run) -> None:
-        self._deadlines.pop(run, None)
-        if not run.ended and not run.dropped:
-            self.interrupt(run, _overdue(run))
-
-    def interrupt(self, run: Run, why: Exception) -> None:
-        """Have it end: its code is told once, where it acts next or waits, and may still clean up. On the loop."""
-        life = life_of(run)
-        if life.interrupted is not None:
-            return
-        life.interrupted = why
-        if run in self._timers:
-            self._timers.pop(run).cancel()
-            self._end_interrupted(run, why)
-        elif not run.spec.is_async:
-            if life.waits:
-                life.tell(run.history)
-                self.waits.end(run, Cancelled(str(why)))
-        elif run.begun and run.home is not None:
-            life.tell(run.history)
-            run.home.cancel()
-
-    def _tell_late(self, run: Run) -> None:
-        """It waits for the first time, and was to end before it began."""
-        if run.life is not None and run.life.interrupted is not None and not run.life.told:
-            run.life.tell(run.history)
-            run.home.cancel()
-
-    def terminate(self, run: Run, why: str) -> None:
-        """It is cancelled here and now: whatever its code still does is not recorded. On the loop."""
-        home = run.home
-        with run.lock:
-            if run.ended or run.dropped:
-                return
-            self._hand(run, Entry(run, [], "cancelled", reason=why), ended=True)
-        self.waits.end(run, Dropped())
-        if home is not None and run.begun:
-            home.cancel()
-
-    def request(self, workflow_id: str, kind: str, who: str, number: int) -> None:
-        """A person wants a workflow of this executor to end; each request has its number. On the loop."""
-        run = self.runs.get(workflow_id)
-        if run is None or run.ended or number <= life_of(run).heard:
-            return
-        life_of(run).heard = number
-        if kind == "terminate":
-            self.terminate(run, f"terminated by {who}")
-        else:
-            self.interrupt(run, WorkflowCancelledError(f"cancelled by {who}"))
-
-    def raise_if_interrupted(self, branch: Branch) -> None:
-        """In a sync run, before it acts or waits.
-
-        Raises:
-            Cancelled: it is to end; once on each branch.
-
-        """
-        life = branch.run.life
-        if life is not None and life.interrupted is not None and not branch.told:
-            if not life.told:
-                life.tell(branch.run.history)
-            raise Cancelled(str(life.interrupted))
-
-    def told(self, branch: Branch, position: str) -> None:
-        """An operation ends because the workflow is to end: recorded here, so that a replay is told here, and not elsewhere.
-
-        What it waited for may have come by then, and what it did may have been committed after all.
-        """
-        run, life = branch.run, branch.run.life
-        if (
-            life is None
-            or not life.told
-            or branch.told
-            or life.suspending
-            or self._stopping
-            or run.ended
-            or run.dropped
-        ):
-            return
-        branch.told = True
-        with run.lock:
-            run.history.note(f"{position}!", TOLD, life.why())
-
-    async def begin(self, branch: Branch, position: str) -> None:
-        """An operation begins: one at which a former attempt was told to end is told again, and does not act.
-
-        All branches stand where they were told, or are to begin, when the first of them is cancelled, as it was then.
-        """
-        run, life = branch.run, branch.run.life
-        branch.told = branch.told or life.told
-        if life.to_tell and (position in life.to_tell or run.history.at(position) is None):
-            if life.to_tell == {position}:
-                self.loop.call_soon(self._tell_again, run, life)
-            else:
-                life.to_tell.discard(position)
-            await self.wait(run, Await(None))
-
-    def _tell_again(self, run: Run, life: Life) -> None:
-        life.to_tell.clear()
-        run.home.cancel()
-
-    async def begin_either(self, branch: Branch, position: str) -> None:
-        """The same on the loop, where the operation may be that of a sync run, too."""
-        if not branch.run.spec.is_async:
-            self.begin_sync(branch, position)
-        elif branch.run.life is not None:
-            await self.begin(branch, position)
-
-    def begin_sync(self, branch: Branch, position: str) -> None:
-        """The same in a worker thread.
-
-        Raises:
-            Cancelled: it was told to end here.
-
-        """
-        life = branch.run.life
-        if life is not None and position in life.to_tell:
-            life.to_tell.discard(position)
-            branch.told = True
-            raise Cancelled(str(life.interrupted))
+            self.hand(run, entry)
 
     # ---- children ----
 
@@ -862,7 +588,7 @@ class Executor:
         self._children.discard(workflow_id)
         if executor != self.journal.executor:
             self.on_rows()
-        elif not self._stopping and not self.holds(workflow_id):
+        elif not self.stopping and not self.holds(workflow_id):
             child = Run(self._startable[name], workflow_id, self.application)
             child.arguments, child.executor, child.in_ledger = arguments, self, True
             child.life = Life(parent, deadline)
@@ -892,7 +618,7 @@ class Executor:
     def wait_sync(self, branch: Branch, awaited: Await) -> Any:
         """The same for a worker thread."""
         run: Run = branch.run
-        self.raise_if_interrupted(branch)
+        self.interrupts.raise_if_interrupted(branch)
         with run.lock:
             self.submit_fresh(run)
             run.acting -= 1
@@ -1046,7 +772,7 @@ class Executor:
 
     def _accept_slow(self) -> None:
         """Give a row of its own to whatever has been running for longer than the acceptance time."""
-        if self._stopping:
+        if self.stopping:
             return
         limit = self._clock() - self._accept_after
         started = self._started
@@ -1080,83 +806,45 @@ class Executor:
         """Write its row now, with what it has recorded."""
         with run.lock:
             if (run.submitted == 0 or run.history.fresh) and not run.ended and not run.dropped:
-                self._hand(run, Entry(run, run.history.take_fresh()))
+                self.hand(run, Entry(run, run.history.take_fresh()))
 
     def _accept_first(self, runs: list[Run]) -> None:
         """R13: these may have killed their last process; they get a row before they run."""
         for run in runs:
             run.wary = False
             run.waiters = [lambda r=run: self._launch([r])]
-            self._hand(run, Entry(run, []))
+            self.hand(run, Entry(run, []))
 
     # ---- what a dead peer left ----
 
     def adopt(self, runs: Iterable[Run], how: How) -> None:
         """Rows that this executor has claimed; recovered ones run alone, one by one (R13). On the loop's thread."""
+        suspects: list[Run] = []
         for run in runs:
             known = self.runs.get(run.workflow_id)
-            if self._stopping or (known is not None and not known.dropped and not known.ended):
+            if self.stopping or (known is not None and not known.dropped and not known.ended):
                 continue  # one that has ended let go of it, by a commit that this thread may not have been told of yet
             self.runs[run.workflow_id] = run
             run.executor = self
             if run.unreadable is not None:
-                self._park(run, f"what the ledger has of it cannot be read: {run.unreadable}")
+                self.outcomes.park(run, f"what the ledger has of it cannot be read: {run.unreadable}")
             elif how == "recovered":
-                self._suspects.append(run)
+                suspects.append(run)
             elif how == "woken":
                 self._launch([run])
             else:
                 run.attempt += 1
                 run.waiters = [lambda r=run: self._launch([r])]
-                self._hand(run, Entry(run, [], changed=True))
-        if self._suspects and (self._alone is None or self._alone.done()):
-            self._alone = self.loop.create_task(self._run_alone())
+                self.hand(run, Entry(run, [], changed=True))
+        self._suspects.add(suspects)
 
-    async def _run_alone(self) -> None:
-        try:
-            while self._suspects and not self._stopping:
-                began = self._clock()
-                await self._run_suspect(self._suspects.popleft())
-                self._open(True)  # for as long as it was closed: the others get half of the time
-                self._spawn()
-                await asyncio.sleep(self._clock() - began)
-        except Dropped:
-            pass
-        finally:
-            self._open(True)
-            self._spawn()
-
-    async def _run_suspect(self, run: Run) -> None:
-        if run.ended or run.dropped:
-            return
-        if run.recoveries >= run.spec.recoveries:
-            self._park(run, f"its process died while it ran, {_times(run.recoveries + 1)}")
-            return
-        self._open(False)
-        await self._silence(1.0)
-        if run.ended or run.dropped:
-            return  # it was terminated, or let go of, while it waited for its turn
-        run.attempt += 1
-        run.recoveries += 1
-        self._hand(run, Entry(run, [], changed=True))
-        try:
-            await self.barrier(run)
-        except Dropped:
-            return
-        logger.info("%s runs again after its process died (%d)", run.workflow_id, run.recoveries)
-        ended = self.loop.create_future()
-        alone = _ALONE * 2 ** (run.recoveries - 1)
-        self._start_alone(run)
-        self._poll_end(run, ended)
-        await asyncio.wait([ended], timeout=alone)
-
-    def _open(self, value: bool) -> None:
+    def open(self, value: bool) -> None:
         """Whether anything but a suspect may begin."""
         self._gate = not value
         self._threads.open(value)
         self.transactions.open(value)
 
-    def _start_alone(self, run: Run) -> None:
+    def start_alone(self, run: Run) -> None:
         if run.spec.consumer is not None and run.spec.consumer.transaction is not None:
             self.transactions.put([run], alone=True)
         elif run.spec.is_async:
@@ -1165,29 +853,20 @@ class Executor:
         else:
             self._threads.alone(run)
 
-    def _poll_end(self, run: Run, ended: "asyncio.Future[None]") -> None:
-        """It has ended, or waits for something from outside: that kills no process."""
-        waits = run.life is not None and run.life.waits and not run.acting
-        if run.ended or run.dropped or waits or self._stopping:
-            if not ended.done():
-                ended.set_result(None)
-        else:
-            self.loop.call_later(0.002, self._poll_end, run, ended)
-
     async def _run_by_itself(self, run: Run) -> None:
         context, coroutine = Context(), self._run(run, asyncio.current_task())
         self._active += 1
         run.driven = True
         try:
             future = context.run(coroutine.send, None)
-            self._tell_late(run)
+            self.interrupts.tell_late(run)
             await _Follow(context, coroutine, future)
         except StopIteration:
             pass
         finally:
             self._undriven(run)
 
-    async def _silence(self, timeout: float) -> None:
+    async def silence(self, timeout: float) -> None:
         """Wait until nothing runs, or for the time given."""
         until = self._clock() + timeout
         while (self._active or self._threads.active() or self.transactions.active) and self._clock() < until:
@@ -1223,31 +902,27 @@ class Executor:
 
     async def drain(self, left: Callable[[], bool]) -> None:
         """Let running work end while there is time `left`; then let go of the rest."""
-        for run, timer in list(self._timers.items()):
-            timer.cancel()
-            self.release(run)
-        self._timers.clear()
+        for run in self.outcomes.call_off_all():
+            self.outcomes.release(run)
         self.waits.suspend_all()
         while (self._active or self._threads.active()) and left():
             await asyncio.sleep(0.01)
-        self._stopping = True
+        self.stopping = True
         self._threads.stop()
-        for timer in self._timers.values():
-            timer.cancel()
+        self.outcomes.call_off_all()
         for task in list(self._tasks):
             task.cancel()  # what unwinds lets go of itself
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1.0)
         for run in list(self.runs.values()):
             if not run.begun and not _is_transactional(run):  # what runs on is let go of when this executor dies
-                self.release(run)
+                self.outcomes.release(run)
 
     def abort(self) -> None:
         """The incarnation is over: nothing that runs can be recorded any more. On the loop's thread."""
-        self._stopping = True
+        self.stopping = True
         self._tick.cancel()
-        for timer in self._timers.values():
-            timer.cancel()
+        self.outcomes.call_off_all()
         for run in [*self.runs.values(), *self._in_threads]:
             run.dropped = True
             if run.future is not None:
@@ -1266,29 +941,9 @@ def _abandon_task(task: Any) -> None:
         asyncio.tasks._unregister_task(task)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
-def _overdue(run: Run) -> WorkflowTimeoutError:
-    return WorkflowTimeoutError(f"{run.workflow_id!r} did not end in the time that it had")
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
-
-
 def _is_transactional(run: Run) -> bool:
     consumer = run.spec.consumer
     return consumer is not None and consumer.transaction is not None
-
-
-def _is_for_a_person(run: Run, error: BaseException) -> bool:
-    """Whether it is to be parked: another attempt, here and now, would come to the same."""
-    if isinstance(error, UnreadableError):
-        return run.history.failed_at(error) is None  # else a step has read something elsewhere, and failed
-    return isinstance(error, DeterminismError | HistoryTooLongError)
-
-
-def _cut(run: Run) -> int | None:
-    """From which checkpoint on it recorded what it did because it was told to end."""
-    return None if run.life is None else run.life.cut
 
 
 def message_of(run: Run) -> Any:

@@ -23,14 +23,14 @@ from eventflow.database import Connection, Database
 from eventflow.dispatcher import Dispatcher
 from eventflow.elsewhere import Elsewhere
 from eventflow.errors import UnavailableError, UnreadableError, WorkflowExistsError
-from eventflow.executor import Executor, How
+from eventflow.executor import Executor
 from eventflow.journal import Identity, Journal, Lane, rider_statements
 from eventflow.payloads import unread
 from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec, TransactionSpec
-from eventflow.runs import Claim, Life, Run
+from eventflow.runs import Claim, How, Life, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
 
@@ -177,7 +177,7 @@ class Incarnation:
                 pass
 
     def _request(self, workflow_id: str, kind: str, who: str, number: int) -> None:
-        self._loop.call_soon_threadsafe(self.executor.request, workflow_id, kind, who, number)
+        self._loop.call_soon_threadsafe(self.executor.interrupts.request, workflow_id, kind, who, number)
 
     def requested(self) -> None:
         """A person of this process has asked for something."""

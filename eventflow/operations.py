@@ -98,7 +98,7 @@ async def operate(what: str, make: Callable[[Branch, str], Operation[R]]) -> R:
     outcome: Any = None
     try:
         if run.life is not None:
-            await executor.begin(branch, position)
+            await executor.interrupts.begin(branch, position)
         while True:
             effect = operation.send(outcome)
             outcome = None
@@ -109,7 +109,7 @@ async def operate(what: str, make: Callable[[Branch, str], Operation[R]]) -> R:
     except StopIteration as stop:
         return stop.value
     except asyncio.CancelledError:
-        executor.told(branch, position)
+        executor.interrupts.told(branch, position)
         raise
     finally:
         executor.recorded(run)
@@ -132,7 +132,7 @@ def operate_sync(what: str, instead: str, make: Callable[[Branch, str], Operatio
     outcome: Any = None
     try:
         if run.life is not None:
-            executor.begin_sync(branch, position)
+            executor.interrupts.begin_sync(branch, position)
         while True:
             effect = operation.send(outcome)
             outcome = None
@@ -143,7 +143,7 @@ def operate_sync(what: str, instead: str, make: Callable[[Branch, str], Operatio
     except StopIteration as stop:
         return stop.value
     except Cancelled:
-        executor.told(branch, position)
+        executor.interrupts.told(branch, position)
         raise
     finally:
         executor.recorded(run)

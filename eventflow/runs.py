@@ -11,13 +11,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from eventflow.codec import decode_error, encode_error
 from eventflow.errors import UnreadableError
 from eventflow.idempotency import operation_key
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
+
+How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
 
 _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
 
@@ -58,6 +60,10 @@ Early = dict[int, tuple[Fingerprint, ...]]  # by offset
 def fingerprint(timestamp: int, key: bytes | None, value: bytes | None) -> Fingerprint:
     """What tells a message from another one at the same offset."""
     return timestamp, key if key is None else sha256(key).digest(), value if value is None else sha256(value).digest()
+
+
+class Dropped(BaseException):
+    """Unwinds a run whose attempt is over: what it does can no longer be recorded."""
 
 
 class Scope:

@@ -80,7 +80,7 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
     acting = False
     try:
         if run.life is not None:
-            await executor.begin(branch, position)
+            await executor.interrupts.begin(branch, position)
         while True:
             effect = send(outcome)
             send, outcome = procedure.send, None
@@ -113,7 +113,7 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
     except StopIteration as stop:
         return stop.value
     except asyncio.CancelledError:
-        executor.told(branch, position)
+        executor.interrupts.told(branch, position)
         raise
     finally:
         run.acting -= acting
@@ -145,7 +145,7 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     acting = False
     try:
         if run.life is not None:
-            executor.begin_sync(branch, position)
+            executor.interrupts.begin_sync(branch, position)
         while True:
             with run.lock:
                 effect = send(outcome)
@@ -156,7 +156,7 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
             if type(effect) is Await:
                 executor.wait_sync(branch, effect)
             elif effect is CALL:
-                executor.raise_if_interrupted(branch)
+                executor.interrupts.raise_if_interrupted(branch)
                 attempt = scope if limit is None else scope.attempt()
                 token = current.set(attempt)
                 try:
@@ -181,7 +181,7 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     except StopIteration as stop:
         return stop.value
     except Cancelled:
-        executor.told(branch, position)
+        executor.interrupts.told(branch, position)
         raise
     finally:
         with run.lock:

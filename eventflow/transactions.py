@@ -24,7 +24,7 @@ from eventflow.codec import decode_error, encode_error
 from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
 from eventflow.errors import Cancelled, FencedError, HistoryTooLongError, UnavailableError
-from eventflow.executor import Dropped, Executor, message_of
+from eventflow.executor import Executor, message_of
 from eventflow.journal import (
     Entry,
     Lane,
@@ -39,7 +39,7 @@ from eventflow.ports import Ask, AsyncPort, Condition, Port, Protocol, RolledBac
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
-from eventflow.runs import Claim, Run
+from eventflow.runs import Claim, Dropped, Run
 from eventflow.seats import AsyncSeat, Member, Place, Places, Seat, tell
 from eventflow.telemetry import crash_point
 
@@ -287,7 +287,7 @@ class Transactions:
         if failure is None:
             return
         if len(runs) == 1:
-            self._executor.failed(runs[0], failure.error)
+            self._executor.outcomes.failed(runs[0], failure.error)
             return
         rest = [r for r in runs if not r.dropped and not r.ended]
         if failure.verdict == "user":
@@ -355,7 +355,7 @@ class Transactions:
         self._executor.settled([entry.run for entry in done])
         self._executor.tell(rider for entry in done if entry.riders for rider in entry.riders)
         for run, error in failed:
-            self._executor.failed(run, error)
+            self._executor.outcomes.failed(run, error)
 
     def _run_all(self, runs: list[Run], failed: list[tuple[Run, BaseException]], *, savepoints: bool) -> Protocol:
         entries: list[Entry] = []
@@ -440,17 +440,17 @@ class Transactions:
             return self._on_a_lane_sync(spec, None, "", args, kwargs)
         executor, position = self._executor, self._position(branch)
         try:
-            executor.begin_sync(branch, position)
+            executor.interrupts.begin_sync(branch, position)
             recorded = recorded_at(position, spec, branch)
             if recorded is not None:
                 return spec.result.decode(recorded.output or "null")
-            executor.raise_if_interrupted(branch)
+            executor.interrupts.raise_if_interrupted(branch)
             with acting(branch.run):
                 executor.accept(branch.run)
                 executor.barrier_sync(branch.run)
                 return self._on_a_lane_sync(spec, branch, position, args, kwargs)
         except Cancelled:
-            executor.told(branch, position)
+            executor.interrupts.told(branch, position)
             raise
 
     def _on_a_lane_sync(
@@ -465,18 +465,18 @@ class Transactions:
             return await self._on_a_lane(spec, None, "", args, kwargs)
         executor, position = self._executor, self._position(branch)
         try:
-            await executor.begin_either(branch, position)
+            await executor.interrupts.begin_either(branch, position)
             recorded = recorded_at(position, spec, branch)
             if recorded is not None:
                 return spec.result.decode(recorded.output or "null")
             if not branch.run.spec.is_async:
-                executor.raise_if_interrupted(branch)
+                executor.interrupts.raise_if_interrupted(branch)
             with acting(branch.run):
                 executor.accept(branch.run)
                 await executor.barrier(branch.run)
                 return await self._on_a_lane(spec, branch, position, args, kwargs)
         except (asyncio.CancelledError, Cancelled):
-            executor.told(branch, position)
+            executor.interrupts.told(branch, position)
             raise
 
     async def _on_a_lane(

@@ -97,7 +97,9 @@ async def takes_its_time(connection: "psycopg.AsyncConnection[Any]") -> None:
     await connection.execute("select 1")
     app: Any = slot.runtime
     executor = app._incarnation.executor
-    executor.interrupt(executor.runs[durable.workflow_id()], WorkflowCancelledError("cancelled by its own transaction"))
+    executor.interrupts.interrupt(
+        executor.runs[durable.workflow_id()], WorkflowCancelledError("cancelled by its own transaction")
+    )
 
 
 @both

@@ -60,10 +60,7 @@ def short(app: App) -> Iterator[App]:
     app.up()
 
 
-def test_a_history_has_a_warning_and_a_limit(
-    short: App, colour: Colour, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("eventflow.executor.LONG_HISTORY", 50)
+def test_a_history_has_a_warning_and_a_limit(short: App, colour: Colour, caplog: pytest.LogCaptureFixture) -> None:
     warned = "has recorded 50 operations; each wake reads them all: see continue_as_new"
     assert short.run(counts, colour, 40, 1000) == 40
     assert warned not in caplog.text

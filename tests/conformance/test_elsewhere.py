@@ -517,7 +517,7 @@ def test_a_limit_that_is_reached_meanwhile_is_no_failure_of_its(
     incarnation = cast("Application", slot.runtime)._incarnation
     assert incarnation is not None
     with monkeypatch.context() as patched:
-        patched.setattr("eventflow.executor.LONG_HISTORY", 1)
+        patched.setattr(incarnation.executor, "_long", 1)
         patched.setattr(incarnation.executor, "_longest", 1)
         handle = app.start(once, colour, elsewhere)
         with pytest.raises(WorkflowParkedError, match="the limit"):

@@ -17,14 +17,13 @@ from eventflow import Retry
 from eventflow.context import slot
 from eventflow.database import Database
 from eventflow.errors import FencedError, NotRunningError
-from eventflow.executor import Dropped
 from eventflow.incarnation import Incarnation
 from eventflow.journal import Entry, Identity, Lane
 from eventflow.migrations import migrate
 from eventflow.ports import AsyncPort, Port, adrive, drive
 from eventflow.recovery import Lease, birth
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
-from eventflow.runs import Claim, Run
+from eventflow.runs import Claim, Dropped, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
 from tests.fakes import new_executor, new_lease

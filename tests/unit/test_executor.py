@@ -9,10 +9,9 @@ import pytest
 
 import eventflow
 from eventflow.errors import DeterminismError
-from eventflow.executor import Dropped
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Run, Scope
+from eventflow.runs import Claim, Dropped, Run, Scope
 from tests.fakes import new_executor
 
 
@@ -76,7 +75,7 @@ def test_a_transaction_waits_until_the_failure_before_it_in_its_scope_is_durable
         first, second = transactional(claim, 0), transactional(claim, 1)
         executor.dispatch([first, second])
         assert launched == [first]
-        executor.failed(first, ValueError("for good"))
+        executor.outcomes.failed(first, ValueError("for good"))
         assert launched == [first], "the failure is not durable yet"
         executor.durable(journal.entries)
         assert launched == [first, second]
@@ -93,7 +92,7 @@ def test_a_dropped_end_takes_no_more_room() -> None:
         claim = ordered_claim()
         run = transactional(claim, 0)
         executor.dispatch([run])
-        executor.failed(run, ValueError("for good"))
+        executor.outcomes.failed(run, ValueError("for good"))
         executor.dropped(journal.entries)
         executor.dropped(journal.entries)
         assert claim.finished == 1
@@ -112,7 +111,7 @@ def test_a_parked_message_holds_its_scope_until_it_is_decided_on() -> None:
         claim = ordered_claim()
         first, second = transactional(claim, 0), transactional(claim, 1)
         executor.dispatch([first, second])
-        executor.failed(first, DeterminismError("other code"))
+        executor.outcomes.failed(first, DeterminismError("other code"))
         executor.durable(journal.entries)
         assert lanes.launched == [first]
         assert claim.scope is not None
@@ -277,7 +276,7 @@ async def test_no_message_begins_before_those_in_line_while_the_one_before_them_
 
     executor.dispatch([first, second])
     executor.unblock = overtaken
-    executor.finish(first, "null", None)
+    executor.outcomes.finish(first, "null", None)
     assert launched == [first, second]
     executor.abort()
 

@@ -141,6 +141,7 @@ class Ends:
     loop = None
 
     def __init__(self) -> None:
+        self.outcomes = self
         self.done: list[Run] = []
         self.failures: list[BaseException] = []
 

@@ -219,8 +219,8 @@ async def test_a_retry_does_not_outlive_the_drain() -> None:
         go.set()
         await draining
         assert [(e.status, e.held) for e in at.submitted] == [("queued", True), ("queued", False)]
-        assert [timer.cancelled() for timer in at.executor._timers.values()] == [True]
-        at.executor._again(run)  # as a timer that came first would
+        assert at.executor.outcomes.call_off_all() == []
+        at.executor.outcomes._again(run)  # as a timer that came first would
         await until(run.over, "its release is durable")
         assert len(at.submitted) == 2
         assert not run.dropped
@@ -238,7 +238,7 @@ async def test_what_unwinds_after_its_release_does_not_take_it_back() -> None:
         run = at.message(handler_spec(handler))
         at.executor.dispatch([run])
         await began.wait()
-        at.executor.release(run)
+        at.executor.outcomes.release(run)
         go.set()
         await until(lambda: not at.executor._active, "it unwinds")
         at.lane.free.set()
@@ -349,7 +349,7 @@ async def test_a_suspect_that_is_ended_while_it_waits_for_its_turn_is_left_alone
         rows = [at.row(handler_spec(suspect), n) for n in range(3)]
         at.executor.adopt(rows, "recovered")
         await until(lambda: len(ran) == 1, "the first one runs alone")
-        at.executor.terminate(rows[1], "terminated by the test")
+        at.executor.interrupts.terminate(rows[1], "terminated by the test")
         submitted = rows[1].submitted
         await until(lambda: not at.executor._gate and len(ran) == 2 and not at.executor.runs, "all is over")
         assert rows[1].submitted == submitted

@@ -1,0 +1,170 @@
+"""Having a workflow end before its function does: cancelled by a person, terminated, or out of time.
+
+Its code is told once, where it acts next or waits, and that place is recorded: a replay is told there, and nowhere else.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from eventflow.errors import Cancelled, WorkflowCancelledError, WorkflowTimeoutError
+from eventflow.journal import Entry
+from eventflow.outcomes import Outcomes
+from eventflow.replay import TOLD, Await, Branch
+from eventflow.runs import Dropped, Life, Run
+from eventflow.waits import Waits, life_of
+
+
+class Desk(Protocol):
+    """What the executor does for it."""
+
+    loop: asyncio.AbstractEventLoop
+    stopping: bool
+    runs: dict[str, Run]
+
+    def now(self) -> float: ...
+    def hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None: ...
+    def on_loop(self, function: Callable[..., None], *args: Any) -> None: ...
+    async def wait(self, run: Run, awaited: Await) -> Any: ...
+
+
+class Interrupts:
+    """Those of one executor's runs."""
+
+    def __init__(self, desk: Desk, outcomes: Outcomes, waits: Waits) -> None:
+        self._desk, self._outcomes, self._waits = desk, outcomes, waits
+        self._deadlines: dict[Run, asyncio.TimerHandle] = {}
+
+    def watch(self, run: Run, deadline: float) -> None:
+        """Have it end when its time is over. On the loop."""
+        self._deadlines[run] = self._desk.loop.call_later(max(0.0, deadline - self._desk.now()), self._overdue, run)
+
+    def unwatch(self, run: Run) -> None:
+        """It has ended. From any thread."""
+        if run in self._deadlines:
+            self._desk.on_loop(self._deadlines.pop(run).cancel)
+
+    def _overdue(self, run: Run) -> None:
+        self._deadlines.pop(run, None)
+        if not run.ended and not run.dropped:
+            self.interrupt(run, overdue(run))
+
+    def interrupt(self, run: Run, why: Exception) -> None:
+        """Have it end: its code is told once, where it acts next or waits, and may still clean up. On the loop."""
+        life = life_of(run)
+        if life.interrupted is not None:
+            return
+        life.interrupted = why
+        if self._outcomes.call_off(run):
+            self._outcomes.interrupted(run, why)
+        elif not run.spec.is_async:
+            if life.waits:
+                life.tell(run.history)
+                self._waits.end(run, Cancelled(str(why)))
+        elif run.begun and run.home is not None:
+            life.tell(run.history)
+            run.home.cancel()
+
+    def tell_late(self, run: Run) -> None:
+        """It waits for the first time, and was to end before it began."""
+        if run.life is not None and run.life.interrupted is not None and not run.life.told:
+            run.life.tell(run.history)
+            run.home.cancel()
+
+    def terminate(self, run: Run, why: str) -> None:
+        """It is cancelled here and now: whatever its code still does is not recorded. On the loop."""
+        home = run.home
+        with run.lock:
+            if run.ended or run.dropped:
+                return
+            self._desk.hand(run, Entry(run, [], "cancelled", reason=why), ended=True)
+        self._waits.end(run, Dropped())
+        if home is not None and run.begun:
+            home.cancel()
+
+    def request(self, workflow_id: str, kind: str, who: str, number: int) -> None:
+        """A person wants a workflow of this executor to end; each request has its number. On the loop."""
+        run = self._desk.runs.get(workflow_id)
+        if run is None or run.ended or number <= life_of(run).heard:
+            return
+        life_of(run).heard = number
+        if kind == "terminate":
+            self.terminate(run, f"terminated by {who}")
+        else:
+            self.interrupt(run, WorkflowCancelledError(f"cancelled by {who}"))
+
+    def raise_if_interrupted(self, branch: Branch) -> None:
+        """In a sync run, before it acts or waits.
+
+        Raises:
+            Cancelled: it is to end; once on each branch.
+
+        """
+        life = branch.run.life
+        if life is not None and life.interrupted is not None and not branch.told:
+            if not life.told:
+                life.tell(branch.run.history)
+            raise Cancelled(str(life.interrupted))
+
+    def told(self, branch: Branch, position: str) -> None:
+        """An operation ends because the workflow is to end: recorded here, so that a replay is told here, and not elsewhere.
+
+        What it waited for may have come by then, and what it did may have been committed after all.
+        """
+        run, life = branch.run, branch.run.life
+        if (
+            life is None
+            or not life.told
+            or branch.told
+            or life.suspending
+            or self._desk.stopping
+            or run.ended
+            or run.dropped
+        ):
+            return
+        branch.told = True
+        with run.lock:
+            run.history.note(f"{position}!", TOLD, life.why())
+
+    async def begin(self, branch: Branch, position: str) -> None:
+        """An operation begins: one at which a former attempt was told to end is told again, and does not act.
+
+        All branches stand where they were told, or are to begin, when the first of them is cancelled, as it was then.
+        """
+        run, life = branch.run, branch.run.life
+        branch.told = branch.told or life.told
+        if life.to_tell and (position in life.to_tell or run.history.at(position) is None):
+            if life.to_tell == {position}:
+                self._desk.loop.call_soon(self._tell_again, run, life)
+            else:
+                life.to_tell.discard(position)
+            await self._desk.wait(run, Await(None))
+
+    def _tell_again(self, run: Run, life: Life) -> None:
+        life.to_tell.clear()
+        run.home.cancel()
+
+    async def begin_either(self, branch: Branch, position: str) -> None:
+        """The same on the loop, where the operation may be that of a sync run, too."""
+        if not branch.run.spec.is_async:
+            self.begin_sync(branch, position)
+        elif branch.run.life is not None:
+            await self.begin(branch, position)
+
+    def begin_sync(self, branch: Branch, position: str) -> None:
+        """The same in a worker thread.
+
+        Raises:
+            Cancelled: it was told to end here.
+
+        """
+        life = branch.run.life
+        if life is not None and position in life.to_tell:
+            life.to_tell.discard(position)
+            branch.told = True
+            raise Cancelled(str(life.interrupted))
+
+
+def overdue(run: Run) -> WorkflowTimeoutError:
+    """What a workflow is told whose time is over."""
+    return WorkflowTimeoutError(f"{run.workflow_id!r} did not end in the time that it had")
