@@ -31,7 +31,7 @@ RIGHTS = {
     "claims": ("select", "insert", "update"),
     "deltas": ("select", "insert", "delete"),
     "workflows": ("select", "insert", "update", "delete"),
-    "checkpoints": ("select", "insert", "delete"),
+    "checkpoints": ("select", "insert", "update", "delete"),
     "incidents": ("select", "insert", "update"),
     "messages": ("select", "insert", "update", "delete"),
     "events": ("select", "insert", "update", "delete"),

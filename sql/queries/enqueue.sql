@@ -25,6 +25,7 @@ with begun as materialized (
   returning w.place, w.created_at
 ), others as materialized (
   select * from sent where not exists (select from added where added.place = sent.place)
+   order by n -- whoever came later pushes back whoever came before: `place` is called in this order
 )
 select s.n, s.id, true as added, s.name, 'queued' as status, null as arguments, a.created_at
   from added a join sent s on s.place = a.place

@@ -217,6 +217,7 @@ class Settled:
     """An executor that keeps what it is told of."""
 
     def __init__(self) -> None:
+        self.outcomes = self
         self.done, self.wrong = list[Run](), list[BaseException]()
 
     def tell(self, riders: Any) -> None:
