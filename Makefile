@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OTHERS := 3.12 3.13
-# Most tests wait for processes: two at a time, each pair's half with services of its own. What measures time runs alone.
-WORKERS ?= 2
+# Most tests wait for processes: three at a time, each third with services of its own. What measures time runs alone.
+WORKERS ?= 3
 SHARD ?= 1/1
 TOGETHER := -n $(WORKERS) --dist worksteal
 

@@ -62,6 +62,7 @@ def test_a_killer_is_parked_and_its_neighbours_are_not(world: World, kind: str) 
         assert world.sql('select count(*), count(distinct (partition, "offset")) from effects') == [(199, 199)]
 
 
+@pytest.mark.long
 def test_two_killers_among_many_with_the_default_recoveries(world: World) -> None:
     world.create_topic(2)
     for n in range(300):

@@ -21,7 +21,7 @@ def finish(world: World) -> None:
     world.check_no_incidents()
 
 
-@pytest.mark.parametrize("how", ["kill", "mixed"])
+@pytest.mark.parametrize("how", [pytest.param("kill", marks=pytest.mark.long), "mixed"])
 def test_three_workers_join_and_leave_every_second(world: World, how: str) -> None:
     world.create_topic(4)
     chance = random.Random(how)
