@@ -111,12 +111,12 @@ class Places:
     def crowded(self, spec: TransactionSpec) -> bool:
         """Whether the next in line would share its transaction."""
         with self._lock:
-            return self._first() is spec
+            return self._first() == spec
 
     def pass_on(self, place: Place, spec: TransactionSpec) -> bool:
         """Hand it to the next in line, in the midst of its transaction; whether there was one for it."""
         with self._lock:
-            if self._first() is not spec:
+            if self._first() != spec:
                 return False
             self._waiting.popleft()[1].set_result(place)
             return True
