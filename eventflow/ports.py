@@ -7,14 +7,18 @@ protocol's generator on one. When the transaction commits is not for user code t
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from datetime import date, datetime
+from decimal import Decimal
 from inspect import isawaitable
 from typing import Any, Literal, cast
+from uuid import UUID
 
 import psycopg
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, inspect
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
+from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from eventflow.context import runtime
 from eventflow.database import Database, Sent
@@ -30,13 +34,20 @@ class RolledBackError(EventflowError):
 
 
 Mode = Literal["alone", "grouped", "savepoint"]
-Condition = Literal["whole", "failed", "broken"]  # a statement failed on it; it is gone, by whomever's doing
+# A statement failed on it; no transaction is open on it any more; it is gone, by whomever's doing.
+Condition = Literal["whole", "failed", "over", "broken"]
+
+
+_CONDITIONS: dict[int, Condition] = {
+    psycopg.pq.TransactionStatus.INERROR: "failed",
+    psycopg.pq.TransactionStatus.IDLE: "over",
+}
 
 
 def _condition(raw: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None") -> Condition:
     if raw is None or raw.closed or raw.broken:
         return "broken"
-    return "failed" if raw.info.transaction_status == psycopg.pq.TransactionStatus.INERROR else "whole"
+    return _CONDITIONS.get(raw.info.transaction_status, "whole")
 
 
 class _MessageSession(Session):
@@ -52,6 +63,30 @@ def _add_first(session: _MessageSession, *_: Any) -> None:
     session.additions.flush()
 
 
+_PLAIN = {type(None), bool, int, float, str, bytes, UUID, Decimal, date, datetime}
+_EVENTS = "before_insert", "after_insert", "before_update", "after_update"
+
+
+def _is_known(default: Any) -> bool:
+    """Whether a default does not depend on whose call it is: no function of the user's."""
+    function = getattr(default, "__wrapped__", default)
+    return getattr(function, "__self__", None) is datetime or function.__module__ in {"builtins", "uuid"}
+
+
+@functools.cache
+def _has_user_code(kind: type) -> bool:
+    """Whether sending a new one calls the user's functions: they look at their own call's variables and workflow."""
+    mapper = cast("Any", inspect(kind))
+    columns: list[Any] = [column for table in mapper.tables for column in table.columns]
+    defaults = [column.default for column in columns if column.default is not None]
+    return (
+        any(getattr(mapper.dispatch, name) for name in _EVENTS)
+        or any(isinstance(column.type, TypeDecorator | UserDefinedType) for column in columns)
+        or any(default.is_callable and not _is_known(default.arg) for default in defaults)
+        or mapper.version_id_col is not None
+    )
+
+
 class _Additions:
     """What the messages of a group have only added: new objects of one class, whose handlers read and changed nothing.
 
@@ -63,11 +98,15 @@ class _Additions:
         self._session = Session(bind=bind, join_transaction_mode="rollback_only")
         self._kind: type | None = None
 
-    def take(self, session: _MessageSession) -> bool:
-        """Take over what this Session has added, if that is all that it did."""
-        if session.began or session.deleted or session.identity_map:
+    def take(self, session: _MessageSession, result: object) -> bool:
+        """Take over what this Session has added, if that is all that it did, and it is the same when it is sent later."""
+        if session.began or session.deleted or session.identity_map or type(result) not in _PLAIN:
+            return False  # the result may be, or hold, an object that gets its key when it is sent
+        if session.dispatch.before_flush or session.dispatch.after_flush:
             return False
         added: list[object] = list(session.new)
+        if any(_has_user_code(type(one)) for one in added):
+            return False
         kinds = {type(one) for one in added}
         if len(kinds) > 1 or (self._kind is not None and kinds - {self._kind}):
             return False  # classes may depend on each other in ways that only the order of the messages tells
@@ -192,7 +231,7 @@ class Port:
             session.additions = self._additions
             try:
                 result = call(session)
-                if not (mode == "grouped" and self._additions.take(session)):
+                if not (mode == "grouped" and self._additions.take(session, result)):
                     session.flush()
                 if mode == "savepoint":
                     session.commit()
@@ -301,7 +340,7 @@ class AsyncPort:
             inner.additions = self._additions
             try:
                 result = await call(session)
-                if not (mode == "grouped" and self._additions.take(inner)):
+                if not (mode == "grouped" and self._additions.take(inner, result)):
                     await session.flush()
                 if mode == "savepoint":
                     await session.commit()

@@ -82,16 +82,17 @@ class ConsumerSpec:
 class TransactionSpec:
     """A `@transaction`: the function, what it wants as its connection, and how and where it commits.
 
-    `database` is the name of another one than the ledger's.
+    `database` is the name of another one than the ledger's. Equal are those that may share a commit: a call's own name and
+    policy are not part of it.
     """
 
-    name: str
+    name: str = field(compare=False)
     function: Callable[..., Any]
     is_async: bool
     flavour: Literal["session", "async session", "connection", "async connection"]
     leading: int
     isolation: Isolation | None
-    retry: Retry
+    retry: Retry = field(compare=False)
     database: str | None = None
 
     @functools.cached_property

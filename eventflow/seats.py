@@ -21,9 +21,20 @@ from eventflow.runs import Run
 
 SHARED = 50  # calls in one transaction at most
 _BRIEF = 0.02  # seconds that it has been open, after which nobody else comes in
-_PATIENCE = b"select set_config('lock_timeout', '2s', true) where current_setting('lock_timeout') = '0'"
+# Before others come in: what they find by then, a mark that goes if a statement of theirs ends the transaction, and how long
+# they wait for a lock.
+_OPEN = b"""select current_setting('transaction_isolation'), set_config('eventflow.shared', '1', true),
+               case when current_setting('lock_timeout') = '0' then set_config('lock_timeout', '2s', true) end"""
+STILL_OPEN: tuple[bytes, dict[str, Any]] = (
+    b"select 1 / (coalesce(current_setting('eventflow.shared', true), '') = '1')::int", {},
+)  # fmt: skip
 
 Told = asyncio.Future[Any] | Future[Any]
+
+
+def _is_open(answer: list[Any]) -> bool:
+    """The function may have chosen its isolation by a statement."""
+    return bool(answer[0][0] == "read committed")
 
 
 class Member:
@@ -99,12 +110,13 @@ class Places:
 
     def crowded(self, spec: TransactionSpec) -> bool:
         """Whether the next in line would share its transaction."""
-        return self._waiting[0][0] is spec if self._waiting else False
+        with self._lock:
+            return self._first() == spec
 
     def pass_on(self, place: Place, spec: TransactionSpec) -> bool:
         """Hand it to the next in line, in the midst of its transaction; whether there was one for it."""
         with self._lock:
-            if self._first() is not spec:
+            if self._first() != spec:
                 return False
             self._waiting.popleft()[1].set_result(place)
             return True
@@ -165,9 +177,9 @@ class Seat(_Seat):
         taken = self._places.take(share, self._future)
         self.place = taken if isinstance(taken, Place) else taken.result()
 
-    def bear_locks(self) -> None:
-        """What waits for a lock for long waits alone: others' work is in the transaction, too."""
-        self.execute(_PATIENCE)
+    def open_to_others(self) -> bool:
+        """What waits for a lock for long is to wait alone. Whether each statement still sees all that is committed by then."""
+        return _is_open(self.execute(_OPEN))
 
     def outcome(self, member: Member) -> bool:
         """Whether it was committed."""
@@ -205,9 +217,9 @@ class AsyncSeat(_Seat):
             raise self._cancelled
         return await self.__getattr__("user")(*args)
 
-    async def bear_locks(self) -> None:
-        """What waits for a lock for long waits alone: others' work is in the transaction, too."""
-        await self.execute(_PATIENCE)
+    async def open_to_others(self) -> bool:
+        """The same."""
+        return _is_open(await self.execute(_OPEN))
 
     def outcome(self, member: Member) -> Told:
         """Whether it was committed."""

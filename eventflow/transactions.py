@@ -40,7 +40,7 @@ from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
 from eventflow.runs import Claim, Dropped, Run
-from eventflow.seats import AsyncSeat, Member, Place, Places, Seat, tell
+from eventflow.seats import STILL_OPEN, AsyncSeat, Member, Place, Places, Seat, tell
 from eventflow.telemetry import crash_point
 
 logger = logging.getLogger(__name__)
@@ -367,6 +367,7 @@ class Transactions:
                     yield ("execute", b"savepoint eventflow_message")
                 scope = StepScope(Branch(run, None), "1.1", spec.name, kind="transaction")
                 result = yield ("user", spec, _call_handler(run, spec, scope), mode)
+                yield from still_there()  # before the next one's effects are committed by themselves
                 output = spec.result.encode(result)
                 if savepoints:
                     yield ("execute", b"savepoint eventflow_check")
@@ -382,7 +383,6 @@ class Transactions:
                 entries.append(Entry(run, [], "succeeded", output=output))
                 entries[-1].riders = list(scope.riders) or None
         yield ("flush",)
-        yield from still_there()
         return entries
 
     def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
@@ -538,6 +538,8 @@ class Transactions:
     def _step_once(self, seat: Seat | AsyncSeat, call: "_Call") -> Protocol:
         """One attempt, until it is known what it came to: alone, or with others in one transaction."""
         while True:
+            if call.tries:
+                self._executor.check(call.branch.run, call.branch.attempt)  # it may have been told to end meanwhile
             call.tries += 1
             call.phase, call.member = "begin", None
             yield ("take", call.share)
@@ -581,8 +583,8 @@ class Transactions:
         call.member = seat.member(branch.run, call.checkpoint, call.riders)
         if call.share is not None and place.has_room() and seat.crowded():
             if len(place.members) == 1:
-                yield ("bear_locks",)
-            if seat.pass_on():
+                place.shares = yield ("open_to_others",)
+            if place.shares and seat.pass_on():
                 committed = yield ("outcome", call.member)
                 if not committed:
                     call.share = None
@@ -642,8 +644,8 @@ class Transactions:
         return spec
 
     def _step_statements(self, lane: Lane, members: list[Member]) -> list[Any]:
+        riders = [rider for member in members for rider in member.riders]  # as the functions ran
         members = sorted(members, key=lambda member: member.run.workflow_id)
-        riders = [rider for member in members for rider in member.riders]
         ids = sorted({member.run.workflow_id for member in members})
         held: list[Statement] = [("hold_workflows", {"executor": lane.executor, "ids": ids})]
         if any(rider.query == "insert_stream_items" for rider in riders):
@@ -656,7 +658,8 @@ class Transactions:
             ("insert_checkpoints", checkpoint_params([(m.run.workflow_id, m.checkpoint) for m in members])),
             *rider_statements(riders),
         ]  # fmt: skip
-        return [self._database.statement(name, values) for name, values in guarded]
+        statements = [self._database.statement(name, values) for name, values in guarded]
+        return [STILL_OPEN, *statements] if len(members) > 1 else statements
 
     def _read_result(self, lane: Lane, call: "_Call") -> Protocol:
         """What it came to, as it is recorded."""
@@ -755,8 +758,11 @@ def _stands_already(error: BaseException) -> bool:
 
 def still_there() -> Protocol:
     """User code that has closed its connection has failed, although it returned."""
-    if (yield ("condition",)) == "broken":
+    condition = yield ("condition",)
+    if condition == "broken":
         raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
+    if condition == "over":
+        raise RolledBackError("a statement of user code ended the transaction, which commits by itself")
 
 
 def _note(run: Run, checkpoint: Checkpoint) -> None:

@@ -1,14 +1,17 @@
 -- Put workflows in line, each once: where an id or deduplication id is taken nothing changes, and who has it is told (R4: others may
 -- hold these, so never in the hot flush). The usual ones (in line at once, nothing but their id may be another's) are inserted
--- together; the others, and those whose id was taken, are `place`'s one by one, which knows what to refuse. Column `place` is the
--- statement's moment plus which of its rows it is: each row takes more than a microsecond, so a later statement's are greater.
+-- together, up to the first that is not; the rest, and those whose id was taken, are `place`'s one by one, which knows what to
+-- refuse: so places, locks and ids go in the order given. Column `place` is the statement's moment plus which of its rows it is:
+-- each row takes more than a microsecond, so a later one's is greater.
 with begun as materialized (
   select eventflow.moment() as at, set_config('synchronous_commit', 'on', true) as durable
 ), sent as materialized (
   select t.*, begun.at + t.n as place,
-         t.wait is null and t.until is null and t.deduplication_id is null and t.settle is null and t.settle_limit is null
-         and t.name is not null and length(coalesce(t.key, '')) <= 500 and coalesce(t.timeout, 0) between 0 and 31557600000
-         and (t.queue = 'default' or (t.application, t.queue) in (select application, name from eventflow.queues)) as usual
+         bool_and(coalesce(
+           t.wait is null and t.until is null and t.deduplication_id is null and t.settle is null and t.settle_limit is null
+           and t.name is not null and length(coalesce(t.key, '')) <= 500 and coalesce(t.timeout, 0) between 0 and 31557600000
+           and (t.queue = 'default' or (t.application, t.queue) in (select application, name from eventflow.queues)),
+           false)) over (order by t.n) as usual
     from begun cross join unnest(
       %(id)b::text[], %(name)b::text[], %(application)b::text[], %(queue)b::text[], %(arguments)b::text[], %(key)b::text[],
       %(priority)b::int[], %(wait)b::float8[], %(until)b::float8[], %(deduplication_id)b::text[], %(settle)b::float8[],

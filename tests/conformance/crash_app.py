@@ -255,3 +255,33 @@ def mends(do: Do) -> Body[str]:
     value = yield do.recv(str, timeout=60)
     yield do.run_step(effect, value)
     return value
+
+
+_EFFECT = 'insert into public.effects ("group", note, pid) values (%s, %s, %s)'
+
+
+@eventflow.transaction
+def counted(connection: "psycopg.Connection[Any]", note: str) -> int:
+    """Its number among all, in a row that each of them changes."""
+    [(n,)] = connection.execute("update public.counter set n = n + 1 returning n").fetchall()
+    connection.execute(_EFFECT, [durable.workflow_id(), f"{note}: {n}", os.getpid()])
+    return n
+
+
+@eventflow.transaction
+async def counted_async(connection: "psycopg.AsyncConnection[Any]", note: str) -> int:
+    [(n,)] = await (await connection.execute("update public.counter set n = n + 1 returning n")).fetchall()
+    await connection.execute(_EFFECT, [durable.workflow_id(), f"{note}: {n}", os.getpid()])
+    return n
+
+
+def _counts(do: Do, step: Any, note: str) -> Body[int]:
+    return (yield do.run_step(step, note))
+
+
+@both
+def shares(do: Do, count: int) -> Body[list[int]]:
+    """So many at once, and as many after them, who wait for a lane together with other workflows'."""
+    step = counted_async if do.colour == "async" else counted
+    first = yield do.gather(*(_counts(do, step, f"first {n}") for n in range(count)))
+    return first + (yield do.gather(*(_counts(do, step, f"then {n}") for n in range(count))))

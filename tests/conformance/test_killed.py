@@ -152,6 +152,36 @@ def test_killed_around_the_record_of_what_a_step_starts(world: World, point: str
 
 
 @pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("point", ["before_guard", "before_commit", "after_commit"])
+def test_killed_while_many_share_a_transaction(world: World, point: str, seed: int) -> None:
+    """Each effect is there once, in the commit of its record, and each result is what its effect says."""
+    colour = COLOURS[seed % 2]
+    world.sql("create table public.counter (n int)")
+    world.sql("insert into public.counter values (0)")
+    for n in range(4):
+        insert(world, f"shares {colour}", f"{colour} {n}", [8])
+    one_lane = SOON | {"EVENTFLOW_TRANSACTION_LANES": "1"}
+    count = pick(seed, point, "shared", choices=range(1, 3))
+    victim = world.start(APP, crash=f"transactions.{point}:{count}", **one_lane)
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    world.start(APP, **one_lane)
+    done = "select count(*) from eventflow.workflows where status = 'succeeded'"
+    world.wait(lambda: world.one(done) == 4, "all have succeeded", 30)
+    effects = world.sql("""select "group", split_part(note, ': ', 2), xmin::text from effects""")
+    recorded = "select workflow_id, output, xmin::text from eventflow.checkpoints where name like '%counted%'"
+    assert sorted(effects) == sorted(world.sql(recorded))
+    assert sorted(int(n) for _, n, _ in effects) == list(range(1, 65))
+    words = ["first", "then"]
+    for workflow_id, output in world.sql("select id, output from eventflow.workflows"):
+        notes = world.sql('select note from effects where "group" = %s', workflow_id)
+        wanted = [f"{words[at // 8]} {at % 8}: {n}" for at, n in enumerate(json.loads(output))]
+        assert sorted(note for (note,) in notes) == sorted(wanted)
+    assert len({commit for _, _, commit in effects}) < 32, "many share a commit"
+
+    assert world.sql("select kind, subject, detail from eventflow.incidents") == []
+
+
+@pytest.mark.parametrize("seed", seeds())
 def test_two_workers_one_of_which_dies(world: World, seed: int) -> None:
     """All scenarios at once; what the dead one had put to sleep needs no takeover."""
     point = pick(seed, "two", choices=["journal.before_commit", "journal.after_commit", "recovery.after_claim_woken"])

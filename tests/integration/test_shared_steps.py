@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 import eventflow
+from eventflow import durable
 from eventflow.migrations import migrate
 from eventflow.settings import Settings
 
@@ -85,6 +86,11 @@ async def booked(kind: str, n: int, troubled: bool) -> int:
         return -1
 
 
+@eventflow.workflow(name="sharing, by run_step")
+async def run(kind: str, n: int, troubled: bool) -> int:
+    return await durable.run_step(STEPS[kind], n, troubled, name=f"number {n}", retries=1)
+
+
 @eventflow.workflow(name="sharing, sync")
 def booked_sync(kind: str, n: int, troubled: bool) -> int:
     return STEPS[kind](n, troubled)
@@ -128,6 +134,15 @@ def test_those_that_wait_for_a_lane_share_a_commit(url: str, kind: str) -> None:
     assert notes == list(range(COUNT))
     assert commits < COUNT / 2
     assert sorted(ran) == list(range(COUNT))
+
+
+def test_those_that_run_step_calls_share_a_commit_whatever_their_names(url: str) -> None:
+    async def main() -> list[int]:
+        async with eventflow.running(Settings(database_url=url, transaction_lanes=1), consumers=False):
+            return await asyncio.gather(*(run("async connection", n, False) for n in range(COUNT)))
+
+    assert asyncio.run(main()) == list(range(COUNT))
+    assert noted(url)[1] < COUNT / 2
 
 
 @pytest.mark.parametrize("default", [False, True])
