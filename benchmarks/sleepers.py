@@ -48,7 +48,9 @@ async def measured(url: str, count: int, rate: int, colour: str) -> dict[str, An
     figures: dict[str, Any] = {"colour": colour, "sleepers": count, "rate": rate}
     async with eventflow.running(Settings(database_url=url, suspend_after=2.0), consumers=False):
         figures["idle MB"] = round(resident())
-        lead = 20 + count / 2000  # seconds for starting them all
+        lead = 20 + count / (
+            2000 if colour == "async" else 600
+        )  # seconds for starting them all, and for each to fall asleep
         begin, began = datetime.now(UTC) + timedelta(seconds=lead), time.monotonic()
         limit = asyncio.Semaphore(500)
 

@@ -23,6 +23,7 @@ Ask = Callable[[Source, Callable[[Rows], None]], None]  # `Reader.ask`
 _LOOK_EVERY = 0.25  # seconds; what another process did is seen after so long at the latest
 _SOON = 0.005  # seconds until an inbox is read again whose receipts are on their way to the ledger
 _STILL = 0.05  # seconds for which a run has to stand still before it may leave memory
+_ROOM = 0.01  # seconds between two looks at who gives his thread back, while others wait for one
 
 
 class Wait:
@@ -56,7 +57,9 @@ class Waits:
         self._suspend_after, self._crowded = suspend_after, crowded
         self._sources: dict[Source, set[Wait]] = {}
         self._runs: set[Run] = set()
+        self._in_threads: set[Run] = set()  # those of them that hold threads
         self._ticking: asyncio.TimerHandle | None = None
+        self._making_room: asyncio.TimerHandle | None = None
         self._looked = 0.0
         self._leaving = False
 
@@ -73,6 +76,8 @@ class Waits:
         life.waits[wait] = wait.awaited
         life.seen = None
         self._runs.add(wait.run)
+        if not wait.run.spec.is_async:
+            self._in_threads.add(wait.run)
         until = wait.awaited.until
         if until is not None:
             wait.timer = self._loop.call_later(max(0.0, until - self._now()), self._expired, wait)
@@ -164,6 +169,7 @@ class Waits:
             life.waits.pop(wait, None)
             if not life.waits:
                 self._runs.discard(wait.run)
+                self._in_threads.discard(wait.run)
 
     # ---- leaving memory ----
 
@@ -177,20 +183,32 @@ class Waits:
             for source, waits in list(self._sources.items()):
                 for wait in waits:
                     self._look(wait, source)
-        crowded = self._crowded()
         for run in list(self._runs):
             life = run.life
-            if life is not None and self._may_leave(run, life, crowded=crowded):
+            if life is not None and self._may_leave(run, life):
                 self.suspend(run)
+        if self._in_threads and self._making_room is None:
+            self._make_room()
         self._ticking = self._loop.call_later(_STILL, self._tick)
 
-    def _may_leave(self, run: Run, life: Life, *, crowded: bool) -> bool:
+    def _make_room(self) -> None:
+        """While work waits for a thread, whoever only waits in one leaves at once: all that he does is counted in `acting`."""
+        self._making_room = None
+        if not self._crowded():
+            return
+        for run in list(self._in_threads):
+            if not run.acting and not life_of(run).suspending and run.settled():
+                self.suspend(run)
+        if self._in_threads:
+            self._making_room = self._loop.call_later(_ROOM, self._make_room)
+
+    def _may_leave(self, run: Run, life: Life) -> bool:
         """Whether it stands still in its waits, and will for long enough."""
         stands = (run.history.seq, len(life.waits), run.acting)
         if stands != life.seen or run.acting or life.suspending or not run.settled():
             life.seen = stands
             return False
-        if self._leaving or (crowded and not run.spec.is_async):
+        if self._leaving:
             return True
         worth = self._suspend_after if run.spec.is_async else min(self._suspend_after, 1.0)
         return all(w.until is None or w.until - self._now() > worth for w in life.waits.values())
@@ -211,8 +229,9 @@ class Waits:
 
     def stop(self, what: BaseException) -> None:
         """The incarnation is over: end every wait."""
-        if self._ticking is not None:
-            self._ticking.cancel()
+        for timer in (self._ticking, self._making_room):
+            if timer is not None:
+                timer.cancel()
         for run in list(self._runs):
             self.end(run, what)
 
