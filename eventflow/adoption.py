@@ -9,7 +9,7 @@ from eventflow.payloads import unread
 from eventflow.records import Checkpoint
 from eventflow.registry import Spec
 from eventflow.replay import History
-from eventflow.runs import How, Life, Run
+from eventflow.runs import How, Life, Request, Run
 
 Row = tuple[Any, ...]
 
@@ -25,7 +25,7 @@ class Adoption:
         specs: Mapping[str, Spec],
         *,
         adopt: Callable[[list[Run], How], None],
-        request: Callable[[str, str, str, int], None],
+        request: Callable[[list[Request]], None],
     ) -> None:
         self._database, self._executor, self._application, self._specs = database, executor, application, specs
         self._adopt, self._request = adopt, request
@@ -46,8 +46,9 @@ class Adoption:
 
     def read_requests(self, connection: Connection) -> None:
         """See to what people ask of this executor's workflows."""
-        for row in self._database.run(connection, "own_requests", {"executor": self._executor}):
-            self._request(*row)
+        rows: list[Request] = self._database.run(connection, "own_requests", {"executor": self._executor})
+        if rows:
+            self._request(rows)
 
     def _run_of(self, row: Row, recorded: dict[str, Checkpoint] | None) -> Run:
         run = Run(self._specs[row[1]], row[0], self._application)

@@ -30,7 +30,7 @@ from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec, TransactionSpec
-from eventflow.runs import Claim, How, Life, Run
+from eventflow.runs import Claim, How, Life, Request, Run
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
 
@@ -176,8 +176,8 @@ class Incarnation:
             while not seen.wait(0.5) and not self._stopped.is_set():
                 pass
 
-    def _request(self, workflow_id: str, kind: str, who: str, number: int) -> None:
-        self._loop.call_soon_threadsafe(self.executor.interrupts.request, workflow_id, kind, who, number)
+    def _request(self, requests: list[Request]) -> None:
+        self._loop.call_soon_threadsafe(self.executor.interrupts.request, requests)
 
     def requested(self) -> None:
         """A person of this process has asked for something."""

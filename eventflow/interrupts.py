@@ -11,7 +11,7 @@ from eventflow.errors import Cancelled, WorkflowCancelledError, WorkflowTimeoutE
 from eventflow.journal import Entry
 from eventflow.outcomes import Outcomes
 from eventflow.replay import TOLD, Await, Branch
-from eventflow.runs import Dropped, Life, Run
+from eventflow.runs import Dropped, Life, Request, Run
 from eventflow.waits import Waits, life_of
 
 
@@ -82,8 +82,27 @@ class Interrupts:
         if home is not None and run.begun:
             home.cancel()
 
-    def request(self, workflow_id: str, kind: str, who: str, number: int) -> None:
-        """A person wants a workflow of this executor to end; each request has its number. On the loop."""
+    def request(self, requests: list[Request]) -> None:
+        """People want workflows of this executor to end; each request has its number. On the loop.
+
+        Parents are told first, all in one turn of the loop: else one would see that its child was cancelled, and fail.
+        """
+        asked = {workflow_id for workflow_id, *_ in requests}
+        for one in sorted(requests, key=lambda one: self._depth(one[0], asked)):
+            self._request(*one)
+
+    def _depth(self, workflow_id: str, asked: set[str]) -> int:
+        """How many of those asked it descends from."""
+        depth, above = 0, self._parent(workflow_id)
+        while above in asked and depth < len(asked):
+            depth, above = depth + 1, self._parent(above)
+        return depth
+
+    def _parent(self, workflow_id: str | None) -> str | None:
+        run = self._desk.runs.get(workflow_id or "")
+        return None if run is None or run.life is None else run.life.parent
+
+    def _request(self, workflow_id: str, kind: str, who: str, number: int) -> None:
         run = self._desk.runs.get(workflow_id)
         if run is None or run.ended or number <= life_of(run).heard:
             return

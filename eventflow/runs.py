@@ -20,6 +20,7 @@ from eventflow.registry import Spec
 from eventflow.replay import Await, History
 
 How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
+Request = tuple[str, str, str, int]  # that a workflow ends: its id, "cancel" or "terminate", who wants it, the number
 
 _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
 

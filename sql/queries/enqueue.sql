@@ -1,8 +1,7 @@
 -- Put workflows in line, each once: where an id or deduplication id is taken nothing changes, and who has it is told (R4: others may
--- hold these, so never in the hot flush). The usual ones (in line at once, nothing but their id may be another's) are inserted
--- together, up to the first that is not; the rest, and those whose id was taken, are `place`'s one by one, which knows what to
--- refuse: so places, locks and ids go in the order given. Column `place` is the statement's moment plus which of its rows it is:
--- each row takes more than a microsecond, so a later one's is greater.
+-- hold these, so never in the hot flush). The usual ones, up to the first that has a delay or another's id, are inserted together; the
+-- rest, and those whose id was taken, are `place`'s one by one: so places, locks and ids go in the order given. Column `place` is the
+-- statement's moment plus which of its rows it is: each row takes more than a microsecond, so a later one's is greater.
 with begun as materialized (
   select eventflow.moment() as at, set_config('synchronous_commit', 'on', true) as durable
 ), sent as materialized (

@@ -48,7 +48,7 @@ async def notes(session: AsyncSession, n: int) -> None:
     session.add(Note(n=n))
 
 
-@eventflow.workflow
+@eventflow.workflow(name="noting for a tenant")
 async def noting(n: int) -> None:
     tenant.set(f"tenant {n}")
     await notes(n)
