@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("eventflow", "sql", "tests", "examples", "pyproject.toml", "requirements")
 FOLDER = ROOT / ".eventflow" / "long-run"
-_START = "EVENTFLOW_LONG_RUN_START"  # how much of the file counts: set by the run's first process, for its workers
+_START = "LONG_RUN_START"  # how much of the file counts when the run begins, for its workers; no setting of eventflow's
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
