@@ -137,7 +137,7 @@ def finish(world: World, **settings: Any) -> None:
     world.wait(lambda: world.completed("begins") == world.completed("books") == 2, "the messages have been handled")
     world.wait(lambda: world.unfinished() == 0, "all have ended")
     failed = "select count(*) from eventflow.workflows where status = 'failed' and name in ('refuses', 'secret_app.breaks async', 'secret_app.breaks sync')"
-    assert world.one(failed) == 4
+    world.wait(lambda: world.one(failed) == 4, "both messages are refused, and both children have failed")
     assert world.sql("select kind, subject, detail from eventflow.incidents") == []
 
 
