@@ -30,8 +30,8 @@ class Adoption:
         self._database, self._executor, self._application, self._specs = database, executor, application, specs
         self._adopt, self._request = adopt, request
 
-    def adopt(self, connection: Connection, rows: list[Row], how: How | None = None) -> None:
-        """Run these rows, which the ledger says this executor holds; `how`: None for what a row's status says."""
+    def adopt(self, connection: Connection, rows: list[Row], *, begun: How = "recovered") -> None:
+        """Run these rows, which the ledger says this executor holds; `begun`: how those have come that are `running` there."""
         found = self._database.run(connection, "read_checkpoints", {"ids": [row[0] for row in rows]}, afresh=True)
         recorded: dict[str, dict[str, Checkpoint]] = {}
         for workflow_id, *fields in found:
@@ -39,7 +39,8 @@ class Adoption:
             recorded.setdefault(workflow_id, {})[checkpoint.position] = checkpoint
         by_how: dict[How, list[Run]] = {}
         for row in rows:
-            by_how.setdefault(how or _how(row), []).append(self._run_of(row, recorded.get(row[0])))
+            how: How = begun if row[2] == "running" else "queued"
+            by_how.setdefault(how, []).append(self._run_of(row, recorded.get(row[0])))
         for kind, runs in by_how.items():
             self._adopt(runs, kind)
         self.read_requests(connection)  # of what was taken, too: in the ledger it is this executor's by now
@@ -67,7 +68,3 @@ class Adoption:
             run.life = run.life or Life()
             run.life.recall(run.history)
         return run
-
-
-def _how(row: Row) -> How:
-    return "recovered" if row[2] == "running" else "queued"

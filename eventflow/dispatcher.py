@@ -286,7 +286,7 @@ class Dispatcher:
             crash_point("dispatcher.after_claim")
             rows.sort(key=itemgetter(18))
             self._threaded[queue] = any(not self._specs[row[1]].is_async for row in rows)
-            self._adoption.adopt(connection, [row[:17] for row in rows], "woken")
+            self._adoption.adopt(connection, [row[:17] for row in rows], begun="woken")
             self._adopted()
         return bool(asks) and queue in self._lines
 

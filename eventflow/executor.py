@@ -20,11 +20,7 @@ from contextvars import Context
 from typing import Any, Literal, NoReturn, Protocol
 
 from eventflow.context import Hopeless, Progress, Start, StepScope, Suspended, current
-from eventflow.errors import (
-    Cancelled,
-    CodecError,
-    HistoryTooLongError,
-)
+from eventflow.errors import Cancelled, CodecError, HistoryTooLongError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.interrupts import Interrupts, overdue
 from eventflow.journal import Entry, Journal, heralds
@@ -50,9 +46,8 @@ _SWALLOWS = 1000  # operations that one branch may try while it is to unwind
 _SHOWN = 100  # exceptions that are kept to tell where they were swallowed
 
 
-_left: list[
-    Any
-] = []  # tasks of code that goes on whatever unwinds it: nobody awaits them, and they must not be collected
+# Tasks of code that goes on whatever unwinds it: nobody awaits them, and they must not be collected.
+_left: list[Any] = []
 
 
 class TransactionLanes(Protocol):

@@ -9,21 +9,17 @@ from typing import Any, Protocol
 
 from eventflow.errors import Cancelled, WorkflowCancelledError, WorkflowTimeoutError
 from eventflow.journal import Entry
-from eventflow.outcomes import Outcomes
+from eventflow.outcomes import Desk, Outcomes
 from eventflow.replay import TOLD, Await, Branch
 from eventflow.runs import Dropped, Life, Request, Run
 from eventflow.waits import Waits, life_of
 
 
-class Desk(Protocol):
+class RunsDesk(Desk, Protocol):
     """What the executor does for it."""
 
-    loop: asyncio.AbstractEventLoop
-    stopping: bool
     runs: dict[str, Run]
 
-    def now(self) -> float: ...
-    def hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None: ...
     def on_loop(self, function: Callable[..., None], *args: Any) -> None: ...
     async def wait(self, run: Run, awaited: Await) -> Any: ...
 
@@ -31,7 +27,7 @@ class Desk(Protocol):
 class Interrupts:
     """Those of one executor's runs."""
 
-    def __init__(self, desk: Desk, outcomes: Outcomes, waits: Waits) -> None:
+    def __init__(self, desk: RunsDesk, outcomes: Outcomes, waits: Waits) -> None:
         self._desk, self._outcomes, self._waits = desk, outcomes, waits
         self._deadlines: dict[Run, asyncio.TimerHandle] = {}
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Desk(Protocol):
-    """What the executor does with an outcome."""
+    """What the executor does for those who see to how its runs end."""
 
     loop: asyncio.AbstractEventLoop
     stopping: bool

@@ -407,7 +407,7 @@ class Lease:
                 crash_point("recovery.after_claim_woken")
             else:
                 crash_point("recovery.after_claim_rows")
-            self._adoption.adopt(connection, rows, "woken" if query == "claim_woken" else None)
+            self._adoption.adopt(connection, rows, begun="woken" if query == "claim_woken" else "recovered")
         return len(rows) >= limit
 
     def _reconcile(self, connection: Connection) -> None:
@@ -424,6 +424,6 @@ class Lease:
         rows = [row for row in strays if row[0] in again and not self._running(row[0])]
         if rows:
             logger.warning("%d rows carried our id and were not running", len(rows))
-            begun = [row for row in rows if row[2] == "running"]
-            self._adoption.adopt(connection, begun, "woken")  # an answer was lost, and no process: charged to nobody
-            self._adoption.adopt(connection, [row for row in rows if row[2] != "running"])
+            self._adoption.adopt(
+                connection, rows, begun="woken"
+            )  # an answer was lost, and no process: charged to nobody

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from eventflow.codec import decode_error, encode_error
 from eventflow.errors import UnreadableError
-from eventflow.idempotency import operation_key
+from eventflow.idempotency import child_workflow_id, operation_key
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
 
@@ -346,7 +346,14 @@ class Run:
 
     def key_of(self, position: str) -> str:
         """What tells an operation of this workflow from all others, in any process."""
-        return operation_key(self.workflow_id, position, 0 if self.life is None else self.life.generation)
+        return operation_key(self.workflow_id, position, self._generation())
+
+    def child_id(self, position: str) -> str:
+        """The id of a workflow that it starts there under none of its own."""
+        return child_workflow_id(self.workflow_id, position, self._generation())
+
+    def _generation(self) -> int:
+        return 0 if self.life is None else self.life.generation
 
     def may_begin(self) -> bool:
         """Whether its function may be called: not where the attempt is over, nor, unaccepted, once its claim is revoked."""

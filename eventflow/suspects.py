@@ -11,7 +11,7 @@ from collections import deque
 from typing import Protocol
 
 from eventflow.journal import Entry
-from eventflow.outcomes import Outcomes
+from eventflow.outcomes import Desk, Outcomes
 from eventflow.runs import Dropped, Run
 
 logger = logging.getLogger(__name__)
@@ -19,16 +19,12 @@ logger = logging.getLogger(__name__)
 _ALONE = 1.0  # seconds that a suspect runs alone, doubled with each recovery
 
 
-class Desk(Protocol):
+class GateDesk(Desk, Protocol):
     """What the executor does for it."""
-
-    loop: asyncio.AbstractEventLoop
-    stopping: bool
 
     def open(self, value: bool) -> None: ...
     def spawn(self) -> None: ...
     async def silence(self, timeout: float) -> None: ...
-    def hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None: ...
     async def barrier(self, run: Run) -> None: ...
     def start_alone(self, run: Run) -> None: ...
 
@@ -36,7 +32,7 @@ class Desk(Protocol):
 class Suspects:
     """Those that one executor has taken over."""
 
-    def __init__(self, desk: Desk, outcomes: Outcomes) -> None:
+    def __init__(self, desk: GateDesk, outcomes: Outcomes) -> None:
         self._desk, self._outcomes = desk, outcomes
         self._waiting: deque[Run] = deque()
         self._task: asyncio.Task[None] | None = None

@@ -477,9 +477,7 @@ class Client:
         self, database_url: str | None = None, *, schema: str = "eventflow", application: str | None = None,
         payload_codec: PayloadCodec | None = None,
     ) -> None:  # fmt: skip
-        self._client = AsyncClient(
-            database_url, schema=schema, application=application, payload_codec=payload_codec
-        )  # fmt: skip
+        self._client = AsyncClient(database_url, schema=schema, application=application, payload_codec=payload_codec)
 
     @classmethod
     def here(cls) -> Self:

@@ -26,7 +26,7 @@ from eventflow.errors import (
     WorkflowParkedError,
     WorkflowTimeoutError,
 )
-from eventflow.idempotency import check_workflow_id, child_workflow_id
+from eventflow.idempotency import check_workflow_id
 from eventflow.operations import branch_for, emit, note
 from eventflow.queues import Order
 from eventflow.records import Rider
@@ -243,7 +243,7 @@ def start(asked: Start) -> Callable[[Branch, str], str]:
 
     def record(branch: Branch, position: str) -> str:
         run, name = branch.run, f"start {asked.spec.name}"
-        workflow_id = child_workflow_id(run.workflow_id, position, 0 if run.life is None else run.life.generation)
+        workflow_id = run.child_id(position)
         if run.history.find(position, name) is None:
             rider = run.executor.child(child_of(branch, asked), workflow_id, again=run.attempt > 1)
             run.history.note(position, name, json.dumps(workflow_id), rider)
@@ -262,7 +262,7 @@ def start_with_step(asked: Start) -> str:
         rider = asked.rider(workflow_id, app.application, app.now(), None)
     else:
         place = f"{here.position}.{len(here.riders) + 1}"
-        workflow_id = child_workflow_id(run.workflow_id, place, 0 if run.life is None else run.life.generation)
+        workflow_id = run.child_id(place)
         again = run.attempt > 1 or here.kind == "elsewhere"  # who commits it may be another executor than this one
         asked = child_of(here.branch, asked)
         rider = run.executor.child_with_step(asked, workflow_id, again=again, beside=len(here.riders))
@@ -302,9 +302,8 @@ def enqueue(order: Order) -> str:
 def order_of(run: Any, position: str, order: Order) -> Order:
     """The same, of this parent: with an id derived from both where none is given; over with the parent, at the latest."""
     life = run.life
-    derived = child_workflow_id(run.workflow_id, position, 0 if life is None else life.generation)
     return dataclasses.replace(
-        order, workflow_id=order.workflow_id if order.given else derived, parent=run.workflow_id,
+        order, workflow_id=order.workflow_id if order.given else run.child_id(position), parent=run.workflow_id,
         deadline=None if life is None else life.deadline,
     )  # fmt: skip
 
