@@ -49,6 +49,7 @@ from eventflow.records import Rider
 from eventflow.recovery import birth
 from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
 from eventflow.runs import Run, new_id
+from eventflow.schema_registry import connect
 from eventflow.settings import Settings, load_settings
 from eventflow.telemetry import seldom
 from eventflow.threads import Threads
@@ -147,6 +148,8 @@ class App:
         """Everything that can be wrong before anything starts."""
         for spec in self._specs.values():
             spec.check()
+        for consumer in self._consumers:
+            connect(consumer.foreign, self._settings, consumer.spec.name)
         for transaction in self._declared.transactions.values():
             transaction.check(self._databases)
         if self._consumers and not self._settings.kafka_bootstrap_servers:

@@ -33,6 +33,7 @@ BATCH = 1000
 _FOLD_EVERY = 5.0
 _ASK_SCOPES_EVERY = 0.05
 _PAUSE_AFTER = 1.0
+_LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
 
 
@@ -73,6 +74,9 @@ class Intake:
         self._paused: set[Key] = set()
         self._skipped: set[Claim] = set()  # of these, messages that found no room were thrown away
         self._fallen: set[Claim] = set()  # whose leader epoch fell, and whose topic's id was asked since
+        self._prepare = spec.spec.reader.prepare if spec.foreign and spec.spec.reader.prepares else None
+        self._waits_until = 0.0  # for what reading messages needs; nothing is taken meanwhile
+        self._refused = 0  # times in a row
         self._full_since: float | None = None
         self._folded_at = self._asked_at = 0.0
         self._brokers = Brokers(
@@ -181,6 +185,9 @@ class Intake:
             self._serve()
             return
         self._tend()
+        if time.monotonic() < self._waits_until:
+            self._serve()
+            return
         room = self._bound - self.claims.in_flight()
         if room <= 0:
             self._full()
@@ -309,6 +316,10 @@ class Intake:
                 continue
             if claim.early and self._handled_early(claim, message):
                 continue
+            if self._prepare is not None and not self._prepared(message):
+                self._skipped.add(claim)
+                claim = None
+                continue
             run = Run(spec, claim.id_prefix + str(offset), application)
             run.claim, run.offset, run.first = claim, offset, claim.next_offset
             run.value, run.key, run.headers = message.value(), message.key(), message.headers()
@@ -322,6 +333,20 @@ class Intake:
         if runs:
             crash_point("consumer.after_fetch")
             self._dispatch(runs)
+
+    def _prepared(self, message: Any) -> bool:
+        """Whether its handler can read it now; where what that needs cannot be had, all wait: it is no fault of a message."""
+        if time.monotonic() < self._waits_until:
+            return False
+        try:
+            cast("Any", self._prepare)(message.value(), message.key(), message.headers(), message.topic())
+        except UnavailableError as error:
+            self._refused += 1
+            seldom.say(logger, f"{self.name} waits: {error}; trying again")
+            self._waits_until = time.monotonic() + min(0.1 * 2**self._refused, _LONGEST_WAIT)
+            return False
+        self._refused = 0
+        return True
 
     def _taken_from(self, topic: str | None, partition: int | None) -> tuple[Claim | None, int]:
         """The claim that a partition's messages are taken under, if they are; and how many more of them."""

@@ -25,6 +25,7 @@ from eventflow.idempotency import parse_message_workflow_id
 from eventflow.interrupts import Interrupts, overdue
 from eventflow.journal import Entry, Journal, heralds
 from eventflow.outcomes import Outcomes
+from eventflow.preparation import Preparation
 from eventflow.records import FINAL, Rider
 from eventflow.registry import Spec
 from eventflow.replay import Await, Branch
@@ -112,6 +113,7 @@ class Executor:
         self.outcomes = Outcomes(self, draw)
         self.interrupts = Interrupts(self, self.outcomes, self.waits)
         self._suspects = Suspects(self, self.outcomes)
+        self._preparation = Preparation(self.when_settled)
         self._queue: deque[Run] = deque()
         self._runners = 0
         self._idle = 0
@@ -198,6 +200,10 @@ class Executor:
         """Whether it may start now; else it waits in its scope's line (R11)."""
         run.executor = self
         return run.scope is None or run.scope.enter(run)
+
+    def prepare(self, run: Run) -> None:
+        """Run it again once what reading its message needs is there."""
+        self._preparation.put(run)
 
     def next_in_line(self, run: Run) -> None:
         """Its function has ended for good: the next of its scope may start."""
@@ -897,6 +903,7 @@ class Executor:
 
     async def drain(self, left: Callable[[], bool]) -> None:
         """Let running work end while there is time `left`; then let go of the rest."""
+        self._preparation.stop()
         for run in self.outcomes.call_off_all():
             self.outcomes.release(run)
         self.waits.suspend_all()
@@ -916,6 +923,7 @@ class Executor:
     def abort(self) -> None:
         """The incarnation is over: nothing that runs can be recorded any more. On the loop's thread."""
         self.stopping = True
+        self._preparation.stop()
         self._tick.cancel()
         self.outcomes.call_off_all()
         for run in [*self.runs.values(), *self._in_threads]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from typing_extensions import TypeVar
 
 from eventflow.errors import UsageError
-from eventflow.kafka import Message
+from eventflow.kafka import Deserializer, Message
 from eventflow.registry import (
     ConsumerSpec,
     Ordering,
@@ -36,6 +36,8 @@ def kafka_consumer(
     recoveries: int = 5,
     start: Literal["earliest", "latest"] = "earliest",
     identity: Literal["topic_id", "name"] = "topic_id",
+    deserializer: Deserializer | None = None,
+    key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
     kafka: Mapping[str, str | int | float | bool] | None = None,
 ) -> Callable[[H], H]:
@@ -54,6 +56,8 @@ def kafka_consumer(
         recoveries: how many deaths of the process that runs it a message may survive before it is parked.
         start: where a partition begins that neither the ledger nor the group's committed offsets know.
         identity: what a topic is told by: its id, so that a recreated one is another. "name" is not built yet.
+        deserializer: makes the values, in place of JSON: Avro of `eventflow.schema_registry`, say, or one of your own.
+        key_deserializer: the same for keys, which otherwise are text, or JSON where their type has parts.
         max_in_flight: messages in flight in this process; `EVENTFLOW_MAX_IN_FLIGHT` by default.
         kafka: librdkafka properties for this consumer, over those of `EVENTFLOW_KAFKA`.
 
@@ -73,8 +77,9 @@ def kafka_consumer(
         spec = make_spec(handler, name, as_retry(retries), recoveries)
         transaction = _transaction(handler)
         spec.consumer = ConsumerSpec(
-            names, group, ordering, start, identity, max_in_flight, properties, spec, transaction
-        )
+            names, group, ordering, start, identity, max_in_flight, properties, spec, transaction, deserializer,
+            key_deserializer,
+        )  # fmt: skip
         registry.add_consumer(spec.consumer)
         return handler
 

@@ -2,20 +2,25 @@
 
 import base64
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import NoneType, UnionType
-from typing import Any, Generic, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Generic, Protocol, Union, cast, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
-from eventflow.errors import CodecError, UsageError, first_line
+from eventflow.errors import CodecError, UnavailableError, UsageError, first_line
 
 V_co = TypeVar("V_co", covariant=True)
 K_co = TypeVar("K_co", covariant=True, default=bytes | None)
 _NO_KEY = cast("bytes | None", None)
 RawHeaders = list[tuple[str, bytes | None]] | None
+_NO_TOMBSTONE = "it is a tombstone, and the handler's annotation does not admit None"
+_KEYLESS = "it has no key, and the handler's annotation does not admit None"
+
+logger = logging.getLogger(__name__)
 
 
 class Headers(Mapping[str, bytes]):
@@ -163,15 +168,55 @@ def _received(value: Any, key: Any, headers: Any, topic: str, partition: int, of
     return message
 
 
-class Reader:
-    """Turns raw messages into a handler's `Message[V, K]`; bound once per handler."""
+class Deserializer(Protocol):
+    """Makes a value of a message's bytes, in place of JSON: the `deserializer=` of a consumer, or its `key_deserializer=`.
 
-    __slots__ = ("_key", "_value")
+    Called where the handler runs, on the event loop for an async one, so it must not block. A tombstone is not passed to it.
+    It may have two more methods:
+
+    - `check(type)`, called before anything starts, raises `UsageError` where it can make no such value.
+    - `prepare(data, *, topic, headers)`, called in the consumer's thread before the message is handed over, may block, and
+      fetches what is needed (a schema, a key). Where it raises `UnavailableError` the consumer waits and tries again, and
+      so does a message for which the call itself raises that.
+    """
+
+    def __call__(self, data: bytes, *, topic: str, headers: Headers, type: Any) -> object:  # noqa: A002
+        """The value; `type` is what the handler's annotation says, without None.
+
+        Raises:
+            Exception: it cannot be made. The message is kept as failed, with this as its reason, and not tried again.
+
+        """
+        ...
+
+
+class Unprepared(Exception):  # noqa: N818  # no failure: the message is tried again once it is prepared
+    """A message whose deserializer has to fetch something first, which no event loop may wait for."""
+
+
+class Reader:
+    """Turns raw messages into a handler's `Message[V, K]`; bound once per handler.
+
+    Attributes:
+        prepares: whether its messages are to pass `prepare` before they are read.
+
+    """
+
+    __slots__ = ("_key", "_value", "prepares")
 
     def __init__(self, annotation: Any) -> None:
-        arguments = get_args(annotation)
-        self._value = _value_decoder(arguments[0] if arguments else Any)
-        self._key = _key_decoder(arguments[1] if len(arguments) > 1 else bytes | None)
+        value, key = _kinds(annotation)
+        self._value = _value_decoder(value)
+        self._key = _key_decoder(key)
+        self.prepares = False
+
+    def prepare(self, value: bytes | None, key: bytes | None, headers: RawHeaders, topic: str) -> None:
+        """Fetch what reading this message needs. Blocks.
+
+        Raises:
+            UnavailableError: it cannot be had now.
+
+        """
 
     def read(
         self, value: bytes | None, key: bytes | None, headers: RawHeaders, topic: str, partition: int, offset: int,
@@ -181,6 +226,7 @@ class Reader:
 
         Raises:
             CodecError: value or key cannot be decoded; names the message and the reason.
+            Unprepared: it has to pass `prepare` first.
 
         """
         try:
@@ -191,14 +237,163 @@ class Reader:
         return _received(decoded, decoded_key, headers, topic, partition, offset, incarnation, timestamp)
 
 
-def message_reader(annotation: Any) -> Reader:
+class _ForeignReader(Reader):
+    """A reader whose values, or keys, somebody else's code makes. Apart, for JSON is not to pay for it."""
+
+    __slots__ = ("_make_key", "_make_value", "_prepare")
+
+    def __init__(
+        self, annotation: Any, deserializer: Deserializer | None, key_deserializer: Deserializer | None
+    ) -> None:
+        value, key = _kinds(annotation)
+        self._make_value = (
+            _ours(_value_decoder(value)) if deserializer is None else _foreign(deserializer, value, _NO_TOMBSTONE)
+        )
+        self._make_key = (
+            _ours(_key_decoder(key)) if key_deserializer is None else _foreign(key_deserializer, key, _KEYLESS)
+        )
+        self._prepare = [getattr(one, "prepare", None) for one in (deserializer, key_deserializer)]
+        self.prepares = any(self._prepare)
+
+    def prepare(self, value: bytes | None, key: bytes | None, headers: RawHeaders, topic: str) -> None:
+        for prepare, data in zip(self._prepare, (value, key), strict=True):
+            if prepare is None or data is None:
+                continue
+            try:
+                prepare(data, topic=topic, headers=Headers.received(headers))
+            except UnavailableError:
+                raise
+            except Exception as error:  # somebody else's; what is wrong with this message, reading it tells
+                logger.debug("preparing a message of %s: %r", topic, error)
+
+    def read(
+        self, value: bytes | None, key: bytes | None, headers: RawHeaders, topic: str, partition: int, offset: int,
+        incarnation: int, timestamp: int | None,
+    ) -> Message[Any, Any]:  # fmt: skip
+        received = Headers.received(headers)
+        try:
+            made, made_key = self._make_value(value, topic, received), self._make_key(key, topic, received)
+        except (ValidationError, ValueError, CodecError) as error:
+            raise CodecError(f"{topic}/{partition}/{offset} cannot be decoded: {_brief(error)}") from error
+        return _received(made, made_key, received, topic, partition, offset, incarnation, timestamp)
+
+
+def message_reader(
+    annotation: Any, deserializer: Deserializer | None = None, key_deserializer: Deserializer | None = None
+) -> Reader:
     """The reader for a handler's annotation.
 
     Raises:
         UsageError: nothing can be decoded to it.
 
     """
-    return Reader(annotation)
+    if deserializer is None and key_deserializer is None:
+        return Reader(annotation)
+    return _ForeignReader(annotation, deserializer, key_deserializer)
+
+
+def _kinds(annotation: Any) -> tuple[Any, Any]:
+    """What an annotation says of value and key."""
+    arguments = get_args(annotation)
+    return (arguments[0] if arguments else Any), (arguments[1] if len(arguments) > 1 else bytes | None)
+
+
+_Make = Callable[[bytes | None, str, Headers], Any]
+
+
+def _ours(decode: Callable[[bytes | None], Any] | None) -> _Make:
+    return lambda data, _topic, _headers: data if decode is None else decode(data)
+
+
+def _foreign(deserializer: Deserializer, annotation: Any, nothing: str) -> _Make:
+    """A deserializer at work for one annotation; `nothing` is said where there are no bytes, and None will not do."""
+    kind, optional = _split_none(annotation)
+    check: Callable[[Any], None] | None = getattr(deserializer, "check", None)
+    if check is not None:
+        check(kind)
+
+    def make(data: bytes | None, topic: str, headers: Headers) -> Any:
+        if data is None:
+            if optional:
+                return None
+            raise CodecError(nothing)
+        try:
+            return deserializer(data, topic=topic, headers=headers, type=kind)
+        except UnavailableError as error:
+            raise Unprepared(str(error)) from error
+        except (CodecError, ValidationError):
+            raise
+        except Exception as error:  # somebody else's
+            raise CodecError(f"{_called(deserializer)}: {type(error).__name__}: {first_line(error)}") from error
+
+    return make
+
+
+class by_header:  # noqa: N801  # used as a function
+    """A deserializer that goes by a header: `by_header("type", {"created": Created, "paid": Paid})`.
+
+    The header's text chooses the type; the value is JSON, or what `deserializer` makes of it. The annotation is their union.
+    """
+
+    def __init__(self, name: str, types: Mapping[str, Any], *, deserializer: Deserializer | None = None) -> None:
+        if not types:
+            raise UsageError(f"by_header({name!r}, ...) needs a type at least")
+        self._name, self._types, self.inner = name, dict(types), deserializer
+        self._decode: dict[str, Callable[[bytes], Any]] = {}
+        self.prepare = getattr(deserializer, "prepare", None)
+
+    def check(self, type: Any) -> None:  # noqa: A002  # the protocol's name
+        """Whether the handler's annotation has each of the types, and values of them can be made.
+
+        Raises:
+            UsageError: one is in the way.
+
+        """
+        wanted = union_members(type)
+        check: Callable[[Any], None] | None = getattr(self.inner, "check", None)
+        for text, kind in self._types.items():
+            if Any not in wanted and not any(member in wanted for member in union_members(kind)):
+                raise UsageError(
+                    f"by_header({self._name!r}, ...) makes {_called(kind)} of {text!r}, which the handler does not take"
+                )
+            if check is not None:
+                check(kind)
+            elif self.inner is None:
+                self._decode[text] = _value_decoder(kind)
+
+    def __call__(self, data: bytes, *, topic: str, headers: Headers, type: Any) -> object:  # noqa: A002, ARG002
+        """The value, by the type that the header names.
+
+        Raises:
+            CodecError: there is no such header, or no such type.
+
+        """
+        text = headers.text(self._name)
+        if text is None or text not in self._types:
+            said = "is not there" if text is None else f"is {text!r}"
+            raise CodecError(f"the header {self._name!r} {said}; it must be one of: {', '.join(sorted(self._types))}")
+        if self.inner is None:
+            return self._decode[text](data)
+        return self.inner(data, topic=topic, headers=headers, type=self._types[text])
+
+
+def union_members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, and what is no union by itself."""
+    if get_origin(annotation) is Annotated:
+        return union_members(get_args(annotation)[0])
+    if get_origin(annotation) in {Union, UnionType}:
+        return tuple(one for member in get_args(annotation) for one in union_members(member))
+    return (annotation,)
+
+
+def union_member(annotation: Any, name: str) -> Any:
+    """The member of a union whose class is called so; the annotation itself where none is, or several are."""
+    found = [member for member in union_members(annotation) if getattr(member, "__name__", None) == name]
+    return found[0] if len(found) == 1 else annotation
+
+
+def _called(thing: Any) -> str:
+    return getattr(thing, "__name__", None) or type(thing).__name__
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -231,7 +426,7 @@ def _value_decoder(annotation: Any) -> Callable[[bytes | None], Any]:
         if data is None:
             if optional:
                 return None
-            raise CodecError("a tombstone, and the handler's annotation does not admit None")
+            raise CodecError(_NO_TOMBSTONE)
         if not data and not empty:
             raise CodecError("the value is empty")
         return decode(data)
@@ -247,22 +442,46 @@ def _plain_decoder(kind: Any) -> Callable[[bytes], Any]:
     return _adapter(kind).validator.validate_json
 
 
+_STRUCTURED = frozenset({
+    "dataclass", "definition-ref", "dict", "frozenset", "list", "model", "named-tuple", "set", "tuple", "typed-dict",
+})  # fmt: skip
+
+
 def _key_decoder(annotation: Any) -> Callable[[bytes | None], Any] | None:
     kind, optional = _split_none(annotation)
     if kind is bytes and optional:
         return None
-    convert: Callable[[str], Any] | None = (
-        (lambda text: text) if kind is str else None if kind is bytes else _adapter(kind).validate_strings
-    )
+    convert = _key_converter(kind)
 
     def read(data: bytes | None) -> Any:
         if data is None:
             if optional:
                 return None
-            raise CodecError("the message has no key, and the handler's annotation does not admit None")
-        return data if convert is None else convert(data.decode())
+            raise CodecError(_KEYLESS)
+        return convert(data)
 
     return read
+
+
+def _key_converter(kind: Any) -> Callable[[bytes], Any]:
+    """A key of a scalar type is text, as most producers write it; of any other, JSON."""
+    if kind is bytes or kind is str:
+        return _plain_decoder(kind)
+    adapter = _adapter(kind)
+    if _is_structured(adapter.core_schema):
+        return adapter.validator.validate_json
+    return lambda data: adapter.validate_strings(data.decode())
+
+
+def _is_structured(schema: Any) -> bool:
+    """Whether values of this core schema have parts."""
+    if schema["type"] in {"union", "tagged-union"}:
+        choices: Any = schema["choices"]  # by name where they are tagged; with a label, maybe, where they are not
+        several = list(choices.values()) if schema["type"] == "tagged-union" else choices
+        return any(_is_structured(one[0] if isinstance(one, tuple) else one) for one in several)
+    if schema["type"] in _STRUCTURED:
+        return True
+    return "schema" in schema and _is_structured(schema["schema"])
 
 
 def _brief(error: Exception) -> str:

@@ -19,6 +19,7 @@ from eventflow.errors import (
     WorkflowTimeoutError,
 )
 from eventflow.journal import Entry
+from eventflow.kafka import Unprepared
 from eventflow.records import Rider
 from eventflow.replay import Await, History
 from eventflow.runs import Dropped, Life, Run
@@ -38,6 +39,7 @@ class Desk(Protocol):
     def hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None: ...
     def abandon(self, run: Run) -> None: ...
     def when_settled(self, run: Run) -> None: ...
+    def prepare(self, run: Run) -> None: ...
 
 
 class Outcomes:
@@ -77,6 +79,9 @@ class Outcomes:
             self.release(run)
         elif isinstance(error, asyncio.CancelledError | Cancelled) and run.life is not None and run.life.interrupted:
             self.interrupted(run, run.life.interrupted)
+        elif isinstance(error, Unprepared):
+            run.begun = False
+            self._desk.prepare(run)
         elif isinstance(error, ContinuedAsNew):
             self._continue(run, error.arguments)
         elif _is_for_a_person(run, error):

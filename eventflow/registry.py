@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from eventflow.codec import Arguments, Codec, codec_for
 from eventflow.errors import SettingsError, UsageError, first_line
-from eventflow.kafka import Message, Reader, message_reader
+from eventflow.kafka import Deserializer, Message, Reader, message_reader
 from eventflow.retry import Retry
 from eventflow.settings import KafkaProperties
 
@@ -48,7 +48,9 @@ class Spec:
 
     @functools.cached_property
     def reader(self) -> Reader:
-        return message_reader(message_annotation(self.function))
+        consumer = self.consumer
+        foreign = () if consumer is None else (consumer.deserializer, consumer.key_deserializer)
+        return message_reader(message_annotation(self.function), *foreign)
 
     def check(self) -> None:
         """Whether what it takes and gives can be read and written.
@@ -76,6 +78,13 @@ class ConsumerSpec:
     kafka: KafkaProperties
     spec: Spec
     transaction: "TransactionSpec | None"
+    deserializer: Deserializer | None = None
+    key_deserializer: Deserializer | None = None
+
+    @property
+    def foreign(self) -> list[Deserializer]:
+        """What makes its values and keys in place of us."""
+        return [one for one in (self.deserializer, self.key_deserializer) if one is not None]
 
 
 @dataclass

@@ -32,6 +32,7 @@ REFUSED_KAFKA_PROPERTIES = {
 }
 
 KafkaProperties = dict[str, str | int | float | bool]
+RegistryProperties = dict[str, str | int | float | bool]
 
 
 def check_kafka_properties(properties: KafkaProperties, where: str) -> None:
@@ -103,6 +104,17 @@ def _properties(value: object) -> object:
     refusal = _refusal(properties)
     if refusal is not None:
         raise ValueError(refusal)
+    return properties
+
+
+def _registry_properties(value: object) -> object:
+    """Those of Confluent's registry client; what is wrong with them, without showing their values."""
+    properties = _object(value, '{"basic.auth.user.info": "user:secret"}')
+    for name, set_to in properties.items():
+        if not isinstance(set_to, str | int | float):
+            raise ValueError(f"the property {name!r} must be a string, a number or a boolean")
+    if "url" in properties:
+        raise ValueError("the property 'url' can not be set; use EVENTFLOW_SCHEMA_REGISTRY_URL")
     return properties
 
 
@@ -227,6 +239,8 @@ class Settings(BaseSettings):
         drain: seconds that running work gets to end at shutdown.
         prepared_statements: off where the pooler does not keep them.
         kafka: librdkafka properties for every consumer, as JSON.
+        schema_registry_url: where the schemas are of consumers that read by a registry; several, by commas, of one registry.
+        schema_registry: properties of Confluent's registry client, as JSON: credentials, certificates.
         log_level: what `eventflow run` logs, where the program has not set logging up by itself.
 
     """
@@ -265,12 +279,23 @@ class Settings(BaseSettings):
     kafka: Annotated[KafkaProperties, NoDecode, BeforeValidator(_properties)] = Field(
         default_factory=dict[str, Any], repr=False
     )
+    schema_registry_url: str = Field(default="", repr=False)
+    schema_registry: Annotated[RegistryProperties, NoDecode, BeforeValidator(_registry_properties)] = Field(
+        default_factory=dict[str, Any], repr=False
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("database_url")
     @classmethod
     def _a_postgres_url(cls, value: str) -> str:
         return _postgres_url(value)
+
+    @field_validator("schema_registry_url")
+    @classmethod
+    def _http_urls(cls, value: str) -> str:
+        if value and not all(re.match(r"https?://[^\s]", one.strip()) for one in value.split(",")):
+            raise ValueError("must be a URL that begins with http:// or https://, or several with commas between them")
+        return value
 
     @model_validator(mode="after")
     def _beats_fit_into_a_lease(self) -> Self:

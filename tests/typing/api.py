@@ -15,8 +15,10 @@ import eventflow
 from eventflow import Handle, Message, Retry, durable, sync
 from eventflow.client import Client
 from eventflow.encryption import AesGcm
+from eventflow.kafka import Deserializer, Headers, by_header
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import Queue, QueueRecord
+from eventflow.schema_registry import Avro, JsonSchema, SchemaRegistry
 from eventflow.settings import Settings
 from eventflow.workflows import register
 
@@ -59,6 +61,32 @@ async def bill(message: Message[Order]) -> str:
 def tomb(message: Message[Order | None, int]) -> str:
     assert_type(message.key, int)
     return message.headers.text("x") or ""
+
+
+class Squashed:
+    def __call__(self, data: bytes, *, topic: str, headers: Headers, type: Any) -> object:
+        return zlib.decompress(data)
+
+
+squashed: Deserializer = Squashed()
+elsewhere = SchemaRegistry("https://registry", {"basic.auth.user.info": "app:secret"})
+
+
+@eventflow.kafka_consumer(
+    "orders", group="avro", deserializer=Avro(), key_deserializer=Avro(key=True, registry=elsewhere)
+)
+async def avro(message: Message[Order | None, int]) -> None:
+    assert_type(message.value, Order | None)
+
+
+@eventflow.kafka_consumer("orders", group="squashed", deserializer=squashed)
+async def squash(message: Message[bytes]) -> None: ...
+
+
+@eventflow.kafka_consumer(
+    "events", group="typed", deserializer=by_header("type", {"o": Order}, deserializer=JsonSchema())
+)
+def typed(message: Message[Order | int]) -> None: ...
 
 
 @eventflow.kafka_consumer("orders", group="ledger", ordering="partition")

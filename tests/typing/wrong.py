@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 import eventflow
 from eventflow import Message, Retry, durable, sync
+from eventflow.schema_registry import Avro
 
 
 class Order(BaseModel):
@@ -42,6 +43,18 @@ async def begins_at_an_offset(message: Message[Order]) -> None: ...
 
 @eventflow.kafka_consumer("x", group="y", kafka={"fetch.min.bytes": None})  # pyright: ignore[reportArgumentType]
 async def with_no_property(message: Message[Order]) -> None: ...
+
+
+def reads_text(data: bytes, *, topic: str) -> str:
+    return data.decode()
+
+
+@eventflow.kafka_consumer("x", group="y", deserializer=reads_text)  # pyright: ignore[reportArgumentType]
+async def reads_too_little(message: Message[str]) -> None: ...
+
+
+@eventflow.kafka_consumer("x", group="y", deserializer=Avro)  # pyright: ignore[reportArgumentType]
+async def reads_by_a_class(message: Message[str]) -> None: ...
 
 
 @eventflow.lifespan  # pyright: ignore[reportArgumentType]

@@ -147,6 +147,30 @@ def test_after_an_error_nothing_is_taken_or_covered_until_it_was_sought_anew() -
     assert desk.take(FakeMessage(1, 100), FakeMessage(1, 101)) == [100, 101]
 
 
+def test_what_cannot_be_read_yet_is_passed_over_by_nothing() -> None:
+    """Its schema cannot be had now: neither the rest of the batch nor the partition's end is taken before it."""
+    desk, asked = Desk(ordered=True), list[object]()
+
+    def away(*message: object) -> None:
+        asked.append(message)
+        raise UnavailableError("the registry does not answer")
+
+    desk.intake._prepare = away
+    end = FakeMessage(1, 102, KafkaError._PARTITION_EOF)
+    assert desk.take(FakeMessage(1, 100), FakeMessage(1, 101), end, FakeMessage(2, 100)) == []
+    assert (len(asked), desk.journal.covered, desk.claim.next_offset) == (1, [], 100)
+    served = list[str]()
+    desk.intake._serve = lambda: served.append("served")
+    desk.intake._receive = lambda limit: served.append("received")
+    desk.intake._tend = lambda: None
+    desk.intake._turn()
+    assert (served, desk.consumer.sought) == (["served"], [])
+    desk.intake._prepare, desk.intake._waits_until = (lambda *_: None), 0.0
+    desk.intake._turn()
+    assert (served, desk.consumer.sought) == (["served", "received"], [100, 100])
+    assert desk.take(FakeMessage(1, 100), FakeMessage(2, 100)) == [100, 100]
+
+
 def test_what_a_lost_claim_had_in_flight_takes_no_room() -> None:
     desk = Desk()
     desk.take(FakeMessage(1, 100))
