@@ -32,7 +32,10 @@ class Adoption:
 
     def adopt(self, connection: Connection, rows: list[Row], *, begun: How = "recovered") -> None:
         """Run these rows, which the ledger says this executor holds; `begun`: how those have come that are `running` there."""
-        found = self._database.run(connection, "read_checkpoints", {"ids": [row[0] for row in rows]}, afresh=True)
+        ids = [row[0] for row in rows]
+        found = self._database.run(connection, "read_checkpoints", {"ids": ids}, afresh=True)
+        # In the ledger they are this executor's by now: whoever asks something of them leaves it to us.
+        asked = self._database.run(connection, "requests_of", {"ids": ids}, afresh=True)
         recorded: dict[str, dict[str, Checkpoint]] = {}
         for workflow_id, *fields in found:
             checkpoint = Checkpoint(*fields)
@@ -43,13 +46,15 @@ class Adoption:
             by_how.setdefault(how, []).append(self._run_of(row, recorded.get(row[0])))
         for kind, runs in by_how.items():
             self._adopt(runs, kind)
-        self.read_requests(connection)  # of what was taken, too: in the ledger it is this executor's by now
+        self._see_to(asked)
 
     def read_requests(self, connection: Connection) -> None:
         """See to what people ask of this executor's workflows."""
-        rows: list[Request] = self._database.run(connection, "own_requests", {"executor": self._executor})
-        if rows:
-            self._request(rows)
+        self._see_to(self._database.run(connection, "own_requests", {"executor": self._executor}))
+
+    def _see_to(self, requests: list[Request]) -> None:
+        if requests:
+            self._request(requests)
 
     def _run_of(self, row: Row, recorded: dict[str, Checkpoint] | None) -> Run:
         run = Run(self._specs[row[1]], row[0], self._application)

@@ -39,6 +39,7 @@ from eventflow.errors import (
     WorkflowTimeoutError,
 )
 from eventflow.idempotency import check_workflow_id
+from eventflow.ids import new_id
 from eventflow.incarnation import Incarnation, Others, done_with, lane_count
 from eventflow.journal import Entry
 from eventflow.ledger import Ledger, Operation
@@ -48,7 +49,7 @@ from eventflow.queues import DEFAULT, Order
 from eventflow.records import Rider
 from eventflow.recovery import birth
 from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
-from eventflow.runs import Run, new_id
+from eventflow.runs import Run
 from eventflow.schema_registry import connect
 from eventflow.settings import Settings, load_settings
 from eventflow.telemetry import seldom

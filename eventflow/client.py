@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -18,6 +17,7 @@ from eventflow.context import Backend, runtime, slot
 from eventflow.database import database_of
 from eventflow.errors import UsageError
 from eventflow.handles import Handle, order_for
+from eventflow.ids import new_id
 from eventflow.ledger import Ledger, Operation
 from eventflow.migrations import check_schema
 from eventflow.payloads import PayloadCodec
@@ -323,7 +323,7 @@ class Client:
         """Start a new workflow from each of these, before the step at this position; their ids. See `Handle.fork`."""
         if step is not None:
             talk.check_text(step, "position")
-        fork_ids = [str(uuid.uuid4()) for _ in workflow_ids]
+        fork_ids = [new_id() for _ in workflow_ids]
         await self.ledger.fork(workflow_ids, step, fork_ids)
         return fork_ids
 

@@ -8,7 +8,6 @@ import asyncio
 import dataclasses
 import functools
 import json
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Generic, cast, overload
@@ -21,6 +20,7 @@ from eventflow.codec import Codec, codec_for, recorded_line
 from eventflow.context import Backend, Start, StepScope, current, current_branch, runtime
 from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id
+from eventflow.ids import new_id
 from eventflow.operations import awaited, note, operate
 from eventflow.payloads import unread
 from eventflow.queues import DEFAULT, IfExists, Order, delayed, place_in_line, plain_arguments
@@ -235,7 +235,7 @@ class Handle(Generic[R_co]):
             WorkflowNotFoundError, NotRunningError: as of `resume`.
 
         """
-        fork_id = str(uuid.uuid4()) if workflow_id is None else check_workflow_id(workflow_id)
+        fork_id = new_id() if workflow_id is None else check_workflow_id(workflow_id)
         if step is not None:
             talk.check_text(step, "position")
         await self.backend.fork([self._workflow_id], step, [fork_id])
@@ -429,7 +429,7 @@ def order_for(
     else:
         raise UsageError(f"enqueue takes a function decorated with @workflow, not {workflow!r}")
     found = None if attributes is None else codec_for(dict[str, Any]).named("the attributes").encode(dict(attributes))
-    chosen_id, given = workflow_id or str(uuid.uuid4()), workflow_id is not None
+    chosen_id, given = workflow_id or new_id(), workflow_id is not None
     return Order(name, arguments, chosen_id, given, timeout=limit, attributes=found, **place), codec
 
 

@@ -27,6 +27,7 @@ from eventflow.errors import (
     WorkflowTimeoutError,
 )
 from eventflow.idempotency import check_workflow_id
+from eventflow.ids import new_id
 from eventflow.operations import branch_for, emit, note
 from eventflow.queues import Order
 from eventflow.records import Rider
@@ -258,7 +259,7 @@ def start_with_step(asked: Start) -> str:
     assert isinstance(here, StepScope)
     run = here.branch.run
     if run is None:
-        app, workflow_id = runtime("start"), str(uuid.uuid4())
+        app, workflow_id = runtime("start"), new_id()
         rider = asked.rider(workflow_id, app.application, app.now(), None)
     else:
         place = f"{here.position}.{len(here.riders) + 1}"

@@ -22,6 +22,7 @@ _here = threading.local()  # the pool that this thread works for
 _FEW = 2  # threads that run at once in any case, beside those that take long
 _LONG = 0.05  # seconds at one piece of work
 _PROBE = 0.005  # seconds between two measures
+_AHEAD = 0.1  # seconds' worth of work that is brought before it is needed
 _LATE = 0.003  # seconds; who holds the interpreter lock is asked for it after 0.005
 
 
@@ -52,6 +53,9 @@ class Threads(Generic[T]):
         self._sleeping = 0
         self._made = 0
         self._filled = threading.Event()
+        self._done = 0  # roughly: threads count without a lock
+        self._seen = (time.perf_counter(), 0)
+        self._ahead = 0
 
     def put(self, items: Iterable[T]) -> None:
         """Queue these, in order; from any thread."""
@@ -75,8 +79,12 @@ class Threads(Generic[T]):
         return len(self._busy)
 
     def free(self) -> int:
-        """How much more is worth bringing: as much as all threads do, beside what they do now."""
-        return max(0, 2 * self._limit - len(self._busy) - len(self._queue))
+        """How much more is worth bringing: what all threads do at a time, or lately did in 0.1 s, beside what is here."""
+        now, done = time.perf_counter(), self._done
+        since, before = self._seen
+        if now - since > _AHEAD:
+            self._ahead, self._seen = int((done - before) * _AHEAD / (now - since)), (now, done)
+        return max(0, max(2 * self._limit, self._ahead) - len(self._busy) - len(self._queue))
 
     def waiting(self) -> int:
         """How much is queued."""
@@ -125,6 +133,7 @@ class Threads(Generic[T]):
                     self._work(item)
                 except BaseException:
                     logger.exception("a worker thread")  # it goes on: what it was given must see to itself
+                self._done += 1
             else:
                 self._busy.pop(me, None)
                 self._sleep()

@@ -15,12 +15,13 @@ import pytest
 
 from eventflow.codec import error_line
 from eventflow.executor import Executor
+from eventflow.ids import new_id
 from eventflow.journal import ClaimsLostError, Entry, Journal
 from eventflow.kafka import Message
 from eventflow.records import Checkpoint
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Run, Scope, new_id
+from eventflow.runs import Claim, Run, Scope
 from tests.fakes import new_executor
 
 

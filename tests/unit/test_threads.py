@@ -121,3 +121,18 @@ def test_stopped_it_drops_what_waits(queued: int) -> None:
     assert threads.waiting() == 0
     release.set()
     until(lambda: threads.active() == 0, "what was under way ended")
+
+
+def test_what_is_worth_bringing_follows_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(threads_module.time, "perf_counter", lambda: clock[0])
+    done: list[int] = []
+    threads = Threads[int](2, done.append)
+    assert threads.free() == 4  # what two threads do, and as much again
+    threads.put(range(1000))
+    until(lambda: len(done) == 1000 and not threads.active(), "all are done")
+    clock[0] += 1.0
+    assert threads.free() == 100  # a tenth of a second's worth
+    clock[0] += 1.0
+    assert threads.free() == 4  # nothing was done since
+    threads.stop()
