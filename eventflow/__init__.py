@@ -4,16 +4,19 @@ The front door: everything a program needs stands here; verbs are awaited, and `
 """
 
 from eventflow.app import running
+from eventflow.cron import Fire
 from eventflow.errors import EventflowError
 from eventflow.handlers import kafka_consumer, lifespan
 from eventflow.handles import Handle, enqueue, start
 from eventflow.kafka import Message
 from eventflow.retry import Retry
+from eventflow.schedules import scheduled
 from eventflow.steps import step
 from eventflow.workflows import transaction, workflow
 
 __all__ = [
     "EventflowError",
+    "Fire",
     "Handle",
     "Message",
     "Retry",
@@ -21,6 +24,7 @@ __all__ = [
     "kafka_consumer",
     "lifespan",
     "running",
+    "scheduled",
     "start",
     "step",
     "transaction",

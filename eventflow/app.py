@@ -25,7 +25,7 @@ from typing import Any, Literal, NoReturn
 from typing_extensions import TypeVar, TypeVarTuple
 
 from eventflow.codec import Codec, error_line, limit
-from eventflow.context import Hopeless, Start, never, slot
+from eventflow.context import Hopeless, RunQuery, Start, never, slot
 from eventflow.database import database_of
 from eventflow.elsewhere import check_results, other_database
 from eventflow.errors import (
@@ -40,9 +40,9 @@ from eventflow.errors import (
 )
 from eventflow.idempotency import check_workflow_id
 from eventflow.ids import new_id
-from eventflow.incarnation import Incarnation, Others, done_with, lane_count
+from eventflow.incarnation import Fired, Incarnation, Others, done_with, lane_count
 from eventflow.journal import Entry
-from eventflow.ledger import Ledger, Operation
+from eventflow.ledger import Ledger, Operation, define_schedules
 from eventflow.migrations import check_schema
 from eventflow.pruner import Pruner
 from eventflow.queues import DEFAULT, Order
@@ -77,15 +77,19 @@ class App:
     """A running eventflow: what the verbs talk to."""
 
     def __init__(
-        self, settings: Settings, consumers: bool | Sequence[str], queues: bool | Sequence[str], declared: Registry
-    ) -> None:
+        self, settings: Settings, consumers: bool | Sequence[str], queues: bool | Sequence[str], declared: Registry,
+        schedules: bool | Sequence[str] = True,
+    ) -> None:  # fmt: skip
         self._settings = settings
         self.application = settings.application
         self._declared = declared
         self._consumers = _chosen({c.spec.name: c for c in declared.consumers}, consumers, "consumer")
         self._queues = _chosen({name: name for name in (DEFAULT, *declared.queues)}, queues, "queue")
+        chosen = _chosen({name: name for name in declared.schedules}, schedules, "schedule")
         served = {c.spec.name for c in self._consumers}
         self._specs = {n: s for n, s in declared.specs.items() if s.consumer is None or n in served}
+        fired = [n for n, s in self._specs.items() if s.consumer is None] if schedules else []
+        self._fired = Fired(fired, None if isinstance(schedules, bool) else chosen, bool(chosen))
         self._database = database_of(settings)
         others, prepared = settings.databases.items(), settings.prepared_statements
         payloads = self._database.payloads
@@ -110,6 +114,7 @@ class App:
         try:
             await asyncio.to_thread(self._check_database)
             await asyncio.to_thread(self._define_queues)
+            await asyncio.to_thread(self._define_schedules)
             async with contextlib.AsyncExitStack() as stack:
                 for lifespan in self._declared.lifespans:
                     await _enter(stack, lifespan)
@@ -151,6 +156,8 @@ class App:
             spec.check()
         for consumer in self._consumers:
             connect(consumer.foreign, self._settings, consumer.spec.name)
+        for schedule in self._declared.schedules.values():
+            _ = schedule.takes_fire
         for transaction in self._declared.transactions.values():
             transaction.check(self._databases)
         if self._consumers and not self._settings.kafka_bootstrap_servers:
@@ -197,6 +204,12 @@ class App:
         self._ledger.query("define_queues", {"application": self.application, **names}, writes=True)
         self._known_queues |= {row[0] for row in self._ledger.query("queue_names", {"application": self.application})}
 
+    def _define_schedules(self) -> None:
+        """Tell the ledger what this code says of its schedules, and say what that changes."""
+        for change in define_schedules(self._ledger, self._declared):
+            if change.kind != "elsewhere":
+                logger.info("schedule %r is %s: %s", change.name, change.kind, change.text)
+
     async def _begin(self) -> None:
         settings, specs = self._settings, self._specs
         identity = await asyncio.to_thread(
@@ -204,7 +217,15 @@ class App:
             settings.application_version,
         )  # fmt: skip
         incarnation = Incarnation(
-            self._loop, settings, self._database, specs, self._consumers, self._queues, identity, self._others
+            self._loop,
+            settings,
+            self._database,
+            specs,
+            self._consumers,
+            self._queues,
+            self._fired,
+            identity,
+            self._others,
         )
         incarnation.start()
         self._incarnation = incarnation
@@ -449,6 +470,14 @@ class App:
         """Change a queue, live."""
         await self._ledger.change_queue(name, changed, reset=reset, paused=paused)
 
+    async def on_schedules(self, work: Callable[[RunQuery], R]) -> R:
+        """What this comes to, in one transaction; what it fires need not wait for the next beat."""
+        found = await self._ledger.on_schedules(work)
+        if self._incarnation is not None:
+            self._incarnation.schedules.look()
+        self._take_rows()
+        return found
+
     def row(self, workflow_id: str) -> tuple[Any, ...]:
         """The workflow's row. Blocks."""
         return self._ledger.row(workflow_id)
@@ -531,10 +560,11 @@ class Running:
     """The context that `running()` gives: async on the caller's loop, or sync with a loop thread of its own."""
 
     def __init__(
-        self, settings: Settings | None, consumers: bool | Sequence[str], queues: bool | Sequence[str]
-    ) -> None:
+        self, settings: Settings | None, consumers: bool | Sequence[str], queues: bool | Sequence[str],
+        schedules: bool | Sequence[str],
+    ) -> None:  # fmt: skip
         self._settings = settings
-        self._wanted = consumers, queues
+        self._wanted = consumers, queues, registry, schedules
         self._stack: contextlib.AsyncExitStack | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -547,7 +577,7 @@ class Running:
         if slot.runtime is not None:
             where = f", and this one was forked from it: process {slot.pid}" if slot.forked() else ""
             raise UsageError(f"running() may be entered once per process{where}")
-        self.app = App(self._settings or load_settings(), *self._wanted, registry)
+        self.app = App(self._settings or load_settings(), *self._wanted)
         self._stack = contextlib.AsyncExitStack()
         await self._stack.enter_async_context(self.app.run())
         self._task = task = asyncio.current_task()
@@ -623,12 +653,13 @@ async def _cancel_others() -> None:
 
 
 def running(
-    settings: Settings | None = None, *, consumers: bool | Sequence[str] = True, queues: bool | Sequence[str] = True
-) -> Running:
+    settings: Settings | None = None, *, consumers: bool | Sequence[str] = True, queues: bool | Sequence[str] = True,
+    schedules: bool | Sequence[str] = True,
+) -> Running:  # fmt: skip
     """Run eventflow inside this program: `async with running():` on its loop, or `with running():` beside it.
 
-    Serves the consumers and the queues (all that this program defines, none, or those named), runs what the program
-    starts, and takes over what dead peers left.
+    Serves the consumers, the queues and the schedules (all that this program defines, and schedules made by people for its
+    workflows; none, or those named), runs what the program starts, and takes over what dead peers left.
 
     What no retry can mend later (the broker revokes the credentials, another program takes a name) ends the context:
     `async with` cancels the task that entered it, and raises the error instead of that `CancelledError`; `with` raises
@@ -638,12 +669,12 @@ def running(
         SettingsError, SchemaError, UnavailableError: what is wrong, by name, before anything starts.
         UsageError: entered twice, or a name is taken by another program.
     """
-    return Running(settings, consumers, queues)
+    return Running(settings, consumers, queues, schedules)
 
 
 def run(
     settings: Settings, *, consumers: bool | Sequence[str] = True, queues: bool | Sequence[str] = True,
-    uvloop: bool | None = None,
+    schedules: bool | Sequence[str] = True, uvloop: bool | None = None,
 ) -> int:  # fmt: skip
     """Run everything registered until SIGTERM or SIGINT, then drain; the exit status. What `eventflow run` calls.
 
@@ -654,7 +685,8 @@ def run(
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
-        context, leaving = running(settings, consumers=consumers, queues=queues), _Leaving(loop, settings.drain)
+        context = running(settings, consumers=consumers, queues=queues, schedules=schedules)
+        leaving = _Leaving(loop, settings.drain)
         entering = loop.create_task(context.__aenter__())
         await asyncio.wait({entering, leaving.asked}, return_when=asyncio.FIRST_COMPLETED)
         if not entering.done():

@@ -1,10 +1,11 @@
-"""The command line: `eventflow dev | migrate | run | demo`. A user's mistake is one line on stderr, never a stack trace.
+"""The command line: `eventflow dev | migrate | run | schedules | demo`. A mistake is one line on stderr, never a stack trace.
 
 Exit statuses: 0 done; 1 the world refused (a server, a lease, a proof that fails); 2 the command or a setting is wrong.
 """
 
 import importlib
 import importlib.util
+import json
 import logging
 import shlex
 import signal
@@ -22,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from eventflow.cli_schedules import app as schedules
 from eventflow.errors import EventflowError, SchemaError, SettingsError, UnavailableError, UsageError
 from eventflow.local import LocalServiceError, LocalServices, services
 from eventflow.registry import registry
@@ -72,6 +74,9 @@ def _root(
     ] = False,
 ) -> None:
     """Exactly-once event processing on Kafka and Postgres."""
+
+
+app.add_typer(schedules, name="schedules")
 
 
 # ---- local services ----------------------------------------------------------------------------
@@ -217,6 +222,10 @@ def run(
         list[str] | None, typer.Option("--queue", help="Serve this queue, not all; may be repeated.")
     ] = None,
     no_queues: Annotated[bool, typer.Option("--no-queues", help="Serve no queue.")] = False,
+    fired: Annotated[
+        list[str] | None, typer.Option("--schedule", help="Fire this schedule, not all; may be repeated.")
+    ] = None,
+    no_schedules: Annotated[bool, typer.Option("--no-schedules", help="Fire no schedule.")] = False,
     uvloop: Annotated[
         bool | None, typer.Option("--uvloop/--no-uvloop", help="Use uvloop; by default where it is installed.")
     ] = None,
@@ -233,12 +242,36 @@ def run(
     _import(module)
     _log(settings)
     if not registry.specs:
-        raise UsageError(f"{module} registers nothing to run: no @kafka_consumer, no @workflow")
+        raise UsageError(f"{module} registers nothing to run: no @kafka_consumer, no @workflow, no @scheduled")
     served = {
         "consumers": _served("consumer", consumers, none=no_consumers),
         "queues": _served("queue", queues, none=no_queues),
+        "schedules": _served("schedule", fired, none=no_schedules),
     }
     sys.exit(run_app(settings, **served, uvloop=uvloop))
+
+
+@schedules.command("plan")
+def plan_schedules(
+    module: Annotated[str, typer.Argument(help="What declares schedules: `app`, `shop.app` or `app.py`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, an object a line.")] = False,
+) -> None:
+    """Say what a start of this code would change about the schedules, and change nothing."""
+    from eventflow.database import database_of
+    from eventflow.ledger import Ledger, define_schedules
+    from eventflow.migrations import check_schema
+
+    settings = load_settings()
+    _import(module)
+    database = database_of(settings)
+    with database.connect("plan") as connection:
+        check_schema(connection, database.schema)
+    changes = define_schedules(Ledger(database, settings.application), registry, dry=True)
+    for change in changes:
+        plain = {"name": change.name, "kind": change.kind, "text": change.text}
+        typer.echo(json.dumps(plain) if as_json else f"{change.kind}: {change.name}: {change.text}")
+    if not changes:
+        typer.echo(f"nothing changes: {len(registry.schedules)} schedules are as {module} has them", err=True)
 
 
 def _served(what: str, names: list[str] | None, *, none: bool) -> bool | list[str]:

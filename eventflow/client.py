@@ -4,33 +4,38 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, get_args, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
+import eventflow.firing as firing
 import eventflow.talk as talk
 from eventflow.borrowed import AsyncBorrowed
 from eventflow.codec import codec_for, limit
-from eventflow.context import Backend, runtime, slot
+from eventflow.context import Backend, RunQuery, runtime, slot
+from eventflow.cron import Overlap
 from eventflow.database import database_of
 from eventflow.errors import UsageError
 from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
-from eventflow.ledger import Ledger, Operation
+from eventflow.ledger import Ledger, Operation, who
 from eventflow.migrations import check_schema
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, settings_json
 from eventflow.records import Status, WorkflowRecord
+from eventflow.registry import check_name
 from eventflow.retry import Seconds
+from eventflow.schedules import ScheduleRecord, called, make_rule
 from eventflow.settings import load_settings
-from eventflow.workflows import AsyncStartable, SyncStartable
+from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 _KEPT = 4  # connections
 _PAGE = 500
+_MOST_UPCOMING = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +267,113 @@ class Client:
     async def resume_queue(self, name: str, /) -> None:
         """Let a paused queue go on. Raises as `change_queue`."""
         await self.ledger.change_queue(name, "{}", paused=False)
+
+    async def schedules(self) -> list[ScheduleRecord]:
+        """The schedules, those that code defines and those that people made."""
+        asked = {"application": self.ledger.application, "name": None}
+        return [ScheduleRecord.of(row) for row in await asyncio.to_thread(self.ledger.query, "list_schedules", asked)]
+
+    async def schedule(self, name: str, /) -> ScheduleRecord:
+        """One schedule.
+
+        Raises:
+            UsageError: there is none of this name.
+
+        """
+        asked = {"application": self.ledger.application, "name": [name]}
+        rows = await asyncio.to_thread(self.ledger.query, "list_schedules", asked)
+        if not rows:
+            raise UsageError(f"there is no schedule {name!r} in application {self.ledger.application!r}")
+        return ScheduleRecord.of(rows[0])
+
+    async def upcoming(self, name: str, /, *, count: int = 10, after: datetime | None = None) -> list[datetime]:
+        """The next fire times of a schedule, paused or not, in its zone: after a moment, or now. Raises as `schedule`."""
+        if not 0 < count <= _MOST_UPCOMING:
+            raise UsageError(f"count is from 1 to {_MOST_UPCOMING}, not {count}")
+        if after is not None and after.tzinfo is None:
+            raise UsageError(f"after is a time with a zone, not {after!r}")
+        record = await self.schedule(name)
+        if after is None:
+            [(seconds,)] = await asyncio.to_thread(self.ledger.query, "ledger_time", {})
+            after = datetime.fromtimestamp(seconds, UTC)
+        return await asyncio.to_thread(record.upcoming, count, after)
+
+    async def create_schedule(
+        self, name: str, workflow: str | Workflow[..., Any], /, *args: object, cron: str | None = None,
+        every: timedelta | None = None, timezone: str = "UTC", overlap: Overlap = "skip", catch_up: Seconds = 3600,
+        jitter: Seconds = 0, start: datetime | None = None, end: datetime | None = None, timeout: Seconds | None = None,
+        kwargs: Mapping[str, object] | None = None, with_fire: bool | None = None, replace: bool = False,
+    ) -> None:  # fmt: skip
+        """Make a schedule that is kept in the ledger, and fires wherever a process knows the workflow; no deploy.
+
+        It starts the workflow with these arguments; with the fire before them where its first parameter is a `Fire`, which
+        by name `with_fire` says. `timeout` is how many seconds each has; the others are those of `eventflow.scheduled`. With
+        `replace` it takes the place of one that a person has made.
+
+        Raises:
+            UsageError: a name that is taken, no workflow, or an option that cannot be.
+            CodecError: an argument that cannot be encoded.
+
+        """
+        rule = make_rule(cron, every, timezone, overlap, catch_up, jitter, start, end)
+        asked = called(workflow, args, kwargs or {}, with_fire, timeout)
+        definition = firing.Definition(check_name(name), rule=rule, **asked)
+        application = self.ledger.application
+        await self.ledger.on_schedules(lambda run: firing.create(run, application, who(), definition, replace=replace))
+
+    async def delete_schedule(self, name: str, /) -> None:
+        """Forget a schedule, and what waits in its line; what it has started goes on. Code that defines it brings it back.
+
+        Raises:
+            UsageError: there is none of this name.
+
+        """
+        asked = {"application": self.ledger.application, "name": name}
+
+        def delete(run: RunQuery) -> None:
+            firing.lock(run, self.ledger.application, name)
+            run("delete_schedule", asked)
+
+        await self.ledger.on_schedules(delete)
+
+    async def pause_schedule(self, name: str, /, note: str = "") -> None:
+        """Let a schedule start nothing until it is resumed; `note` says why. Its fire times pass. Raises as `schedule`."""
+        application = self.ledger.application
+        await self.ledger.on_schedules(lambda run: firing.pause(run, application, who(), name, note))
+
+    async def resume_schedule(self, name: str, /) -> None:
+        """Let a paused schedule fire again, from its next time on; what waits in its line goes on. Raises as `schedule`."""
+        application = self.ledger.application
+        await self.ledger.on_schedules(lambda run: firing.resume(run, application, who(), name))
+
+    @overload
+    async def trigger_schedule(self, name: str, /, *, result: type[R]) -> Handle[R]: ...
+    @overload
+    async def trigger_schedule(self, name: str, /) -> Handle[object]: ...
+    async def trigger_schedule(self, name: str, /, *, result: Any = object) -> Handle[Any]:
+        """Fire a schedule now, paused or not, whatever else runs; its fire time is this moment. Raises as `schedule`."""
+        application, ledger = self.ledger.application, self.ledger
+        fired = await ledger.on_schedules(lambda run: firing.trigger(run, application, who(), name))
+        return Handle(fired, codec_for(result), ledger)
+
+    async def backfill_schedule(
+        self, name: str, first: datetime, last: datetime, /, *, at_once: bool = False, dry_run: bool = False
+    ) -> list[datetime]:
+        """Fire the fire times from one moment to another that have started nothing; which these are.
+
+        Beside the schedule's own, one after another, in order, or all at once. Done again, it is done once. A `dry_run` only
+        tells.
+
+        Raises:
+            UsageError: no such schedule, a time without a zone or to come, or more than 10,000 fire times.
+
+        """
+        if any(not isinstance(m, datetime) or m.tzinfo is None for m in (first, last)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"a backfill is from one time with a zone to another, not {first!r} to {last!r}")
+        application = self.ledger.application
+        return await self.ledger.on_schedules(
+            lambda run: firing.backfill(run, application, who(), name, first, last, at_once=at_once, dry=dry_run)
+        )
 
     async def delay(self, workflow_ids: Sequence[str], until: Seconds | datetime, /) -> int:
         """Let workflows that wait in their queues wait until another time. See `Handle.delay`."""

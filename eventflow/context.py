@@ -6,7 +6,7 @@ What needs the running application (starting, transactions) goes through the one
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Never, Protocol
@@ -134,12 +134,19 @@ class Start:
         return Rider("insert_children", row)
 
 
+class RunQuery(Protocol):
+    """Runs a named query in the transaction that is open, and gives its rows."""
+
+    def __call__(self, query: str, params: Mapping[str, Any], /) -> list[tuple[Any, ...]]: ...
+
+
 class Backend(Protocol):
     """What stands behind a handle or a client: the running application, or a `ledger` of the client's own."""
 
     application: str
 
     def query(self, query: str, params: dict[str, Any]) -> list[tuple[Any, ...]]: ...
+    async def on_schedules(self, work: "Callable[[RunQuery], R]") -> R: ...
     async def change_queue(
         self, name: str, changed: str, *, reset: bool = False, paused: bool | None = None
     ) -> None: ...

@@ -3,11 +3,15 @@
 A message's workflow id is `kafka:{group}:{topic}:{incarnation}:{partition}:{offset}`, group and topic percent-escaped,
 with `:g{n}` behind it from the second generation of a reprocessed topic on. The ledger counts `incarnation` per topic
 name over all (cluster id, topic id), so the id needs no cluster.
+
+A fire time's is `schedule:{application}:{schedule}:{time}`, application and schedule percent-escaped, the time in UTC as
+`2026-11-27T02:00:00Z`, with its microseconds behind the seconds where it has some.
 """
 
 import hashlib
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -16,6 +20,12 @@ from eventflow.errors import UsageError
 MAX_ID = 512
 _MESSAGE = re.compile(
     r"kafka:([A-Za-z0-9._%~-]+):([A-Za-z0-9._%~-]+):([1-9]\d*):(0|[1-9]\d*):(0|[1-9]\d*)(?::g([2-9]|[1-9]\d+))?"
+)
+
+
+_FIRE = re.compile(
+    r"schedule:([A-Za-z0-9._%~-]+):([A-Za-z0-9._%~-]+):"
+    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.(?!000000)\d{6})?)Z"
 )
 
 
@@ -75,6 +85,45 @@ def parse_message_workflow_id(workflow_id: str) -> MessageIdentity | None:
     )
 
 
+def schedule_workflow_id_prefix(application: str, schedule: str) -> str:
+    """All of a fire time's workflow id but the time, which follows.
+
+    Raises:
+        UsageError: one of them is empty, or both together are too long for an id.
+
+    """
+    if not application or not schedule:
+        raise UsageError("a fire time's workflow id needs an application and a schedule")
+    prefix = f"schedule:{_escaped(application)}:{_escaped(schedule)}:"
+    if len(prefix) > MAX_ID - len("2026-11-27T02:00:00.000000Z"):
+        raise UsageError(f"the schedule's name is too long for its workflows' ids: {schedule!r}")
+    return prefix
+
+
+def schedule_workflow_id(application: str, schedule: str, time: datetime) -> str:
+    """The workflow id of a schedule's fire time, which has a zone.
+
+    Raises:
+        UsageError: as for the prefix; or the time has no zone.
+
+    """
+    if time.tzinfo is None:
+        raise UsageError(f"a fire time has a zone, {time!r} has none")
+    return f"{schedule_workflow_id_prefix(application, schedule)}{time.astimezone(UTC).isoformat()[:-6]}Z"
+
+
+def parse_schedule_workflow_id(workflow_id: str) -> tuple[str, str, datetime] | None:
+    """The inverse of `schedule_workflow_id`: application, schedule, and time in UTC; None for any other id."""
+    match = _FIRE.fullmatch(workflow_id)
+    if match is None:
+        return None
+    try:
+        time = datetime.fromisoformat(f"{match[3]}+00:00")
+    except ValueError:
+        return None
+    return unquote(match[1]), unquote(match[2]), time
+
+
 def check_workflow_id(workflow_id: str) -> str:
     """An id that a person gives, as it is.
 
@@ -92,6 +141,8 @@ def check_workflow_id(workflow_id: str) -> str:
         raise UsageError(f"workflow ids with '>' are those of children: {workflow_id!r}")
     if workflow_id.startswith("kafka:"):
         raise UsageError(f"workflow ids that begin with 'kafka:' are those of messages: {workflow_id!r}")
+    if workflow_id.startswith("schedule:"):
+        raise UsageError(f"workflow ids that begin with 'schedule:' are those of schedules: {workflow_id!r}")
     return workflow_id
 
 

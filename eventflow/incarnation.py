@@ -25,12 +25,14 @@ from eventflow.elsewhere import Elsewhere
 from eventflow.errors import UnavailableError, UnreadableError, WorkflowExistsError
 from eventflow.executor import Executor
 from eventflow.journal import Identity, Journal, Lane, rider_statements
+from eventflow.ledger import who
 from eventflow.payloads import unread
 from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec, TransactionSpec
 from eventflow.runs import Claim, How, Life, Request, Run
+from eventflow.scheduler import Scheduler
 from eventflow.settings import Settings
 from eventflow.transactions import Transactions
 
@@ -59,6 +61,15 @@ class Others:
     checked: set[str] = field(default_factory=set[str])
 
 
+@dataclass(frozen=True)
+class Fired:
+    """Which schedules this process fires: those of these workflows; `only`: of these names; `any`: whether it has some."""
+
+    workflows: list[str]
+    only: list[str] | None
+    any: bool
+
+
 class Incarnation:
     """One executor of this process, from its birth to its end."""
 
@@ -70,11 +81,12 @@ class Incarnation:
         specs: dict[str, Spec],
         consumers: list[ConsumerSpec],
         queues: list[str],
+        schedules: Fired,
         identity: Identity,
         others: Others,
     ) -> None:
         self._loop, self._settings, self.database = loop, settings, database
-        self._specs = specs
+        self._specs, self._fired = specs, schedules
         self._stopped = threading.Event()
         self._hurried = False
         self.ended: asyncio.Future[BaseException] = loop.create_future()
@@ -113,13 +125,18 @@ class Incarnation:
             held=self.executor.in_queues, threads=self.executor.threads_free, now=clock.now, beat=settings.beat,
             on_fenced=self._end,
         )  # fmt: skip
+        self.schedules = Scheduler(
+            database, self.id, application, schedules.workflows, schedules.only, adoption=adoption, room=self.executor.room,
+            now=clock.now, who=who(), on_fenced=self._end,
+        )  # fmt: skip
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease, adoption=adoption,
-            queues=self.queues, running=self.executor.holds, room=self.executor.room, stuck_for=self.journal.waiting_for,
-            clock=clock, on_fenced=self._end,
+            queues=self.queues, schedules=self.schedules, running=self.executor.holds, room=self.executor.room,
+            stuck_for=self.journal.waiting_for, clock=clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
         self.executor.on_rows, self.executor.on_told = self._lease.take, self._lease.told
+        self.schedules.on_left, self.schedules.on_lost = self._lease.take, self._lease.reconcile
         self.executor.on_queued, self.executor.on_freed = self.queues.look, self.queues.freed
         self.intakes = [
             Intake(
@@ -161,6 +178,7 @@ class Incarnation:
         self.journal.start()
         self._lease.start()
         self.queues.start()
+        self.schedules.start(look=self._fired.any)
         for intake in self.intakes:
             intake.start()
         logger.info("executor %d runs", self.id)
@@ -297,6 +315,7 @@ class Incarnation:
         logger.info("executor %d leaves; what runs has %g s to end", self.id, budget)
         self._lease.leave()
         self.queues.leave()
+        self.schedules.leave()
         self.executor.waits.leave()
         for intake in self.intakes:
             intake.hold()
@@ -317,6 +336,7 @@ class Incarnation:
         await self._close_elsewhere()
         await asyncio.to_thread(self._lease.join, 2.0)
         await asyncio.to_thread(self.queues.join, 2.0)
+        await asyncio.to_thread(self.schedules.join, 2.0)
 
     def _busy(self) -> bool:
         return bool(self.executor.busy() or self.transactions.active or self.transactions.waiting())
@@ -340,10 +360,12 @@ class Incarnation:
         await self._close_elsewhere()
         self._lease.stop()
         self.queues.leave()
+        self.schedules.leave()
         await self._join_intakes()
         await asyncio.to_thread(self.journal.close, 2.0)
         await asyncio.to_thread(self._lease.join, 2.0)
         await asyncio.to_thread(self.queues.join, 2.0)
+        await asyncio.to_thread(self.schedules.join, 2.0)
 
     async def _close_elsewhere(self) -> None:
         for place in self._elsewhere.values():

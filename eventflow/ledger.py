@@ -6,6 +6,7 @@ workflows is one SQL function, so one transaction; it only touches what no execu
 
 import asyncio
 import contextlib
+import functools
 import getpass
 import os
 import socket
@@ -19,9 +20,11 @@ import psycopg
 from typing_extensions import TypeVar
 
 import eventflow.borrowed as borrowed
+import eventflow.firing as firing
 import eventflow.talk as talk
 from eventflow.codec import Codec
-from eventflow.database import Connection, Database, columns, in_transaction, unavailable
+from eventflow.context import RunQuery
+from eventflow.database import Connection, Database, columns, in_transaction, rollback, unavailable
 from eventflow.errors import (
     EventflowError,
     UnavailableError,
@@ -34,6 +37,7 @@ from eventflow.errors import (
 from eventflow.journal import RIDERS, packed, rider_statements
 from eventflow.queues import Order
 from eventflow.records import Rider
+from eventflow.registry import Registry
 from eventflow.turnstile import Answer, Turnstile
 
 R = TypeVar("R")
@@ -245,6 +249,34 @@ class Ledger:
         if not await asyncio.to_thread(self.query, "change_queue", asked, writes=True):
             raise UsageError(f"there is no queue {name!r}: no process that defines it has ever run")
 
+    async def on_schedules(self, work: Callable[[RunQuery], R]) -> R:
+        """What this comes to, in one transaction."""
+        return await asyncio.to_thread(self.transact, work)
+
+    def transact(self, work: Callable[[RunQuery], R], *, dry: bool = False) -> R:
+        """Run queries in one transaction, again after a conflict; `dry`: and roll it back. Blocks.
+
+        Raises:
+            UsageError: it was refused.
+            UnavailableError: the server is away; it may have been done.
+
+        """
+        for left in range(4, -1, -1):
+            try:
+                with self._lent() as connection:
+                    run = functools.partial(self._database.run, connection)
+                    if dry:
+                        connection.execute("begin")
+                        try:
+                            return work(run)
+                        finally:
+                            rollback(connection)
+                    return in_transaction(connection, lambda _, run=run: work(run), "set local synchronous_commit = on")
+            except psycopg.Error as error:
+                if error.sqlstate not in _CONFLICTS or not left:
+                    raise _ours(error) from None
+        raise AssertionError
+
     async def delay(self, ids: Sequence[str], wait: float | None, until: float | None) -> int:
         """Let workflows that wait in their queues wait until another time."""
         asked = {"ids": _checked(ids), "who": self._who, "wait": wait, "until": until}
@@ -267,6 +299,22 @@ class Ledger:
     def on_loop(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine from blocking code."""
         return asyncio.run(coroutine)
+
+
+def define_schedules(ledger: Ledger, declared: Registry, *, dry: bool = False) -> list[firing.Change]:
+    """Tell the ledger what this code says of its schedules; what that changes. `dry`: only say so. Blocks.
+
+    Raises:
+        UsageError: a person has made one of this name, or one's function takes what no schedule gives.
+
+    """
+    definitions = [
+        firing.Definition(s.name, s.spec.name, s.rule, s.takes_fire, timeout=s.spec.timeout)
+        for s in declared.schedules.values()
+    ]
+    if not definitions and not dry:
+        return []
+    return ledger.transact(lambda run: firing.define(run, ledger.application, who(), definitions, dry=dry), dry=dry)
 
 
 _Placed = asyncio.Future[str] | Answer[str]  # of a caller on a loop, or in a thread

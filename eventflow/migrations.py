@@ -41,6 +41,8 @@ RIGHTS = {
     "watches": ("select", "insert", "delete"),
     "queues": ("select", "insert", "update"),
     "queue_starts": ("select", "insert", "delete"),
+    "schedules": ("select", "insert", "update", "delete"),
+    "fires": ("select", "insert", "delete"),
 }
 
 

@@ -114,6 +114,13 @@ class Queues(Protocol):
     def look_at_all(self) -> None: ...
 
 
+class Schedules(Protocol):
+    """The schedules that this executor fires, whose next time rides on its beat."""
+
+    def params(self) -> dict[str, Any]: ...
+    def told(self, due: float | None) -> None: ...
+
+
 class Lease:
     """One executor's lease, and its eye on the others."""
 
@@ -128,6 +135,7 @@ class Lease:
         lease: float,
         adoption: Adoption,
         queues: Queues,
+        schedules: Schedules,
         running: Callable[[str], bool],
         room: Callable[[], int],
         stuck_for: Callable[[], float],
@@ -139,6 +147,7 @@ class Lease:
         self._specs = specs
         self._beat, self._lease = beat, lease
         self._adoption, self._queues, self._running, self._room = adoption, queues, running, room
+        self._schedules = schedules
         self._stuck_for, self._clock, self._on_fenced = stuck_for, clock, on_fenced
         self._requested = False  # whether people ask something of what this executor holds
         self._asleep = False  # whether a workflow sleeps, of all that this application has
@@ -200,6 +209,11 @@ class Lease:
         """There are rows that nobody holds: take some now, and not with the next beat."""
         self._work.set()
 
+    def reconcile(self) -> None:
+        """A commit of this executor's may have been made without an answer: look for rows that it does not run."""
+        self._to_reconcile = True
+        self._work.set()
+
     def look(self) -> None:
         """Something came for a workflow that may sleep: look now, and not with the next beat."""
         if self._asleep or self._wake_at:
@@ -232,11 +246,12 @@ class Lease:
             if self._connection is None or self._connection.closed:
                 self._connection = self._database.connect("lease")
             asked_at = time.time()
-            [(renewed, alive, same, peers, free, asked_for, asleep, wake_at, arrived, due, now, _)] = self._database.run(
+            [(renewed, alive, same, peers, free, asked_for, asleep, wake_at, arrived, due, fires, now, _)] = self._database.run(
                 self._connection, "beat",
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
                     "acknowledged": self._identity.to_check(), **self._queues.params(),
+                    **self._schedules.params(),
                 },
             )  # fmt: skip
         except (psycopg.Error, UnavailableError) as error:
@@ -260,6 +275,7 @@ class Lease:
         self._clock.tell(now, asked_at, time.time())
         self._asleep, self._wake_at, self._requested = asleep, wake_at or 0.0, asked_for or self._requested
         self._queues.told(arrived=arrived, due=due)
+        self._schedules.told(fires)
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
@@ -384,6 +400,9 @@ class Lease:
         for name, count in self._database.run(connection, "unknown_names", {"application": self._application}):
             text = f"{count} workflows named {name!r} wait for a process that knows this name: none that lives does"
             seldom.say(logger, text)
+        for name, workflow in self._database.run(connection, "unserved_schedules", {"application": self._application}):
+            text = f"schedule {name!r} is due, and no process that lives knows its workflow {workflow!r}"
+            seldom.say(logger, f"{text}: it is gone from the code, or the program that has it does not run")
 
     def _claim(self, connection: Connection, query: Literal["claim_rows", "claim_woken"]) -> bool:
         """Take a batch of what nobody holds, as there is room (R10a); whether there may be more."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from eventflow.codec import Arguments, Codec, codec_for
+from eventflow.cron import Fire, Rule
 from eventflow.errors import SettingsError, UsageError, first_line
 from eventflow.kafka import Deserializer, Message, Reader, message_reader
 from eventflow.retry import Retry
@@ -88,6 +89,25 @@ class ConsumerSpec:
 
 
 @dataclass
+class ScheduleSpec:
+    """One `@scheduled`: what it starts, and when."""
+
+    name: str
+    rule: Rule
+    spec: Spec
+
+    @functools.cached_property
+    def takes_fire(self) -> bool:
+        """Whether its function takes the fire.
+
+        Raises:
+            UsageError: it takes something else; says what, and where.
+
+        """
+        return takes_fire(self.spec, only=True)
+
+
+@dataclass
 class TransactionSpec:
     """A `@transaction`: the function, what it wants as its connection, and how and where it commits.
 
@@ -136,6 +156,7 @@ class Registry:
     lifespans: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
     instances: list[tuple[str, object]] = field(default_factory=list[tuple[str, object]])  # with their names, in order
     queues: dict[str, str] = field(default_factory=dict[str, str])  # name -> settings, as the ledger keeps them
+    schedules: dict[str, ScheduleSpec] = field(default_factory=dict[str, ScheduleSpec])
 
     def add(self, spec: Spec) -> None:
         """Register a workflow by its name.
@@ -185,6 +206,21 @@ class Registry:
         """
         if self.queues.setdefault(name, settings) != settings:
             raise UsageError(f"two queues are named {name!r}: with {self.queues[name]}, and with {settings}")
+
+    def add_schedule(self, schedule: ScheduleSpec) -> None:
+        """Register a schedule.
+
+        Raises:
+            UsageError: there is another one of this name.
+
+        """
+        known = self.schedules.get(schedule.name)
+        if known is not None and not _same_source(known.spec, schedule.spec):
+            raise UsageError(
+                f"two schedules are named {schedule.name!r}: of {known.spec.file}:{known.spec.line} and of "
+                f"{schedule.spec.file}:{schedule.spec.line}; give one another name="
+            )
+        self.schedules[schedule.name] = schedule
 
     def name_of(self, instance: object) -> str | None:
         """The name under which this very instance is registered, if it is."""
@@ -322,6 +358,25 @@ def message_annotation(function: Callable[..., Any]) -> Any:
     if annotation is not Message and getattr(annotation, "__origin__", None) is not Message:
         raise UsageError(f"the handler {plain.__qualname__} must take a Message[...], not {annotation!r}")
     return annotation
+
+
+def takes_fire(spec: Spec, *, only: bool = False) -> bool:
+    """Whether a workflow's first parameter is a schedule's fire.
+
+    Raises:
+        UsageError: `only`: it takes, or needs, something else.
+
+    """
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    parameters = list(inspect.signature(spec.function).parameters.values())
+    first = parameters[0] if parameters and parameters[0].kind in positional else None
+    fire = first is not None and hints(spec.function).get(first.name) is Fire
+    rest = parameters[1:] if fire else parameters
+    if only and any(p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD} for p in rest):
+        raise UsageError(
+            f"{spec.file}:{spec.line}: {spec.name}: a scheduled function takes a Fire, annotated so, or nothing"
+        )
+    return fire
 
 
 def names_with_files(specs: Mapping[str, Spec]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, cast, overload
 
@@ -21,6 +21,7 @@ from eventflow.client import Client as AsyncClient
 from eventflow.client import Filter, Pages, each
 from eventflow.codec import Codec, codec_for
 from eventflow.context import Start, StepScope, Suspended, current, current_branch, refuse_loop, runtime
+from eventflow.cron import Overlap
 from eventflow.errors import Cancelled, UsageError
 from eventflow.handles import Handle as AsyncHandle
 from eventflow.handles import (
@@ -41,8 +42,9 @@ from eventflow.queues import DEFAULT, IfExists, QueueRecord
 from eventflow.records import Status, StepRecord, WorkflowRecord
 from eventflow.replay import Branch
 from eventflow.retry import Retry, Seconds, seconds
+from eventflow.schedules import ScheduleRecord
 from eventflow.steps import drive_sync, step_of
-from eventflow.workflows import AsyncStartable, SyncStartable, transaction_of
+from eventflow.workflows import AsyncStartable, SyncStartable, Workflow, transaction_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -568,6 +570,59 @@ class Client:
     def resume_queue(self, name: str, /) -> None:
         """Let a paused queue go on; see `eventflow.client.Client.resume_queue`."""
         self._run("resume_queue", self._client.resume_queue, name)
+
+    def schedules(self) -> list[ScheduleRecord]:
+        """The schedules; see `eventflow.client.Client.schedules`."""
+        return self._run("schedules", self._client.schedules)
+
+    def schedule(self, name: str, /) -> ScheduleRecord:
+        """One schedule; see `eventflow.client.Client.schedule`."""
+        return self._run("schedule", self._client.schedule, name)
+
+    def upcoming(self, name: str, /, *, count: int = 10, after: datetime | None = None) -> list[datetime]:
+        """The next fire times of a schedule; see `eventflow.client.Client.upcoming`."""
+        return self._run("upcoming", self._client.upcoming, name, count=count, after=after)
+
+    def create_schedule(
+        self, name: str, workflow: str | Workflow[..., Any], /, *args: object, cron: str | None = None,
+        every: timedelta | None = None, timezone: str = "UTC", overlap: Overlap = "skip", catch_up: Seconds = 3600,
+        jitter: Seconds = 0, start: datetime | None = None, end: datetime | None = None, timeout: Seconds | None = None,
+        kwargs: Mapping[str, object] | None = None, with_fire: bool | None = None, replace: bool = False,
+    ) -> None:  # fmt: skip
+        """Make a schedule that is kept in the ledger; see `eventflow.client.Client.create_schedule`."""
+        self._run(
+            "create_schedule", self._client.create_schedule, name, workflow, *args, cron=cron, every=every,
+            timezone=timezone, overlap=overlap, catch_up=catch_up, jitter=jitter, start=start, end=end, timeout=timeout,
+            kwargs=kwargs, with_fire=with_fire, replace=replace,
+        )  # fmt: skip
+
+    def delete_schedule(self, name: str, /) -> None:
+        """Forget a schedule; see `eventflow.client.Client.delete_schedule`."""
+        self._run("delete_schedule", self._client.delete_schedule, name)
+
+    def pause_schedule(self, name: str, /, note: str = "") -> None:
+        """Let a schedule start nothing until it is resumed; see `eventflow.client.Client.pause_schedule`."""
+        self._run("pause_schedule", self._client.pause_schedule, name, note)
+
+    def resume_schedule(self, name: str, /) -> None:
+        """Let a paused schedule fire again; see `eventflow.client.Client.resume_schedule`."""
+        self._run("resume_schedule", self._client.resume_schedule, name)
+
+    @overload
+    def trigger_schedule(self, name: str, /, *, result: type[R]) -> Handle[R]: ...
+    @overload
+    def trigger_schedule(self, name: str, /) -> Handle[object]: ...
+    def trigger_schedule(self, name: str, /, *, result: Any = object) -> Handle[Any]:
+        """Fire a schedule now; see `eventflow.client.Client.trigger_schedule`."""
+        return Handle(self._run("trigger_schedule", self._client.trigger_schedule, name, result=result))
+
+    def backfill_schedule(
+        self, name: str, first: datetime, last: datetime, /, *, at_once: bool = False, dry_run: bool = False
+    ) -> list[datetime]:
+        """Fire the fire times of a range that have started nothing; see `eventflow.client.Client.backfill_schedule`."""
+        return self._run(
+            "backfill_schedule", self._client.backfill_schedule, name, first, last, at_once=at_once, dry_run=dry_run
+        )
 
     def delay(self, workflow_ids: Sequence[str], until: Seconds | datetime, /) -> int:
         """Let workflows that wait in their queues wait until another time; see `eventflow.Handle.delay`."""

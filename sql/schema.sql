@@ -186,6 +186,40 @@ create table eventflow.queue_starts (
 );
 create index queue_starts_at on eventflow.queue_starts (application, queue, at);
 
+-- When workflows are started by themselves: by what code has defined, the last process that started, or what a person has made.
+create table eventflow.schedules (
+  application text collate "C" not null,
+  name        text collate "C" not null,
+  workflow    text collate "C" not null,  -- the name of what it starts
+  arguments   text,                       -- JSON: what it is started with, behind the fire where it takes that; null: nothing
+  takes_fire  boolean not null,
+  timeout     float8,                     -- seconds that each has
+  defined     jsonb not null,             -- when, in which zone, what about overlaps: cron.Rule
+  made_by     text,                       -- a person; null: code
+  next_at     timestamptz,                -- the fire time that is decided next; null: there is none
+  due_at      timestamptz,                -- when somebody is to look; null: paused, or nothing to come
+  fired_at    timestamptz,                -- the last fire time for which a workflow was started
+  running     text[] not null default '{}',  -- what it has started and may not have ended, where that matters
+  filling     text[] not null default '{}',  -- the same of its backfills
+  skipped     bigint not null default 0,  -- fire times that started nothing, for something else ran
+  missed      bigint not null default 0,  -- how often fire times were too late to be caught up with
+  paused      boolean not null default false,
+  note        text not null default '',   -- why, in words
+  changed_by  text,
+  changed_at  timestamptz,
+  primary key (application, name)
+);
+create index schedules_due on eventflow.schedules (application, due_at) where due_at is not null;
+
+-- Fire times that wait until what was started before them has ended.
+create table eventflow.fires (
+  application text collate "C" not null,
+  name        text collate "C" not null,
+  at          timestamptz not null,
+  cause       text not null check (cause in ('schedule', 'catch_up', 'backfill')),
+  primary key (application, name, at)
+);
+
 -- What a workflow's operations came to; replayed, never run again (R12).
 create table eventflow.checkpoints (
   finished_at timestamptz not null default now(),
@@ -742,7 +776,7 @@ begin
   if if_exists is null or if_exists not in ('attach', 'reject') then
     raise exception 'if_exists is ''attach'' or ''reject'', not ''%''', if_exists using errcode = '22023';
   end if;
-  if wanted = '' or length(wanted) > 512 or wanted ~ '[>[:cntrl:]]' or wanted like 'kafka:%' then
+  if wanted = '' or length(wanted) > 512 or wanted ~ '[>[:cntrl:]]' or wanted like 'kafka:%' or wanted like 'schedule:%' then
     raise exception 'not a workflow id: ''%''', wanted using errcode = '22023';
   end if;
   select * into found_ from eventflow.place(

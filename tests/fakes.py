@@ -33,6 +33,15 @@ class NoQueues:
     def look_at_all(self) -> None: ...
 
 
+class NoSchedules:
+    """An executor that fires none."""
+
+    def params(self) -> dict[str, Any]:
+        return {"scheduled": [], "schedules": None}
+
+    def told(self, due: float | None) -> None: ...
+
+
 def new_lease(
     database: Any, identity: Identity, application: str, specs: Mapping[str, Spec], *, beat: float = 1, lease: float = 5,
     adopt: Callable[..., object] = lambda *_: None, running: Callable[[str], bool] = lambda _: False,
@@ -44,5 +53,5 @@ def new_lease(
     )  # fmt: skip
     return Lease(
         database, identity, application, specs, beat=beat, lease=lease, adoption=adoption, queues=NoQueues(),
-        running=running, room=room, stuck_for=lambda: 0.0, clock=LedgerClock(0.0), on_fenced=on_fenced,  # type: ignore[arg-type]
+        schedules=NoSchedules(), running=running, room=room, stuck_for=lambda: 0.0, clock=LedgerClock(0.0), on_fenced=on_fenced,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -1,7 +1,7 @@
 -- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or, where it cannot be read, all that
 -- was acknowledged still there (EF003); who else lives; is there work that nobody holds, what do people ask; who sleeps, until when;
--- has anything come into queues since the last look, and when is the next due. Touches only the executor's own beat;
--- indexes workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
+-- has anything come into queues since the last look, and when is the next due, in queues and of schedules. Touches only its own
+-- beat; indexes workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
 )
@@ -25,5 +25,8 @@ select (select count(*) from renewed),
                        and queue = any(%(queues)b::text[]) and placed = any(%(missed)b::text[]::xid8[])),
        (select extract(epoch from min(wake_at))::float8 from eventflow.workflows where executor = 0 and placed is null
            and application = %(application)b::text and queue = any(%(queues)b::text[])),
+       (select extract(epoch from min(due_at))::float8 from eventflow.schedules
+         where application = %(application)b::text and due_at is not null and workflow = any(%(scheduled)b::text[])
+           and (%(schedules)b::text[] is null or name = any(%(schedules)b::text[]))),
        extract(epoch from clock_timestamp())::float8,
        eventflow.check_acknowledged(%(executor)b::bigint, %(acknowledged)b::bigint[])::text

@@ -321,7 +321,16 @@ def test_commits_lost_in_another_lane_are_found_where_the_timeline_cannot_be_rea
         ledger.guard(session, ledger.a, 3, acknowledged=[2, 1])
     with refused("EF003"):
         session.run(
-            "beat", executor=ledger.a, application="x", names=[], acknowledged=[2, 1], queues=[], since="0", missed=[]
+            "beat",
+            executor=ledger.a,
+            application="x",
+            names=[],
+            acknowledged=[2, 1],
+            queues=[],
+            since="0",
+            missed=[],
+            scheduled=[],
+            schedules=None,
         )
     ledger.guard(session, ledger.a, 3, acknowledged=None)
 

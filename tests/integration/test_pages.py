@@ -71,6 +71,7 @@ def test_a_block_prints_what_the_page_says(
     monkeypatch.setattr(registry, "transactions", {})
     monkeypatch.setattr(registry, "lifespans", [])
     monkeypatch.setattr(registry, "queues", {})
+    monkeypatch.setattr(registry, "schedules", {})
     program = types.ModuleType(f"program_{next(NUMBERS)}")
     monkeypatch.setitem(sys.modules, program.__name__, program)
     file = tmp_path / "program.py"

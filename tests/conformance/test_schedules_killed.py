@@ -1,0 +1,111 @@
+"""Schedules over several processes, which are killed at the fire instant, frozen, or have a wrong clock: one run per fire time."""
+
+import signal
+from datetime import UTC, datetime
+
+import pytest
+
+from eventflow.cron import Rule
+from eventflow.idempotency import schedule_workflow_id
+from tests.conformance.test_killed import SOON, died_there
+from tests.harness import World, pick, seeds
+
+pytestmark = pytest.mark.crash
+
+APP = "tests.conformance.schedule_app"
+
+
+def first_and_last(world: World, count: int) -> tuple[datetime, datetime]:
+    """Wait until so many fire times have been handled; the first and the last of all that there are."""
+    world.wait(lambda: world.one("select count(*) from effects") >= count, f"{count} fires are handled")
+    [(first, last)] = world.sql("select min(note)::float8, max(note)::float8 from effects")
+    return datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC)
+
+
+def check(world: World, count: int) -> None:
+    """Each fire time from the first to the last was run once, by its own workflow."""
+    first_and_last(world, count)
+    world.sql("update eventflow.schedules set due_at = null, paused = true")
+    world.wait(lambda: world.unfinished() == 0, "all have ended")
+    first, last = first_and_last(world, count)
+    wanted = {schedule_workflow_id("default", "tick", time) for time in Rule(every=1.0).between(first, last)}
+    rows = world.sql("select id, status::text from eventflow.workflows")
+    assert {workflow_id for workflow_id, _ in rows} == wanted
+    assert {status for _, status in rows} == {"succeeded"}
+    notes = [note for (note,) in world.sql("select note from effects")]
+    assert len(notes) == len(set(notes)) >= count
+
+
+@pytest.mark.parametrize("point", ["scheduler.before_fire", "scheduler.before_commit", "scheduler.after_commit"])
+@pytest.mark.parametrize("seed", seeds(default=1))
+def test_killed_at_the_fire_instant(world: World, point: str, seed: int) -> None:
+    """Beside a peer that goes on: what the dead one had committed is taken over, what it had not is fired by the other."""
+    victim = world.start(APP, crash=f"{point}:{pick(seed, point, choices=range(1, 3))}", EVERY="1", **SOON)
+    world.start(APP, EVERY="1", **SOON)
+    world.wait(
+        lambda: not victim.alive or world.one("select count(*) from effects") >= 4, "it has died, or was never first"
+    )
+    if victim.alive:  # the peer was first each time: alone, it gets there
+        for other in world.workers[1:]:
+            other.kill()
+    assert world.wait_death(victim) == -signal.SIGKILL
+    assert died_there(victim, point)
+    if not any(worker.alive for worker in world.workers):
+        world.start(APP, EVERY="1", **SOON)
+    check(world, 6)
+
+
+@pytest.mark.parametrize("point", ["scheduler.before_commit"])
+def test_frozen_before_the_commit(world: World, point: str) -> None:
+    """It holds the schedule and is presumed dead: the peer ends its transaction, fires, and what it wakes up to is refused."""
+    frozen = world.start(APP, stop=f"{point}:1", EVERY="1", **SOON)
+    world.wait(lambda: frozen.frozen, "it is about to commit a fire")
+    world.start(APP, EVERY="1", **SOON)
+    first_and_last(world, 2)
+    frozen.thaw()
+    check(world, 5)
+
+
+def test_a_commit_whose_answer_is_lost(world: World) -> None:
+    """Killed is the connection and not the process: what it has committed for itself, it runs."""
+    worker = world.start(APP, stop="scheduler.after_commit:1", EVERY="1", **(SOON | {"EVENTFLOW_LEASE": "30"}))
+    world.wait(lambda: worker.frozen, "it has fired")
+    ended = world.sql(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'eventflow schedules'"
+    )
+    assert ended
+    worker.thaw()
+    check(world, 3)
+
+
+def test_many_processes_fire_each_time_once(world: World) -> None:
+    for _ in range(3):
+        world.start(APP, EVERY="1", **SOON)
+    check(world, 5)
+
+
+@pytest.mark.parametrize("wrong", [3600.0, -3600.0])
+def test_a_wrong_clock_fires_nothing_wrong(world: World, wrong: float) -> None:
+    """An hour ahead, or behind: it fires when the ledger's clock says so."""
+    world.start(APP, EVERY="1", CLOCK_WRONG_BY=str(wrong), **SOON)
+    check(world, 3)
+    late = [
+        (at - datetime.fromtimestamp(float(note), UTC)).total_seconds()
+        for at, note in world.sql("select at, note from effects order by at offset 1")
+    ]
+    assert all(0 <= seconds < 0.9 for seconds in late), late
+    assert {c for (c,) in world.sql("select output from eventflow.workflows")} == {'"schedule"'}
+
+
+def test_what_is_removed_from_the_code_stops_and_what_comes_back_catches_up(world: World) -> None:
+    with_it = world.start(APP, EVERY="1", **SOON)
+    first_and_last(world, 1)
+    assert with_it.stop() == 0
+    stopped = world.one("select count(*) from eventflow.workflows")
+    world.sql("update eventflow.schedules set due_at = due_at - interval '2 minutes'")
+    without = world.start(APP, EVENTFLOW_BEAT="0.05", **{k: v for k, v in SOON.items() if k != "EVENTFLOW_BEAT"})
+    text = "schedule 'tick' is due, and no process that lives knows its workflow 'tick'"
+    world.wait(lambda: text in without.text, "it is said")
+    assert world.one("select count(*) from eventflow.workflows") == stopped
+    world.start(APP, EVERY="1", **SOON)
+    check(world, 4)
