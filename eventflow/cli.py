@@ -339,7 +339,7 @@ def _why_not(name: str, error: Exception) -> str:
 
 def _place(error: Exception) -> str:
     """The innermost line that is the user's own, as far as one can tell: neither ours, nor Python's, nor a library's."""
-    ours = (str(_PACKAGE), "<frozen", str(Path(importlib.__file__).parent))
+    ours = (str(_PACKAGE), "<", str(Path(importlib.__file__).parent))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     mine = [f for f in frames if not f.filename.startswith(_LIBRARIES) and "site-packages" not in f.filename] or frames
     return f"{_near(mine[-1].filename)}, line {mine[-1].lineno}" if mine else "importing it"
