@@ -42,11 +42,11 @@ from eventflow.idempotency import check_workflow_id
 from eventflow.ids import new_id
 from eventflow.incarnation import Fired, Incarnation, Others, done_with, lane_count
 from eventflow.journal import Entry
-from eventflow.ledger import Ledger, Operation, define_schedules
+from eventflow.ledger import Ledger, define_schedules
 from eventflow.migrations import check_schema
 from eventflow.pruner import Pruner
 from eventflow.queues import DEFAULT, Order
-from eventflow.records import Rider
+from eventflow.records import Operation, Rider
 from eventflow.recovery import birth
 from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
 from eventflow.runs import Run
@@ -98,6 +98,7 @@ class App:
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
         self._ledger = Ledger(self._database, settings.application, keep=1, check=self._raise_failure)
+        self.encoded = self._ledger.encoded
         self._known_queues: set[str] = {DEFAULT, *declared.queues}
         self._calls = Threads[Callable[[], None]](settings.threads, lambda call: call())
         self._supervisor: asyncio.Task[None] | None = None
@@ -129,7 +130,10 @@ class App:
     async def _serve(self) -> AsyncGenerator[None]:
         """What stands between the first incarnation's start and the last one's end."""
         self._supervisor = self._loop.create_task(self._supervise())
-        pruner = Pruner(self._database, self._settings.keep, self._databases, self._others.ledger)
+        settings = self._settings
+        pruner = Pruner(
+            self._database, settings.keep, self._databases, self._others.ledger, letters=settings.keep_dead_letters
+        )
         pruner.start()
         slot.fill(self)
         try:
@@ -446,9 +450,9 @@ class App:
             self._incarnation.requested()
         return count
 
-    async def manage(self, operation: Operation, ids: Sequence[str]) -> int:
-        """Do this to workflows that nobody holds; how many these are."""
-        count = await self._ledger.manage(operation, ids)
+    async def manage(self, operation: Operation, ids: Sequence[str], **more: Any) -> int:
+        """Do this to workflows that nobody holds; how many these are, or what it says."""
+        count = await self._ledger.manage(operation, ids, **more)
         self._take_rows()
         return count
 

@@ -249,7 +249,7 @@ class Claims:
         """Stop a partition until a person has looked, and record why."""
         claim.lose()
         logger.error("%s stops: %s", claim, detail)
-        self._incident(kind, claim, detail)
+        self.record(kind, str(claim), detail)
 
     def note_changed(self, topics: set[str]) -> None:
         """Record what may have been read of a topic under the id that it had before (R16)."""
@@ -258,19 +258,19 @@ class Claims:
                 logger.error("%s: the topic was deleted or recreated; its partitions begin anew", claim)
                 suspect = f"offsets {claim.verified} to {claim.next_offset} may be those of the new one"
                 detail = f"was deleted or recreated; read under its old id, {suspect}"
-                self._incident("recreated", claim, detail)
+                self.record("recreated", str(claim), detail)
 
-    def _incident(self, kind: str, claim: Claim, detail: str) -> None:
+    def record(self, kind: str, subject: str, detail: str) -> None:
         """Record an incident, if need be after a while; the log has it in any case."""
         for attempt in range(10):
             try:
-                self._ledger.run("insert_incident", {"kind": kind, "subject": str(claim), "detail": detail})
+                self._ledger.run("insert_incident", {"kind": kind, "subject": subject, "detail": detail})
             except (psycopg.Error, UnavailableError) as error:
                 logger.debug("incident: %s", error)
                 self._stop.wait(backoff(attempt))
             else:
                 return
-        logger.error("%s: the incident could not be recorded: %s: %s", claim, kind, detail)
+        logger.error("%s: the incident could not be recorded: %s: %s", subject, kind, detail)
 
     # ---- scopes ----
 

@@ -1,4 +1,6 @@
-"""The command line: `eventflow dev | migrate | run | schedules | demo`. A mistake is one line on stderr, never a stack trace.
+"""The command line: `eventflow dev | migrate | run | schedules | dead-letters | demo`.
+
+A mistake is one line on stderr, never a stack trace.
 
 Exit statuses: 0 done; 1 the world refused (a server, a lease, a proof that fails); 2 the command or a setting is wrong.
 """
@@ -23,6 +25,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from eventflow.cli_dead_letters import app as dead_letters
+from eventflow.cli_dead_letters import show
 from eventflow.cli_schedules import app as schedules
 from eventflow.errors import EventflowError, SchemaError, SettingsError, UnavailableError, UsageError
 from eventflow.local import LocalServiceError, LocalServices, services
@@ -31,6 +35,7 @@ from eventflow.settings import Settings, load_settings, masked
 
 if TYPE_CHECKING:
     from eventflow.migrations import Layout
+    from eventflow.records import DeadLetterDetails
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,6 +82,38 @@ def _root(
 
 
 app.add_typer(schedules, name="schedules")
+app.add_typer(dead_letters, name="dead-letters")
+
+
+@dead_letters.command("show")
+def show_dead_letter(
+    workflow_id: Annotated[str, typer.Argument(help="Its id, as `list` prints it.")],
+    module: Annotated[
+        str | None, typer.Option("--app", help="What declares its handler: say what that makes of it.")
+    ] = None,
+    value: Annotated[bool, typer.Option("--value", help="Only the message's value, its bytes as they are.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, an object a line.")] = False,
+) -> None:
+    """Show one with its message, what each of its attempts failed with, and what people have changed."""
+    show(workflow_id, None if module is None else _reader_of(module), value=value, as_json=as_json)
+
+
+def _reader_of(module: str) -> Callable[["DeadLetterDetails"], str]:
+    """What says what a dead letter's handler makes of it."""
+    from eventflow.dead_letters import as_handled
+    from eventflow.schema_registry import connect
+
+    settings = load_settings()
+    _import(module)
+
+    def read(details: "DeadLetterDetails") -> str:
+        spec = registry.specs.get(details.letter.consumer)
+        if spec is None or spec.consumer is None:
+            raise UsageError(f"{module} declares no handler {details.letter.consumer!r}")
+        connect(spec.consumer.foreign, settings, spec.name)
+        return as_handled(details, spec)
+
+    return read
 
 
 # ---- local services ----------------------------------------------------------------------------

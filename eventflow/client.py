@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, get_args, overload
+from typing import Any, Protocol, Self, TypedDict, get_args, overload
 
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
@@ -17,14 +17,25 @@ from eventflow.codec import codec_for, limit
 from eventflow.context import Backend, RunQuery, runtime, slot
 from eventflow.cron import Overlap
 from eventflow.database import database_of
-from eventflow.errors import UsageError
+from eventflow.dead_letters import (
+    DeadStatus,
+    HeaderValues,
+    LetterFilter,
+    LetterPages,
+    check_rate,
+    check_reason,
+    edited,
+    read_letter,
+    redeliveries,
+)
+from eventflow.errors import UsageError, WorkflowNotFoundError
 from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
-from eventflow.ledger import Ledger, Operation, who
+from eventflow.ledger import Ledger, who
 from eventflow.migrations import check_schema
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, settings_json
-from eventflow.records import Status, WorkflowRecord
+from eventflow.records import DeadLetter, DeadLetterDetails, Operation, Redelivery, Status, WorkflowRecord
 from eventflow.registry import check_name
 from eventflow.retry import Seconds
 from eventflow.schedules import ScheduleRecord, called, make_rule
@@ -32,6 +43,8 @@ from eventflow.settings import load_settings
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
 R = TypeVar("R")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 _KEPT = 4  # connections
 _PAGE = 500
@@ -73,6 +86,13 @@ class Filter:
         if self.attributes is not None:
             found["attributes"] = codec_for(dict[str, Any]).named("the attributes").encode(dict(self.attributes))
         return found
+
+
+class Changes(TypedDict, total=False):
+    """What is to change of a message: see `Client.redeliver_edited`."""
+
+    value: bytes | None
+    headers: HeaderValues
 
 
 class Pages:
@@ -443,6 +463,109 @@ class Client:
         """Delete workflows that have ended or are parked. See `Handle.delete`."""
         return await self._manage("forget", workflow_ids)
 
+    # ---- dead letters ----
+
+    def dead_letters(
+        self, *, consumer: str | None = None, group: str | None = None, topic: str | None = None,
+        partition: int | None = None, key: bytes | None = None, error_type: str | None = None,
+        status: DeadStatus | None = None, failed_after: datetime | None = None, failed_before: datetime | None = None,
+    ) -> AsyncIterator[DeadLetter]:  # fmt: skip
+        """Messages that failed for good or are parked, the oldest first: those of which all is true that is given.
+
+        `consumer` is the handler's name; `error_type` the class of what they failed with last, with its module or without.
+
+        Raises:
+            UsageError: what can be true of none; a key where messages are stored encrypted.
+
+        """
+        wanted = LetterFilter(consumer, group, topic, partition, key, error_type, status, failed_after, failed_before)
+        return _each(LetterPages(self.ledger, wanted))
+
+    async def dead_letter(self, workflow_id: str, /) -> DeadLetterDetails:
+        """A message with what each of its attempts failed with, and what people have changed of it; whatever became of it.
+
+        Raises:
+            WorkflowNotFoundError: no message's workflow has this id.
+            UnreadableError: it is stored under a key that is not here.
+
+        """
+        talk.check_address(workflow_id)
+        return await asyncio.to_thread(read_letter, self.ledger, workflow_id)
+
+    async def redeliver(self, workflow_ids: Sequence[str], /) -> int:
+        """Run dead letters again as what they are: what they recorded before they failed is replayed, and not done again.
+
+        As soon as there is room, each with all its retries; out of its former order, where it has one.
+
+        Raises:
+            WorkflowStateError: one is no dead letter; then nothing was done to any.
+            WorkflowNotFoundError: the ledger has none of this id.
+
+        """
+        return await self._manage("redeliver", workflow_ids)
+
+    async def redeliver_edited(self, workflow_id: str, /, **changes: Unpack[Changes]) -> None:
+        """Run a dead letter again with another value (`value=`, bytes or None), or other headers (`headers=`).
+
+        What it recorded before it failed stays, and so does its key, by which it is kept in order. What the message was
+        is kept, and who changed it: see `dead_letter`.
+
+        Raises:
+            UsageError: nothing is to change, or to what no message can have.
+            WorkflowStateError, WorkflowNotFoundError: as of `redeliver`.
+            UnreadableError: as of `dead_letter`.
+
+        """
+        columns = await asyncio.to_thread(edited, self.ledger, workflow_id, changes)
+        await self.ledger.manage("redeliver_edited", [workflow_id], **columns)
+
+    async def drop(self, workflow_ids: Sequence[str], /, reason: str) -> int:
+        """Have dead letters never be handled: they end as `cancelled`, with the reason, and stay to be read.
+
+        What waits behind a parked one goes on. `resume` takes it back. Raises as `redeliver`, and `UsageError` without a
+        reason.
+        """
+        return await self.ledger.manage("drop_letters", workflow_ids, why=check_reason(reason))
+
+    async def redeliver_all(
+        self, *, rate: float | None = None, consumer: str | None = None, group: str | None = None,
+        topic: str | None = None, partition: int | None = None, key: bytes | None = None, error_type: str | None = None,
+        status: DeadStatus | None = None, failed_after: datetime | None = None, failed_before: datetime | None = None,
+    ) -> Redelivery:  # fmt: skip
+        """Redeliver all that `dead_letters` lists now, the oldest first, `rate` a second at most; returns at once.
+
+        It is in the ledger: the processes of this client's application that serve the handlers let the next ones go,
+        whatever becomes of this process or of any of them. `redelivery` tells how far it is.
+
+        Raises:
+            UsageError: as of `dead_letters`, or a rate that cannot be.
+
+        """
+        wanted = LetterFilter(consumer, group, topic, partition, key, error_type, status, failed_after, failed_before)
+        asked = {"rate": check_rate(rate), "application": self.ledger.application, **wanted.params(self.ledger)}
+        return await self.redelivery(await self.ledger.manage("redeliver_all", (), **asked))
+
+    async def redelivery(self, number: int, /) -> Redelivery:
+        """How far the redelivery of this number is.
+
+        Raises:
+            WorkflowNotFoundError: this application has none of this number.
+
+        """
+        found = await asyncio.to_thread(redeliveries, self.ledger, number)
+        if not found:
+            raise WorkflowNotFoundError(f"there is no redelivery {number}")
+        return found[0]
+
+    async def redeliveries(self) -> list[Redelivery]:
+        """All redeliveries of this application that people have ordered, the oldest first."""
+        return await asyncio.to_thread(redeliveries, self.ledger)
+
+    async def stop_redelivery(self, number: int, /) -> bool:
+        """Let no more of a redelivery go; false where it had ended. What has gone goes on, the rest are dead letters still."""
+        await self.redelivery(number)
+        return bool(await self.ledger.manage("stop_redelivery", (), redelivery=number))
+
     async def _manage(self, operation: Operation, workflow_ids: Sequence[str]) -> int:
         return await self.ledger.manage(operation, workflow_ids)
 
@@ -461,13 +584,19 @@ class _Here(Client):
         raise UsageError("Client.here() is the running application's: it is used as it is, not entered")
 
 
-async def _each(pages: Pages) -> AsyncIterator[WorkflowRecord]:
+class _Paged(Protocol[T_co]):
+    more: bool
+
+    def next(self) -> Sequence[T_co]: ...
+
+
+async def _each(pages: _Paged[T]) -> AsyncIterator[T]:
     while pages.more:
         for record in await asyncio.to_thread(pages.next):
             yield record
 
 
-def each(pages: Pages) -> Iterator[WorkflowRecord]:
-    """The workflows of all pages, for blocking code."""
+def each(pages: _Paged[T]) -> Iterator[T]:
+    """What is on all pages, for blocking code."""
     while pages.more:
         yield from pages.next()

@@ -77,6 +77,8 @@ class Intake:
         self._prepare = spec.spec.reader.prepare if spec.foreign and spec.spec.reader.prepares else None
         self._waits_until = 0.0  # for what reading messages needs; nothing is taken meanwhile
         self._refused = 0  # times in a row
+        self._failed: deque[tuple[Run, str]] = deque()  # by whose policy it stands still, and why; not recorded yet
+        self._waits_for: list[Run] = []  # the same, recorded
         self._full_since: float | None = None
         self._folded_at = self._asked_at = 0.0
         self._brokers = Brokers(
@@ -119,6 +121,10 @@ class Intake:
         for claim in claims:
             if self.claims.get(claim.topic, claim.partition) is claim:
                 self._lost.append(claim)
+
+    def stand_still(self, run: Run, why: str) -> None:
+        """A message has failed for good, and nothing more is to be fetched until it has been decided on. From any thread."""
+        self._failed.append((run, why))
 
     def _main(self) -> None:
         try:
@@ -185,7 +191,7 @@ class Intake:
             self._serve()
             return
         self._tend()
-        if time.monotonic() < self._waits_until:
+        if time.monotonic() < self._waits_until or ((self._failed or self._waits_for) and self._stands_still()):
             self._serve()
             return
         room = self._bound - self.claims.in_flight()
@@ -196,6 +202,19 @@ class Intake:
         self._fetch_again()
         self._pause(self._crowded())
         self._receive(min(room, BATCH))
+
+    def _stands_still(self) -> bool:
+        """Whether messages that have failed let nothing more be fetched here; its partitions stay, or a peer would fetch."""
+        while self._failed:
+            run, why = self._failed.popleft()
+            self._waits_for.append(run)
+            self.claims.record("stopped", run.workflow_id, f"{self.name} stands still: {why}")
+        self._waits_for = [run for run in self._waits_for if not run.over()]
+        for run in self._waits_for:
+            seldom.say(logger, f"{self.name} stands still, since {run.workflow_id} failed: restart it", logging.ERROR)
+        if not self._waits_for:
+            logger.warning("%s goes on", self.name)
+        return bool(self._waits_for)
 
     def _tend(self) -> None:
         """What is due from time to time, also while there is no room: what blocks a scope may be what takes the room."""

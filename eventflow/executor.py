@@ -108,6 +108,7 @@ class Executor:
         self.on_sleep: Callable[[float | None], None]  # one of ours sleeps, until then at most
         self.on_queued: Callable[[float | None], None]  # something stands in line, or will in so many seconds
         self.on_freed: Callable[[], None]  # one that came from a queue has left memory
+        self.on_stop: Callable[[Run, str], None]  # a message has failed for good, and why: its consumer stands still
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
         self.outcomes = Outcomes(self, draw)
@@ -350,6 +351,9 @@ class Executor:
         self.journal.submit(entry)
         if ended and entry.status not in {"parked", "waiting"}:
             self.next_in_line(run)
+
+    def stop_consumer(self, run: Run, why: str) -> None:
+        self.on_stop(run, why)
 
     def abandon(self, run: Run) -> None:
         """This attempt is over and is recorded by nobody here; where its end is with the journal already, that stands."""

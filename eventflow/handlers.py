@@ -3,12 +3,12 @@
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from typing_extensions import TypeVar
 
 from eventflow.errors import UsageError
-from eventflow.kafka import Deserializer, Message
+from eventflow.kafka import Deserializer, Failure, Message
 from eventflow.registry import (
     ConsumerSpec,
     Ordering,
@@ -36,6 +36,7 @@ def kafka_consumer(
     recoveries: int = 5,
     start: Literal["earliest", "latest"] = "earliest",
     identity: Literal["topic_id", "name"] = "topic_id",
+    on_failure: Failure = "dead_letter",
     deserializer: Deserializer | None = None,
     key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
@@ -51,11 +52,14 @@ def kafka_consumer(
         group: the consumer group; a message is handled once by each.
         name: the workflow's name in the ledger; the handler's `__qualname__` by default.
         ordering: "partition" runs a partition's messages one after another; a parked one holds those behind it back.
-        retries: attempts after the first; then the message is kept whole in the ledger as failed, and the partition
-            passes on. Its steps' retries multiply with it.
+        retries: attempts after the first; then `on_failure` says what becomes of it. Its steps' retries multiply with it.
         recoveries: how many deaths of the process that runs it a message may survive before it is parked.
         start: where a partition begins that neither the ledger nor the group's committed offsets know.
         identity: what a topic is told by: its id, so that a recreated one is another. "name" is not built yet.
+        on_failure: what becomes of a message that fails for good, or cannot be decoded. "dead_letter": it is kept whole as a
+            dead letter, and those behind it go on. "park_key": it is parked, and what is kept in order with it waits until
+            a person has redelivered or dropped it. "stop": the consumer fetches nothing more in this process, and says so;
+            the message is tried again when the process is started again.
         deserializer: makes the values, in place of JSON: Avro of `eventflow.schema_registry`, say, or one of your own.
         key_deserializer: the same for keys, which otherwise are text, or JSON where their type has parts.
         max_in_flight: messages in flight in this process; `EVENTFLOW_MAX_IN_FLIGHT` by default.
@@ -70,6 +74,8 @@ def kafka_consumer(
     names = _topics(topics)
     check_kafka_properties(properties, f"@kafka_consumer({names[0]!r})")
     _check_consumer(group, ordering, start, identity, max_in_flight)
+    if on_failure not in get_args(Failure):
+        raise UsageError(f"@kafka_consumer: on_failure is 'dead_letter', 'park_key' or 'stop', not {on_failure!r}")
 
     def decorate(handler: H) -> H:
         check_function(handler, "kafka_consumer")
@@ -78,7 +84,7 @@ def kafka_consumer(
         transaction = _transaction(handler)
         spec.consumer = ConsumerSpec(
             names, group, ordering, start, identity, max_in_flight, properties, spec, transaction, deserializer,
-            key_deserializer,
+            key_deserializer, on_failure,
         )  # fmt: skip
         registry.add_consumer(spec.consumer)
         return handler

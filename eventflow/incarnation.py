@@ -138,6 +138,7 @@ class Incarnation:
         self.executor.on_rows, self.executor.on_told = self._lease.take, self._lease.told
         self.schedules.on_left, self.schedules.on_lost = self._lease.take, self._lease.reconcile
         self.executor.on_queued, self.executor.on_freed = self.queues.look, self.queues.freed
+        self.executor.on_stop = self._stop_consumer
         self.intakes = [
             Intake(
                 consumer, database, self.journal, executor=self.id, application=application,
@@ -226,6 +227,11 @@ class Incarnation:
     def _lost(self, claims: list[Claim]) -> None:
         for intake in self.intakes:
             intake.lose(claims)
+
+    def _stop_consumer(self, run: Run, why: str) -> None:
+        for intake in self.intakes:
+            if intake.spec is run.spec.consumer:
+                intake.stand_still(run, why)
 
     def _end(self, error: BaseException) -> None:
         """Fenced, or something that no retry can mend; from any thread."""

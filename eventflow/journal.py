@@ -51,6 +51,7 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "insert_signals": ("workflow_id",),
     "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),
+    "insert_failures": ("workflow_id", "attempt", "type", "error"),
 }
 # fmt: on
 MAX_ENTRIES = 4000
@@ -350,6 +351,13 @@ class Entry:
         return merged
 
 
+def failure(run: Run, error: str) -> list[Rider]:
+    """What keeps this error of a message's attempt beside those of its others; of other workflows the last one is kept."""
+    if run.spec.consumer is None:
+        return []
+    return [Rider("insert_failures", (run.workflow_id, run.attempt, json.loads(error)["type"], error))]
+
+
 def heralds(run: Run) -> list[Rider]:
     """What tells those who sleep until this workflow has ended; who waits for a message's result is not told, and looks."""
     told: list[Rider] = []
@@ -559,9 +567,12 @@ class Journal:
         if entry.reason == _REFUSED:
             raise FencedError(f"the failure record of {run.workflow_id} was refused: {error}")
         logger.error("%s: the ledger refused what it recorded: %s", run.workflow_id, error)
-        failure = Entry(run, [], "failed", error=_safe_record(error), reason=_REFUSED)
-        failure.riders = heralds(run) or None
-        self._write([failure], gaps)
+        record = _safe_record(error)
+        kept_back = run.spec.consumer is not None and run.spec.consumer.on_failure != "dead_letter"
+        status: Status = "parked" if kept_back else "failed"
+        instead = Entry(run, [], status, error=record, reason=_REFUSED, held=not kept_back)
+        instead.riders = [*failure(run, record), *heralds(run)] or None
+        self._write([instead], gaps)
         run.dropped = True
         self._on_dropped([entry])
 

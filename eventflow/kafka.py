@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Protocol, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, Protocol, Union, cast, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypeVar
@@ -16,6 +16,9 @@ from eventflow.errors import CodecError, UnavailableError, UsageError, first_lin
 V_co = TypeVar("V_co", covariant=True)
 K_co = TypeVar("K_co", covariant=True, default=bytes | None)
 _NO_KEY = cast("bytes | None", None)
+# What becomes of a message that fails for good: a dead letter, and those behind it go on; parked, and what is kept in order
+# with it waits until a person decides; kept, and its consumer stops.
+Failure = Literal["dead_letter", "park_key", "stop"]
 RawHeaders = list[tuple[str, bytes | None]] | None
 _NO_TOMBSTONE = "it is a tombstone, and the handler's annotation does not admit None"
 _KEYLESS = "it has no key, and the handler's annotation does not admit None"

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from typing_extensions import TypeVar
@@ -36,12 +36,11 @@ from eventflow.errors import (
 )
 from eventflow.journal import RIDERS, packed, rider_statements
 from eventflow.queues import Order
-from eventflow.records import Rider
+from eventflow.records import Operation, Rider
 from eventflow.registry import Registry
 from eventflow.turnstile import Answer, Turnstile
 
 R = TypeVar("R")
-Operation = Literal["resume", "retry", "restart", "forget"]
 
 _ERRORS: dict[str, type[EventflowError]] = {
     "EF009": WorkflowStateError,
@@ -74,6 +73,7 @@ class Ledger:
         """Of the connections, so many are kept open; `check` raises where waiting has become pointless."""
         self._database, self._keep, self._check = database, keep, check
         self.application = application
+        self.encoded = database.payloads.encodes
         self.orders = Orders(self)
         self._idle = deque[Connection]()
         self._who = who()
@@ -189,9 +189,9 @@ class Ledger:
         [(count,)] = await asyncio.to_thread(self.query, "request", asked, writes=True)
         return count
 
-    async def manage(self, operation: Operation, ids: Sequence[str]) -> int:
-        """Do this to workflows, all of them or none; how many these are."""
-        asked = {"ids": _checked(ids), "who": self._who}
+    async def manage(self, operation: Operation, ids: Sequence[str], **more: Any) -> int:
+        """Do this to workflows, all of them or none; how many these are, or what it says."""
+        asked = {"ids": _checked(ids), "who": self._who, **more}
         [(count,)] = await asyncio.to_thread(self.query, operation, asked, writes=True)
         return count
 

@@ -43,6 +43,10 @@ RIGHTS = {
     "queue_starts": ("select", "insert", "delete"),
     "schedules": ("select", "insert", "update", "delete"),
     "fires": ("select", "insert", "delete"),
+    "failures": ("select", "insert", "delete"),
+    "edits": ("select", "insert", "delete"),
+    "redeliveries": ("select", "insert", "update"),
+    "redelivery_items": ("select", "insert", "delete"),
 }
 
 

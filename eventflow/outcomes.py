@@ -18,7 +18,7 @@ from eventflow.errors import (
     WorkflowCancelledError,
     WorkflowTimeoutError,
 )
-from eventflow.journal import Entry
+from eventflow.journal import Entry, failure
 from eventflow.kafka import Unprepared
 from eventflow.records import Rider
 from eventflow.replay import Await, History
@@ -40,6 +40,7 @@ class Desk(Protocol):
     def abandon(self, run: Run) -> None: ...
     def when_settled(self, run: Run) -> None: ...
     def prepare(self, run: Run) -> None: ...
+    def stop_consumer(self, run: Run, why: str) -> None: ...
 
 
 class Outcomes:
@@ -48,6 +49,7 @@ class Outcomes:
     def __init__(self, desk: Desk, draw: Callable[[], float]) -> None:
         self._desk, self._draw = desk, draw
         self._timers: dict[Run, asyncio.TimerHandle] = {}  # until the next attempt
+        self._stopped = set[Run]()  # for which their consumers stand still
 
     def finish(self, run: Run, output: str, result: Any) -> None:
         """The workflow succeeded."""
@@ -102,11 +104,21 @@ class Outcomes:
         self._desk.hand(run, entry, ended=True)
 
     def fail(self, run: Run, error: BaseException) -> None:
-        """Keep it whole in the ledger as failed; what waits behind it goes on."""
+        """Keep it whole in the ledger as failed; what waits behind it goes on, where a message's policy says nothing else."""
+        policy = None if run.spec.consumer is None else run.spec.consumer.on_failure
+        if policy == "stop":
+            self._stop(run, error)
+            return
         level = logging.WARNING if run.claim is not None else logging.INFO
         logger.log(level, "%s failed: %s: %s", run.workflow_id, type(error).__name__, error_line(error))
         run.outcome = error
-        entry = Entry(run, run.history.take_last(), "failed", error=encode_error(error))
+        record = encode_error(error)
+        if policy == "park_key":
+            reason = f"it failed for good: {type(error).__name__}"  # no more: reasons are never encrypted
+            entry = Entry(run, run.history.take_last(), "parked", error=record, reason=reason, held=False)
+        else:
+            entry = Entry(run, run.history.take_last(), "failed", error=record)
+        entry.riders = failure(run, record) or None
         entry.failed_seq = min((at for at in (run.history.failed_at(error), _cut(run)) if at is not None), default=None)
         self._desk.hand(run, entry, ended=True)
 
@@ -144,18 +156,33 @@ class Outcomes:
         """Drop the failure that ended it, and run it again after a while; others go on meanwhile."""
         wait = run.spec.retry.wait(run.retries + 1, self._draw())
         run.retries += 1
+        logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt + 1, wait, error_line(error))
+        self._keep(run, error, wait)
+        self._desk.loop.call_soon_threadsafe(self._later, run, wait)
+
+    def _stop(self, run: Run, error: BaseException) -> None:
+        """Keep a message for the process that is started next, where it has all its retries anew; its consumer stands still."""
+        kind = type(error).__name__
+        logger.error("%s failed, and its consumer stops: %s: %s", run.workflow_id, kind, error_line(error))
+        run.retries = 0
+        self._stopped.add(run)
+        self._keep(run, error, None)
+        self._desk.stop_consumer(run, kind)
+
+    def _keep(self, run: Run, error: BaseException, wait: float | None) -> None:
+        """An attempt has failed, and this process holds its row for the next one, for so many seconds."""
+        failed = failure(run, encode_error(error)) if run.spec.consumer is not None else []
         run.attempt += 1
         run.begun = False
         dropped = run.history.drop_failed(error)
         if run.life is not None:
             run.life.recall(run.history)
-        logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt, wait, error_line(error))
         # Queued, not running: if the process dies meanwhile, it was not this one that killed it (R13).
         entry = Entry(run, run.history.take_fresh(), "queued", wake_in=wait)
+        entry.riders = failed or None
         if dropped is not None:
             entry.drop(*dropped)
         self._desk.hand(run, entry)
-        self._desk.loop.call_soon_threadsafe(self._later, run, wait)
 
     def _continue(self, run: Run, arguments: str) -> None:
         """The next run of the same workflow, with an empty history; what it has recorded goes, in one commit."""
@@ -178,6 +205,9 @@ class Outcomes:
 
     def call_off(self, run: Run) -> bool:
         """Whether it waited for its next attempt, which is not made any more."""
+        if run in self._stopped:
+            self._stopped.discard(run)
+            return True
         timer = self._timers.pop(run, None)
         if timer is not None:
             timer.cancel()
@@ -185,7 +215,7 @@ class Outcomes:
 
     def call_off_all(self) -> list[Run]:
         """Those that waited for their next attempt."""
-        return [run for run in list(self._timers) if self.call_off(run)]
+        return [run for run in (*self._timers, *self._stopped) if self.call_off(run)]
 
     def _later(self, run: Run, wait: float) -> None:
         if not self._desk.stopping:

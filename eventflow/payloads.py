@@ -99,6 +99,11 @@ class Payloads:
         self._codec = codec
         self._plans: dict[str, _Plan] = {}
 
+    @property
+    def encodes(self) -> bool:
+        """Whether there is a codec."""
+        return self._codec is not None
+
     # ---- out ----
 
     def write(self, params: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,8 +1,9 @@
 """What is kept is a policy: one background pruner deletes in small batches what nobody needs any more.
 
-Succeeded workflows older than `EVENTFLOW_KEEP`, the numbers of old flushes (never a lane's newest, R3), and executors
-that died long ago. One process at a time prunes, under an advisory lock; a batch never stalls the hot path, and a pass
-over the table takes at most a quarter of the time. Why there is no index to find old rows by: docs/adr/0002-pruning.md.
+Succeeded workflows older than `EVENTFLOW_KEEP`, dead letters older than `EVENTFLOW_KEEP_DEAD_LETTERS`, the numbers of
+old flushes (never a lane's newest, R3), and executors that died long ago. One process at a time prunes, under an advisory
+lock; a batch never stalls the hot path, and a pass over the table takes at most a quarter of the time. Why there is no
+index to find old rows by: docs/adr/0002-pruning.md.
 In other databases, results that the ledger has, or will never ask for, a day after: docs/adr/0008-other-databases.md.
 """
 
@@ -36,12 +37,19 @@ def prune_ledger(database: Database, connection: Connection) -> None:
     in_transaction(connection, lambda c: _ledger(database, c))
 
 
-def prune_workflows(database: Database, connection: Connection, keep: timedelta) -> Generator[int]:
-    """One pass over the workflows; yields after each batch how many went. Ends where another process prunes."""
+def prune_workflows(
+    database: Database, connection: Connection, keep: timedelta | None, letters: timedelta | None = None
+) -> Generator[int]:
+    """One pass over the workflows; yields after each batch how many went. Ends where another process prunes.
+
+    Succeeded ones stay for `keep`, messages that failed for good or were dropped for `letters`; None: for ever.
+    """
     [(pages,)] = database.run(connection, "workflow_pages")
     page, after = 0, "(0,0)"
     while page <= pages:
-        place: dict[str, object] = {"after": after, "page": page + _PAGES, "keep": keep, "batch": _BATCH}
+        place: dict[str, object] = {
+            "after": after, "page": page + _PAGES, "keep": keep, "keep_dead": letters, "batch": _BATCH,
+        }  # fmt: skip
         found = in_transaction(connection, lambda c, p=place: _batch(database, c, p))
         if found is None:
             return
@@ -111,9 +119,11 @@ class Pruner:
     """The background thread; its connection is open only while it prunes."""
 
     def __init__(
-        self, database: Database, keep: timedelta | None, others: Mapping[str, Database], ledger: UUID
-    ) -> None:
-        self._database, self._keep, self._others, self._ledger = database, keep, others, ledger
+        self, database: Database, keep: timedelta | None, others: Mapping[str, Database], ledger: UUID, *,
+        letters: timedelta | None = None,
+    ) -> None:  # fmt: skip
+        self._database, self._others, self._ledger = database, others, ledger
+        self._keep, self._letters = keep, letters
         self._stop = threading.Event()
         self._passed = time.monotonic()
         self._passed_elsewhere = self._passed - _EVERY_RESULTS
@@ -137,12 +147,14 @@ class Pruner:
 
     def _period(self) -> float:
         """Seconds between two passes: a hundredth of the time that workflows are kept, at least one, at most an hour."""
-        return _EVERY if self._keep is None else min(max(self._keep.total_seconds() / 100, 1.0), 3600.0)
+        times = [kept.total_seconds() for kept in (self._keep, self._letters) if kept is not None]
+        return min(max(min(times) / 100, 1.0), 3600.0) if times else _EVERY
 
     def _pass(self, connection: Connection) -> None:
-        if self._keep is None or time.monotonic() - self._passed < self._period() / 2:
+        nothing = self._keep is None and self._letters is None
+        if nothing or time.monotonic() - self._passed < self._period() / 2:
             return
-        gone = self._rest_between(prune_workflows(self._database, connection, self._keep))
+        gone = self._rest_between(prune_workflows(self._database, connection, self._keep, self._letters))
         self._passed = time.monotonic()
         logger.debug("pruned %d workflows", gone)
 

@@ -3,11 +3,16 @@
 The state machine is this table and nothing else; the ledger's CHECKs hold the same one.
 """
 
+import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 Status = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "parked"]
+# What people do to workflows that nobody holds: each a query of this name.
+Operation = Literal[
+    "resume", "retry", "restart", "forget", "redeliver", "redeliver_edited", "drop_letters", "redeliver_all", "stop_redelivery",
+]  # fmt: skip
 
 FINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 UNFINISHED: frozenset[Status] = frozenset({"queued", "running", "waiting", "parked"})
@@ -17,7 +22,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     "running": frozenset({"queued", "waiting", "succeeded", "failed", "cancelled", "parked"}),
     "waiting": frozenset({"queued", "running", "cancelled", "failed"}),
     "parked": frozenset({"queued", "cancelled"}),
-    "failed": frozenset({"queued"}),
+    "failed": frozenset({"queued", "cancelled"}),
     "cancelled": frozenset({"queued"}),
     "succeeded": frozenset({"queued"}),
 }
@@ -58,6 +63,120 @@ class StepRecord:
     started_at: datetime
     finished_at: datetime | None
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that failed for good (`failed`), or is held for a person (`parked`): where it was, and what it failed with.
+
+    Attributes:
+        consumer: the handler's name.
+        attempt: which run of it was the last. failures: how many of its attempts have failed.
+        timestamp: when it was produced; None where Kafka does not say. created_at: when the ledger accepted it.
+        error: what it failed with last, as "Type: message". reason: why it is parked, or was dropped, in words.
+        key: its key, as bytes; None where it has none or where messages are stored encrypted: `Client.dead_letter` has it.
+
+    """
+
+    workflow_id: str
+    consumer: str
+    group: str
+    topic: str
+    incarnation: int
+    partition: int
+    offset: int
+    timestamp: datetime | None
+    status: Status
+    attempt: int
+    failures: int
+    created_at: datetime
+    first_failed_at: datetime | None
+    last_failed_at: datetime | None
+    error: str | None
+    reason: str | None
+    key: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """What one attempt of a message failed with, as "Type: message", and its traceback as text."""
+
+    attempt: int
+    at: datetime
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A message as Kafka had it: bytes, and headers in order, which may be there several times."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    def decoded(self) -> object:
+        """The value as JSON has it, else as text, else None: for people; its handler decodes it by its annotation."""
+        if self.value is None:
+            return None
+        try:
+            text = self.value.decode()
+        except UnicodeDecodeError:
+            return None
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """That a person has changed a message: when, who, and what it was before."""
+
+    at: datetime
+    who: str
+    before: RawMessage
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterDetails:
+    """A message's workflow with the message itself, and the history of both.
+
+    Attributes:
+        letter: where it was, and what it failed with; it is no dead letter where its status says so.
+        message: as it would be handled now.
+        failed: what each of its attempts failed with, the oldest first.
+        edits: what people have changed of it, the oldest first; `edits[0].before` is then what Kafka had.
+
+    """
+
+    letter: DeadLetter
+    message: RawMessage
+    failed: tuple[FailedAttempt, ...]
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Redelivery:
+    """Dead letters that are redelivered one after another: how far that is.
+
+    Attributes:
+        who: wanted it, and at: when. rate: how many a second; None: as soon as there is room.
+        total: how many there were. redelivered: how many have gone.
+        passed_over: were no dead letters any more when it was their turn, as somebody had decided on them.
+        ended_at: when the last one went, or it was stopped, by whom says `stopped_by`; None: it goes on.
+
+    """
+
+    id: int
+    who: str
+    at: datetime
+    rate: float | None
+    total: int
+    redelivered: int
+    passed_over: int
+    ended_at: datetime | None
+    stopped_by: str | None
 
 
 class Rider(NamedTuple):

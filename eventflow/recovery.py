@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 100
 _RECONCILE_EVERY = 30  # beats
+_LETTERS_EVERY = 0.05  # seconds at least between two looks for dead letters that may go
 _POINTLESS = ("42", "3F", "22", "23")  # no right, no table, no schema: no birth will ever succeed
 _SAY_EVERY = 30  # beats that failed
 
@@ -151,6 +152,8 @@ class Lease:
         self._stuck_for, self._clock, self._on_fenced = stuck_for, clock, on_fenced
         self._requested = False  # whether people ask something of what this executor holds
         self._asleep = False  # whether a workflow sleeps, of all that this application has
+        self._redelivers = False  # whether dead letters of it are redelivered, one after another
+        self._next_letter: float | None = None  # in how many seconds the next one may go
         self._told: deque[tuple[str, str]] = (
             deque()
         )  # committed since the last look: ("target" | "sleeper", workflow id)
@@ -246,7 +249,7 @@ class Lease:
             if self._connection is None or self._connection.closed:
                 self._connection = self._database.connect("lease")
             asked_at = time.time()
-            [(renewed, alive, same, peers, free, asked_for, asleep, wake_at, arrived, due, fires, now, _)] = self._database.run(
+            rows = self._database.run(
                 self._connection, "beat",
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
@@ -254,6 +257,9 @@ class Lease:
                     **self._schedules.params(),
                 },
             )  # fmt: skip
+            [
+                (renewed, alive, same, peers, free, asked_for, asleep, wake_at, arrived, due, fires, redelivers, now, _)
+            ] = rows
         except (psycopg.Error, UnavailableError) as error:
             if isinstance(error, psycopg.Error) and error.sqlstate == "EF003":
                 raise fenced(error) from error
@@ -274,11 +280,13 @@ class Lease:
         self._renewed, self._last_good = asked, time.monotonic()
         self._clock.tell(now, asked_at, time.time())
         self._asleep, self._wake_at, self._requested = asleep, wake_at or 0.0, asked_for or self._requested
+        self._redelivers = redelivers
         self._queues.told(arrived=arrived, due=due)
         self._schedules.told(fires)
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
+        asked_for = asked_for or redelivers
         if free or asleep or asked_for or self._told or self._suspects or self._to_reconcile or self._to_say:
             self._work.set()
 
@@ -299,11 +307,15 @@ class Lease:
                 self._suspects.add(peer)
 
     def _until_next_look(self) -> float | None:
-        """Seconds until a sleeper's time comes; while one sleeps, half a beat at most: a peer may have sent it something."""
-        if not self._asleep:
-            return None
-        due = self._wake_at - self._clock.now() if self._wake_at else self._beat
-        return min(max(due, 0.01), self._beat / 2)
+        """Seconds until a sleeper's time comes; while one sleeps, half a beat at most: a peer may have sent it something.
+
+        Or until the next dead letter may go that is redelivered.
+        """
+        times = [] if self._next_letter is None else [max(self._next_letter, _LETTERS_EVERY)]
+        if self._asleep:
+            due = self._wake_at - self._clock.now() if self._wake_at else self._beat
+            times.append(min(max(due, 0.01), self._beat / 2))
+        return min(times, default=None)
 
     # ---- takeover ----
 
@@ -317,24 +329,7 @@ class Lease:
             try:
                 if connection is None or connection.closed:
                     connection = self._database.connect("recovery")
-                for dead in sorted(self._suspects):
-                    self._suspects.discard(dead)
-                    self.take_over(connection, dead)
-                while not self._leaving.is_set() and self._claim(connection, "claim_rows"):
-                    pass
-                self._signal_met(connection)
-                while not self._leaving.is_set() and self._asleep and self._claim(connection, "claim_woken"):
-                    pass
-                if self._requested:
-                    self._requested = False
-                    self._adoption.read_requests(connection)
-                if self._to_reconcile and not self._leaving.is_set():
-                    self._to_reconcile, self._to_say = False, True
-                    self._queues.look_at_all()
-                    self._reconcile(connection)
-                if self._to_say:
-                    self._to_say = False
-                    self._say_unknown(connection)
+                self._look(connection)
             except FencedError as error:
                 self._on_fenced(error)
                 return
@@ -344,6 +339,29 @@ class Lease:
                     connection.close()
         if connection is not None:
             connection.close()
+
+    def _look(self, connection: Connection) -> None:
+        """See to all that there may be to do."""
+        for dead in sorted(self._suspects):
+            self._suspects.discard(dead)
+            self.take_over(connection, dead)
+        if self._redelivers and not self._leaving.is_set():
+            self._redeliver(connection)
+        while not self._leaving.is_set() and self._claim(connection, "claim_rows"):
+            pass
+        self._signal_met(connection)
+        while not self._leaving.is_set() and self._asleep and self._claim(connection, "claim_woken"):
+            pass
+        if self._requested:
+            self._requested = False
+            self._adoption.read_requests(connection)
+        if self._to_reconcile and not self._leaving.is_set():
+            self._to_reconcile, self._to_say = False, True
+            self._queues.look_at_all()
+            self._reconcile(connection)
+        if self._to_say:
+            self._to_say = False
+            self._say_unknown(connection)
 
     def take_over(self, connection: Connection, dead: int) -> bool:
         """R9: fence ourselves, lock the dead one's identity, mark it, then free its rows, in separate statements."""
@@ -394,6 +412,25 @@ class Lease:
         self._look_at_all = False
         for _ in range(count):
             self._told.popleft()
+
+    def _redeliver(self, connection: Connection) -> None:
+        """Let those dead letters go whose turn it is, where this process has room to run them."""
+        self._next_letter = None
+        limit = min(_BATCH, self._room())
+        if not limit:
+            return
+        asked = {"application": self._application, "names": list(self._specs), "limit": limit}
+
+        def work(connection: Connection) -> list[tuple[Any, ...]]:
+            self._database.run(connection, "fence", {"executor": self._executor})
+            rows = self._database.run(connection, "redeliver_due", asked)
+            if rows[0][0]:
+                crash_point("recovery.before_redeliver")
+            return rows
+
+        [(gone, self._next_letter)] = in_transaction(connection, work)
+        if gone:
+            crash_point("recovery.after_redeliver")
 
     def _say_unknown(self, connection: Connection) -> None:
         """What could go on, and does not, for nobody who lives knows its name."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from eventflow.codec import Arguments, Codec, codec_for
 from eventflow.cron import Fire, Rule
 from eventflow.errors import SettingsError, UsageError, first_line
-from eventflow.kafka import Deserializer, Message, Reader, message_reader
+from eventflow.kafka import Deserializer, Failure, Message, Reader, message_reader
 from eventflow.retry import Retry
 from eventflow.settings import KafkaProperties
 
@@ -81,6 +81,7 @@ class ConsumerSpec:
     transaction: "TransactionSpec | None"
     deserializer: Deserializer | None = None
     key_deserializer: Deserializer | None = None
+    on_failure: Failure = "dead_letter"
 
     @property
     def foreign(self) -> list[Deserializer]:

@@ -225,6 +225,7 @@ class Settings(BaseSettings):
         application_version: what this process runs, for people, who see it on its workflows; nobody decides anything by it.
         databases: other PostgreSQL databases in which transactions are made, by the name that `@transaction` gives, as JSON.
         keep: `all`, or how long succeeded workflows stay (`30m`, `12h`, `7d`, seconds).
+        keep_dead_letters: the same for messages that failed for good or were dropped; `all`, unless it is set.
         threads: worker threads for sync workflows and steps.
         transaction_lanes: connections for transactional handlers and steps, of each kind and for each database.
         max_in_flight: messages in flight, per consumer.
@@ -261,6 +262,7 @@ class Settings(BaseSettings):
         default_factory=dict[str, str], repr=False
     )
     keep: Keep = None
+    keep_dead_letters: Keep = None
     threads: int = Field(default=40, ge=1, le=1000)
     transaction_lanes: int = Field(default=2, ge=1, le=64)
     max_in_flight: int = Field(default=3000, ge=1, le=100_000)

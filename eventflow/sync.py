@@ -17,11 +17,12 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
 from eventflow.borrowed import Borrowed
+from eventflow.client import Changes, Filter, Pages, each
 from eventflow.client import Client as AsyncClient
-from eventflow.client import Filter, Pages, each
 from eventflow.codec import Codec, codec_for
 from eventflow.context import Start, StepScope, Suspended, current, current_branch, refuse_loop, runtime
 from eventflow.cron import Overlap
+from eventflow.dead_letters import DeadStatus, LetterFilter, LetterPages
 from eventflow.errors import Cancelled, UsageError
 from eventflow.handles import Handle as AsyncHandle
 from eventflow.handles import (
@@ -39,7 +40,7 @@ from eventflow.handles import (
 from eventflow.operations import note, operate_sync
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import DEFAULT, IfExists, QueueRecord
-from eventflow.records import Status, StepRecord, WorkflowRecord
+from eventflow.records import DeadLetter, DeadLetterDetails, Redelivery, Status, StepRecord, WorkflowRecord
 from eventflow.replay import Branch
 from eventflow.retry import Retry, Seconds, seconds
 from eventflow.schedules import ScheduleRecord
@@ -671,6 +672,56 @@ class Client:
     def delete(self, workflow_ids: Sequence[str], /) -> int:
         """Delete workflows that have ended or are parked; see `eventflow.Handle.delete`."""
         return self._run("delete", self._client.delete, workflow_ids)
+
+    def dead_letters(
+        self, *, consumer: str | None = None, group: str | None = None, topic: str | None = None,
+        partition: int | None = None, key: bytes | None = None, error_type: str | None = None,
+        status: DeadStatus | None = None, failed_after: datetime | None = None, failed_before: datetime | None = None,
+    ) -> Iterator[DeadLetter]:  # fmt: skip
+        """Messages that failed for good or are parked; see `eventflow.client.Client.dead_letters`."""
+        refuse_loop("sync.Client.dead_letters", "async for ... in eventflow.client.Client.dead_letters")
+        wanted = LetterFilter(consumer, group, topic, partition, key, error_type, status, failed_after, failed_before)
+        return each(LetterPages(self._client.ledger, wanted))
+
+    def dead_letter(self, workflow_id: str, /) -> DeadLetterDetails:
+        """A message with its history; see `eventflow.client.Client.dead_letter`."""
+        return self._run("dead_letter", self._client.dead_letter, workflow_id)
+
+    def redeliver(self, workflow_ids: Sequence[str], /) -> int:
+        """Run dead letters again; see `eventflow.client.Client.redeliver`."""
+        return self._run("redeliver", self._client.redeliver, workflow_ids)
+
+    def redeliver_edited(self, workflow_id: str, /, **changes: Unpack[Changes]) -> None:
+        """Run a dead letter again with another value, or other headers; see `eventflow.client.Client.redeliver_edited`."""
+        self._run("redeliver_edited", self._client.redeliver_edited, workflow_id, **changes)
+
+    def drop(self, workflow_ids: Sequence[str], /, reason: str) -> int:
+        """Have dead letters never be handled; see `eventflow.client.Client.drop`."""
+        return self._run("drop", self._client.drop, workflow_ids, reason)
+
+    def redeliver_all(
+        self, *, rate: float | None = None, consumer: str | None = None, group: str | None = None,
+        topic: str | None = None, partition: int | None = None, key: bytes | None = None, error_type: str | None = None,
+        status: DeadStatus | None = None, failed_after: datetime | None = None, failed_before: datetime | None = None,
+    ) -> Redelivery:  # fmt: skip
+        """Redeliver all dead letters, at a rate; returns at once. See `eventflow.client.Client.redeliver_all`."""
+        return self._run(
+            "redeliver_all", self._client.redeliver_all, rate=rate, consumer=consumer, group=group, topic=topic,
+            partition=partition, key=key, error_type=error_type, status=status, failed_after=failed_after,
+            failed_before=failed_before,
+        )  # fmt: skip
+
+    def redelivery(self, number: int, /) -> Redelivery:
+        """How far a redelivery is; see `eventflow.client.Client.redelivery`."""
+        return self._run("redelivery", self._client.redelivery, number)
+
+    def redeliveries(self) -> list[Redelivery]:
+        """All redeliveries that people have ordered; see `eventflow.client.Client.redeliveries`."""
+        return self._run("redeliveries", self._client.redeliveries)
+
+    def stop_redelivery(self, number: int, /) -> bool:
+        """Let no more of a redelivery go; see `eventflow.client.Client.stop_redelivery`."""
+        return self._run("stop_redelivery", self._client.stop_redelivery, number)
 
     def _run(self, name: str, ask: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> R:
         refuse_loop(f"sync.Client.{name}", f"await eventflow.client.Client.{name}")

@@ -1,7 +1,7 @@
 -- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or, where it cannot be read, all that
 -- was acknowledged still there (EF003); who else lives; is there work that nobody holds, what do people ask; who sleeps, until when;
--- has anything come into queues since the last look, and when is the next due, in queues and of schedules. Touches only its own
--- beat; indexes workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
+-- has anything come into queues since the last look, and when is the next due, in queues and of schedules; are dead letters
+-- redelivered. Touches only its own beat; indexes workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
 )
@@ -28,5 +28,6 @@ select (select count(*) from renewed),
        (select extract(epoch from min(due_at))::float8 from eventflow.schedules
          where application = %(application)b::text and due_at is not null and workflow = any(%(scheduled)b::text[])
            and (%(schedules)b::text[] is null or name = any(%(schedules)b::text[]))),
+       exists (select from eventflow.redeliveries where application = %(application)b::text and ended_at is null),
        extract(epoch from clock_timestamp())::float8,
        eventflow.check_acknowledged(%(executor)b::bigint, %(acknowledged)b::bigint[])::text

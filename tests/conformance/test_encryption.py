@@ -18,7 +18,14 @@ from sqlalchemy.orm import Session
 import eventflow
 from eventflow import durable, sync
 from eventflow.encryption import AesGcm
-from eventflow.errors import CodecError, UnreadableError, WorkflowError, WorkflowExistsError, WorkflowParkedError
+from eventflow.errors import (
+    CodecError,
+    UnreadableError,
+    UsageError,
+    WorkflowError,
+    WorkflowExistsError,
+    WorkflowParkedError,
+)
 from eventflow.payloads import Payloads
 from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
 from tests.conformance.conftest import MODES, App, new_database, new_world
@@ -86,7 +93,7 @@ def labels(url: str) -> set[str]:
 
 EVERYWHERE = {
     "workflows.arguments", "workflows.output", "workflows.error", "workflows.steps",
-    "workflows.key", "workflows.value", "workflows.headers",
+    "workflows.key", "workflows.value", "workflows.headers", "failures.error",
     "checkpoints.output", "checkpoints.error", "messages.payload", "events.value", "stream_items.value",
 }  # fmt: skip
 
@@ -139,6 +146,38 @@ def finish(world: World, **settings: Any) -> None:
     failed = "select count(*) from eventflow.workflows where status = 'failed' and name in ('refuses', 'secret_app.breaks async', 'secret_app.breaks sync')"
     world.wait(lambda: world.one(failed) == 4, "both messages are refused, and both children have failed")
     assert world.sql("select kind, subject, detail from eventflow.incidents") == []
+
+
+def test_a_dead_letter_is_read_and_edited_where_its_key_is(kafka_world: World) -> None:
+    """Nothing of it can be read in the ledger: not the message, nor what it was before, nor what its attempts failed with."""
+    world = kafka_world
+    world.start(APP, **SOON, **variable("old"))
+    with (
+        sync.Client(world.database_url, payload_codec=AesGcm({"old": RAW["old"]})) as client,
+        sync.Client(world.database_url) as stranger,
+    ):
+        refused = "select id from eventflow.workflows where name = 'refuses' and status = 'failed' order by id"
+        first, _ = world.wait(
+            lambda: rows if len(rows := [i for (i,) in world.sql(refused)]) == 2 else None, "both are refused"
+        )
+        details = client.dead_letter(first)
+        assert (details.message.decoded(), details.message.headers) == (
+            {"text": SECRET},
+            (("secret", SECRET.encode()),),
+        )
+        assert SECRET in details.failed[0].error
+        assert "is stored under the key 'old'" in (next(stranger.dead_letters()).error or "")
+        with pytest.raises(UnreadableError, match="is stored under the key 'old'"):
+            stranger.dead_letter(first)
+        with pytest.raises(UsageError, match="none can be found by its key"):
+            client.dead_letters(key=b"k")
+        client.redeliver_edited(first, value=json.dumps({"text": f"{SECRET} changed"}).encode())
+        world.wait(lambda: len(client.dead_letter(first).failed) == 2, "it is refused again")
+        [edit] = client.dead_letter(first).edits
+        assert edit.before == details.message
+        assert client.dead_letter(first).message.key == details.message.key
+    assert where(world.database_url, SECRET) == set()
+    assert labels(world.database_url) == {"old"}
 
 
 def test_without_keys_all_of_it_can_be_read(kafka_world: World) -> None:

@@ -7,7 +7,7 @@ import re
 import sys
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -36,8 +36,8 @@ def test_no_block_is_left_out(name: str) -> None:
 
 
 @pytest.fixture(scope="module", params=["60", "0.05"], ids=["stays", "leaves"])
-def environment(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """What waits stays in memory, or leaves it; the programs share a ledger, and another database, `shop`."""
+def environment(postgres_url: str, kafka_bootstrap: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """What waits stays in memory, or leaves it; the programs share a ledger, another database, `shop`, and a broker."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     url, shop = (postgres_url.rsplit("/", 1)[0] + f"/{name}{end}" for end in ("", "_shop"))
     with psycopg.connect(postgres_url, autocommit=True) as admin:
@@ -47,7 +47,7 @@ def environment(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[d
         migrate(shop, schema=RESULTS_SCHEMA, layout=RESULTS)
         yield {
             "DATABASE_URL": url, "EVENTFLOW_SUSPEND_AFTER": request.param,
-            "EVENTFLOW_DATABASES": json.dumps({"shop": shop}),
+            "EVENTFLOW_DATABASES": json.dumps({"shop": shop}), "KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap,
         }  # fmt: skip
         admin.execute(f"drop database {name} with (force)".encode())
         admin.execute(f"drop database {name}_shop with (force)".encode())
@@ -58,6 +58,7 @@ def test_a_block_prints_what_the_page_says(
     block: str,
     printed: str,
     environment: dict[str, str],
+    make_topic: Callable[..., str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -66,6 +67,8 @@ def test_a_block_prints_what_the_page_says(
         monkeypatch.delenv(variable)
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
+    if '["TOPIC"]' in block:
+        monkeypatch.setenv("TOPIC", make_topic(1))
     monkeypatch.setattr(registry, "specs", {})
     monkeypatch.setattr(registry, "consumers", [])
     monkeypatch.setattr(registry, "transactions", {})

@@ -50,6 +50,39 @@ def test_only_old_succeeded_workflows_go(database: Database) -> None:
         assert sum(prune_workflows(database, connection, timedelta(hours=12))) == 0
 
 
+LETTERS = """
+with source as (
+  insert into eventflow.sources (topic, incarnation, cluster_id, topic_id) values ('t', 1, 'c', 'i') returning id
+), claim as (
+  insert into eventflow.claims ("group", source, partition, owner, accepted, in_flight, verified, began)
+  select 'g', id, 0, 0, '{(,100)}', 1, 0, 'earliest' from source returning id
+), made as (
+  insert into eventflow.workflows (id, name, application, status, claim, "offset", finished_at)
+  select status || ' letter ' || n, 'w', 'default', status::eventflow.status, claim.id, n,
+         case when status <> 'parked' then now() - make_interval(days => n) end
+    from claim, generate_series(0, 1) n, unnest('{succeeded,failed,cancelled,parked}'::text[]) status returning id
+), failed as (
+  insert into eventflow.failures (workflow_id, attempt, type, error) select id, 1, 'x', '{}' from made
+)
+insert into eventflow.edits (workflow_id, who) select id, 'me' from made
+"""
+
+
+def test_dead_letters_go_by_their_own_policy_only(database: Database) -> None:
+    """What is no message's stays, however old; so does what is parked."""
+    with database.connect("test") as connection:
+        connection.execute(ROWS.encode())
+        connection.execute(LETTERS.encode())
+        assert sum(prune_workflows(database, connection, None, timedelta(hours=12))) == 2
+        left = connection.execute("select id from eventflow.workflows where claim is not null order by 1").fetchall()
+        states = [("cancelled letter 0",), ("failed letter 0",), ("parked letter 0",), ("parked letter 1",)]
+        assert left == [*states, ("succeeded letter 0",), ("succeeded letter 1",)]
+        assert sum(prune_workflows(database, connection, timedelta(hours=12), None)) == 2501
+        left = connection.execute("select id from eventflow.workflows where claim is not null order by 1").fetchall()
+        assert left == [*states, ("succeeded letter 0",)]
+        assert counted(connection, "failures") == counted(connection, "edits") == 5
+
+
 def test_one_process_prunes_at_a_time(database: Database) -> None:
     with database.connect("test") as connection, database.connect("other") as other:
         connection.execute(ROWS.encode())

@@ -18,6 +18,7 @@ from eventflow.encryption import AesGcm
 from eventflow.kafka import Deserializer, Headers, by_header
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import Queue, QueueRecord
+from eventflow.records import DeadLetter, Redelivery
 from eventflow.schema_registry import Avro, JsonSchema, SchemaRegistry
 from eventflow.settings import Settings
 from eventflow.workflows import register
@@ -208,6 +209,14 @@ async def checkout(session: AsyncSession, connection: "psycopg.AsyncConnection[o
         assert_type(await eventflow.enqueue(billing.tick, deduplication_id="t", debounce=5), Handle[int])
         assert_type(await client.queues(), list[QueueRecord])
         await client.change_queue("mail", concurrency=3)
+        async for letter in client.dead_letters(consumer="bill", error_type="TimeoutError", status="failed"):
+            assert_type(letter, DeadLetter)
+            details = await client.dead_letter(letter.workflow_id)
+            assert_type(details.message.value, bytes | None)
+            assert_type(await client.redeliver([letter.workflow_id]), int)
+            await client.redeliver_edited(letter.workflow_id, value=b"{}", headers={"who": "ada"})
+            assert_type(await client.drop([letter.workflow_id], "a duplicate"), int)
+        assert_type(await client.redeliver_all(rate=10, topic="orders"), Redelivery)
 
 
 def plain_checkout(session: Session) -> None:

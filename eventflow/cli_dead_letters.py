@@ -1,0 +1,355 @@
+"""`eventflow dead-letters list | show | redeliver | drop | redeliveries | stop`: what operators do about messages that failed.
+
+What changes something shows first what it is about, and asks; `--yes` does not. Exit statuses are those of `cli`.
+"""
+
+import base64
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from eventflow.dead_letters import DeadStatus
+from eventflow.errors import UsageError
+from eventflow.records import DeadLetter, DeadLetterDetails, RawMessage, Redelivery
+
+if TYPE_CHECKING:
+    from eventflow.sync import Client
+
+app = typer.Typer(no_args_is_help=True, help="Messages that failed for good: list, show, redeliver, drop.")
+
+_SHOWN = 10  # letters, before one is asked about all of them
+_AGO = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+_Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as `list` prints them.", show_default=False)]
+_Consumer = Annotated[str | None, typer.Option(help="Only of this handler.")]
+_Group = Annotated[str | None, typer.Option(help="Only of this consumer group.")]
+_Topic = Annotated[str | None, typer.Option(help="Only of this topic.")]
+_Partition = Annotated[int | None, typer.Option(help="Only of this partition.")]
+_Key = Annotated[str | None, typer.Option(help="Only with this key, as text.")]
+_Error = Annotated[str | None, typer.Option(help="Only where this exception class was the last error.")]
+_Status = Annotated[str | None, typer.Option(help="Only `failed` or only `parked` ones.")]
+_After = Annotated[str | None, typer.Option(help="Only what last failed since: `2h` ago, or 2026-01-31T12:00+00:00.")]
+_Before = Annotated[str | None, typer.Option(help="Only what last failed before that.")]
+_All = Annotated[bool, typer.Option("--all", help="All that there are, where no filter says less.")]
+_Json = Annotated[bool, typer.Option("--json", help="JSON, an object a line.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.command("list")
+def list_(
+    consumer: _Consumer = None, group: _Group = None, topic: _Topic = None, partition: _Partition = None, key: _Key = None,
+    error: _Error = None, status: _Status = None, failed_after: _After = None, failed_before: _Before = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100, as_json: _Json = False,
+) -> None:  # fmt: skip
+    """List dead letters, the oldest message first."""
+    only = _filter(consumer, group, topic, partition, key, error, status, failed_after, failed_before)
+    with _client() as client:
+        found = list(islice(client.dead_letters(**only), limit + 1))
+    for letter in found[:limit]:
+        _say(letter, as_json=as_json)
+    if len(found) > limit:
+        typer.echo(f"there are more than {limit}: see --limit", err=True)
+    if not found:
+        typer.echo("no dead letters" + (" are like that" if only else ""), err=True)
+
+
+def show(workflow_id: str, read: Callable[[DeadLetterDetails], str] | None, *, value: bool, as_json: bool) -> None:
+    """Show one; `read` says what its handler makes of it. The command is `cli`'s, which knows how to find handlers."""
+    with _client() as client:
+        details = client.dead_letter(workflow_id)
+    handled = None if read is None else read(details)
+    if value:
+        sys.stdout.buffer.write(details.message.value or b"")
+    elif as_json:
+        typer.echo(json.dumps(_plain(details) | ({} if handled is None else {"handled": handled})))
+    else:
+        typer.echo("\n".join(_lines(details)))
+        if handled is not None:
+            typer.echo(f"handler    {_one_line(handled)}")
+
+
+@app.command()
+def redeliver(
+    workflow_ids: _Ids = None, everything: _All = False, consumer: _Consumer = None, group: _Group = None, topic: _Topic = None,
+    partition: _Partition = None, key: _Key = None, error: _Error = None, status: _Status = None, failed_after: _After = None,
+    failed_before: _Before = None,
+    rate: Annotated[float | None, typer.Option(help="At most so many a second, of those that a filter or --all means.")] = None,
+    value: Annotated[Path | None, typer.Option(help="One letter, with what this file holds as its value; `-`: stdin.")] = None,
+    header: Annotated[list[str] | None, typer.Option(help="One letter, with these headers: NAME=TEXT.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until all have gone.")] = False,
+    yes: _Yes = False, as_json: _Json = False,
+) -> None:  # fmt: skip
+    """Run dead letters again: those that are named, or that a filter or --all means.
+
+    What a message had recorded before it failed is not done again. At a rate they go one after another, let go by the
+    processes that serve them, whatever becomes of this one.
+    """
+    only = _filter(consumer, group, topic, partition, key, error, status, failed_after, failed_before)
+    changes = _changes(value, header)
+    _check_choice(workflow_ids, only, everything=everything)
+    if changes and (workflow_ids is None or len(workflow_ids) != 1):
+        raise UsageError("--value and --header are for one dead letter, by its id")
+    if workflow_ids and (rate is not None or wait):
+        raise UsageError("--rate and --wait are for what a filter or --all means")
+    with _client() as client:
+        if workflow_ids:
+            _ask_about([client.dead_letter(one).letter for one in workflow_ids], "redeliver", yes=yes)
+            if changes:
+                client.redeliver_edited(workflow_ids[0], **changes)
+            else:
+                client.redeliver(workflow_ids)
+            _done("redelivered", len(set(workflow_ids)), as_json=as_json)
+            return
+        if not _ask_about(client.dead_letters(**only), f"redeliver{f' at {rate:g} a second' if rate else ''}", yes=yes):
+            return
+        ordered = client.redeliver_all(rate=rate, **only)
+        if wait:
+            ordered = _follow(client, ordered)
+        _say_redelivery(ordered, as_json=as_json)
+
+
+@app.command()
+def drop(
+    reason: Annotated[str, typer.Option(help="Why it is never to be handled; it stays with the message.")],
+    workflow_ids: _Ids = None, everything: _All = False, consumer: _Consumer = None, group: _Group = None, topic: _Topic = None,
+    partition: _Partition = None, key: _Key = None, error: _Error = None, status: _Status = None, failed_after: _After = None,
+    failed_before: _Before = None, yes: _Yes = False, as_json: _Json = False,
+) -> None:  # fmt: skip
+    """Have dead letters never be handled: those that are named, or that a filter or --all means. They stay to be read."""
+    only = _filter(consumer, group, topic, partition, key, error, status, failed_after, failed_before)
+    _check_choice(workflow_ids, only, everything=everything)
+    with _client() as client:
+        letters = [client.dead_letter(one).letter for one in workflow_ids or ()] or list(client.dead_letters(**only))
+        if _ask_about(letters, "drop", yes=yes):
+            _done("dropped", client.drop([letter.workflow_id for letter in letters], reason), as_json=as_json)
+
+
+@app.command()
+def redeliveries(as_json: _Json = False) -> None:
+    """List what was redelivered by filter or all: how far each is."""
+    with _client() as client:
+        found = client.redeliveries()
+    for one in found:
+        _say_redelivery(one, as_json=as_json)
+    if not found:
+        typer.echo("no redeliveries", err=True)
+
+
+@app.command()
+def stop(number: Annotated[int, typer.Argument(help="As `redeliveries` prints it.")], as_json: _Json = False) -> None:
+    """Let no more of a redelivery go; the rest are dead letters still."""
+    with _client() as client:
+        client.stop_redelivery(number)
+        _say_redelivery(client.redelivery(number), as_json=as_json)
+
+
+def _client() -> "Client":
+    from eventflow.sync import Client  # not before a command needs it: half of what `eventflow --help` would take
+
+    return Client()
+
+
+# ---- what is meant -----------------------------------------------------------------------------
+
+
+def _filter(
+    consumer: str | None, group: str | None, topic: str | None, partition: int | None, key: str | None, error: str | None,
+    status: str | None, after: str | None, before: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    only = {
+        "consumer": consumer, "group": group, "topic": topic, "partition": partition,
+        "key": None if key is None else key.encode(), "error_type": error, "status": cast("DeadStatus | None", status),
+        "failed_after": _moment(after, "--failed-after"), "failed_before": _moment(before, "--failed-before"),
+    }  # fmt: skip
+    return {name: value for name, value in only.items() if value is not None}
+
+
+def _moment(text: str | None, option: str) -> datetime | None:
+    """A time with a zone, or so long ago."""
+    if text is None:
+        return None
+    ago = re.fullmatch(r"(\d+)([smhd])", text)
+    try:
+        if ago:
+            return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _AGO[ago[2]])
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise UsageError(f"{option}: `2h` (ago), or a time such as 2026-01-31T12:00+00:00, not {text!r}") from None
+    if moment.tzinfo is None:
+        raise UsageError(f"{option}: {text!r} has no zone: write {text}Z if that is UTC")
+    return moment
+
+
+def _check_choice(workflow_ids: list[str] | None, only: dict[str, Any], *, everything: bool) -> None:
+    if workflow_ids and (only or everything):
+        raise UsageError("ids, or a filter: choose one")
+    if not (workflow_ids or only or everything):
+        raise UsageError("say which: ids, a filter such as --consumer, or --all")
+
+
+def _changes(value: Path | None, headers: list[str] | None) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if value is not None:
+        try:
+            changes["value"] = sys.stdin.buffer.read() if str(value) == "-" else value.read_bytes()
+        except OSError as error:
+            raise UsageError(f"--value: {error}") from None
+    if headers:
+        pairs = [header.partition("=") for header in headers]
+        if not all(name and equals for name, equals, _ in pairs):
+            raise UsageError("--header: NAME=TEXT")
+        changes["headers"] = [(name, text) for name, _, text in pairs]
+    return changes
+
+
+def _ask_about(letters: "list[DeadLetter] | Iterator[DeadLetter]", what: str, *, yes: bool) -> bool:
+    """Show what it is about, and ask; whether there is anything.
+
+    Raises:
+        UsageError: there is nobody to ask.
+        typer.Exit: nothing shall be done; status 1.
+
+    """
+    count = 0
+    for count, letter in enumerate(letters, 1):
+        if count <= _SHOWN and not yes:
+            typer.echo(_line(letter), err=True)
+    if count > _SHOWN and not yes:
+        typer.echo(f"... and {count - _SHOWN} more", err=True)
+    if not count:
+        typer.echo("no dead letters are like that: nothing to do", err=True)
+        return False
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("nobody to ask whether to go on, as this is no terminal: say --yes")
+    typer.echo(f"{what} {_counted(count)}? [y/N] ", nl=False, err=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        typer.echo("nothing was done", err=True)
+        raise typer.Exit(1)
+    return True
+
+
+def _follow(client: "Client", ordered: Redelivery) -> Redelivery:
+    """Wait until it has ended; who does not, leaves it to go on."""
+    seen = -1
+    while ordered.ended_at is None:
+        if ordered.redelivered != seen:
+            seen = ordered.redelivered
+            typer.echo(f"{seen} of {ordered.total} redelivered", err=True)
+        try:
+            time.sleep(0.2)
+        except KeyboardInterrupt:
+            typer.echo(f"redelivery {ordered.id} goes on; `eventflow dead-letters stop {ordered.id}` ends it", err=True)
+            raise typer.Exit(130) from None
+        ordered = client.redelivery(ordered.id)
+    return ordered
+
+
+# ---- what is said ------------------------------------------------------------------------------
+
+
+def _counted(count: int) -> str:
+    return "one dead letter" if count == 1 else f"{count} dead letters"
+
+
+def _done(what: str, count: int, *, as_json: bool) -> None:
+    typer.echo(json.dumps({what: count}) if as_json else f"{what} {_counted(count)}")
+
+
+def _say(letter: DeadLetter, *, as_json: bool) -> None:
+    typer.echo(json.dumps(_plain(letter)) if as_json else _line(letter))
+
+
+def _line(letter: DeadLetter) -> str:
+    when = letter.last_failed_at or letter.created_at
+    times = "once" if letter.failures == 1 else f"{letter.failures} times"
+    why = letter.error or letter.reason or ""
+    return f"{letter.workflow_id}  {letter.status}  {times}, last {_time(when)}  {_one_line(why)}"
+
+
+def _lines(details: DeadLetterDetails) -> Iterator[str]:
+    letter, message = details.letter, details.message
+    yield f"{letter.workflow_id}: {letter.status}"
+    yield f"handler    {letter.consumer}, group {letter.group}"
+    yield f"message    {letter.topic}/{letter.partition}/{letter.offset}, incarnation {letter.incarnation}"
+    yield f"produced   {_time(letter.timestamp)}, accepted {_time(letter.created_at)}"
+    if letter.reason:
+        yield f"reason     {_one_line(letter.reason)}"
+    for failed in details.failed:
+        yield f"attempt {failed.attempt:<3}{_time(failed.at)}  {_one_line(failed.error)}"
+    if details.failed:
+        yield from ("    " + _one_line(line) for line in details.failed[-1].traceback.splitlines())
+    for edit in details.edits:
+        yield f"edited     {_time(edit.at)} by {_one_line(edit.who)}; it was"
+        yield from ("    " + line for line in _message_lines(edit.before))
+    yield from _message_lines(message)
+
+
+def _message_lines(message: RawMessage) -> Iterator[str]:
+    yield f"key        {_bytes(message.key)}"
+    for name, value in message.headers:
+        yield f"header     {_one_line(name)}: {_bytes(value)}"
+    decoded = message.decoded()
+    if isinstance(decoded, dict | list):
+        yield "value      as JSON"
+        yield from ("    " + line for line in json.dumps(decoded, indent=2, ensure_ascii=False).splitlines())
+    yield f"raw value  {_bytes(message.value)}"
+
+
+def _say_redelivery(one: Redelivery, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_plain(one)))
+        return
+    rate = "" if one.rate is None else f" at {one.rate:g} a second"
+    passed = f", {one.passed_over} passed over" if one.passed_over else ""
+    by = f"stopped by {one.stopped_by}" if one.stopped_by else "done"
+    state = "goes on" if one.ended_at is None else f"{by} {_time(one.ended_at)}"
+    typer.echo(
+        f"redelivery {one.id}: {one.redelivered} of {one.total}{rate}{passed}, {state}; ordered {_time(one.at)} by {one.who}"
+    )
+
+
+def _time(moment: datetime | None) -> str:
+    return "?" if moment is None else moment.astimezone(UTC).isoformat(" ", "seconds").replace("+00:00", "Z")
+
+
+def _bytes(data: bytes | None) -> str:
+    """As text where it is text, else as Python writes bytes."""
+    if data is None:
+        return "none"
+    try:
+        return _one_line(data.decode(), 100_000)
+    except UnicodeDecodeError:
+        return repr(data)
+
+
+def _one_line(text: str, longest: int = 300) -> str:
+    """On one line, without what would move a terminal's cursor."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown if len(shown) <= longest else f"{shown[:longest]}..."
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has: times in ISO 8601, bytes as base64, a message's value decoded beside it."""
+    if dataclasses.is_dataclass(value):
+        found = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, RawMessage):
+            found["decoded"] = value.decoded()
+        return found
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, tuple):
+        return [_plain(one) for one in cast("tuple[Any, ...]", value)]
+    return value
