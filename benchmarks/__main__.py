@@ -15,8 +15,16 @@ from benchmarks.services import Addresses, services
 from benchmarks.verify import MismatchError
 
 MEASURES = ("latency", "dbos-latency", "trips", "idle")
-COUNTS = {"fast": 200_000, "transactional": 50_000, "slow": 10_000, "dbos": 3_000}
-QUICK = {"fast": 40_000, "transactional": 10_000, "slow": 3_000, "dbos": 1_000}
+COUNTS = {
+    "fast": 200_000, "transactional": 50_000, "slow": 10_000, "dbos": 3_000, "keyed": 100_000, "hot": 100_000,
+    "one partition": 50_000,
+    "one partition, steps": 3_000,
+}  # fmt: skip
+QUICK = {
+    "fast": 40_000, "transactional": 10_000, "slow": 3_000, "dbos": 1_000, "keyed": 40_000, "hot": 96_000,
+    "one partition": 20_000,
+    "one partition, steps": 1_000,
+}  # fmt: skip
 TRIPS = ("prototype", "eventflow-async", "eventflow-suspending")
 Figures = dict[str, Any]
 
@@ -55,8 +63,9 @@ def fill_topics(
     """One topic per size that is needed: name and number of orders."""
     topics: dict[str, tuple[str, int]] = {}
     for size in sorted({contestant.size for contestant in chosen}):
-        name = end.enter_context(orders.topic(where.bootstrap))
-        orders.fill(where.bootstrap, name, counts[size])
+        partitions = 1 if size.startswith("one partition") else orders.PARTITIONS
+        name = end.enter_context(orders.topic(where.bootstrap, partitions))
+        orders.fill(where.bootstrap, name, counts[size], partitions=partitions, keys=orders.KEYS.get(size, 0))
         topics[size] = (name, counts[size])
     return topics
 

@@ -9,7 +9,7 @@ from typing import Literal
 from benchmarks import verify
 
 HERE = Path(__file__).resolve().parent
-Size = Literal["fast", "transactional", "slow", "dbos"]
+Size = Literal["fast", "transactional", "slow", "dbos", "keyed", "hot", "one partition", "one partition, steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ def _transaction(kind: str, title: str) -> Contestant:
     return Contestant(name, title, command, "transactional", verify.transactional, "asyncio")
 
 
+def _ordered(name: str, title: str, size: Size, verify: verify.Verify, module: str, *arguments: str) -> Contestant:
+    return Contestant(f"order-{name}", title, _module(module, *arguments), size, verify, "asyncio")
+
+
 def _loop(batch: int, size: Size) -> Contestant:
     title = f"hand-made loop, a transaction per {batch} message{'s' if batch > 1 else ''}"
     return Contestant(f"loop-{batch}", title, _module("loop", "--batch", str(batch)), size, verify.loop)
@@ -86,6 +90,26 @@ CONTESTANTS: tuple[Contestant, ...] = (
         "postgres", "PostgreSQL alone, the same rows", _module("postgres_limit"), "fast",
         verify.limit,
     ),
+)  # fmt: skip
+_ONE: Size = "one partition"
+_BATCH = ("--kind", "psycopg-batch")
+_BY_KEY, _BY_PARTITION = ("--ordering", "key"), ("--ordering", "partition")
+_STEP, _PLAIN, _TRANSACTION = "eventflow_workflow", "eventflow_order", "eventflow_transaction"
+CONTESTANTS += (
+    _ordered("none", "one step, no order", "keyed", verify.workflows, _STEP),
+    _ordered("key", "one step, by key (10,000 keys)", "keyed", verify.workflows, _STEP, *_BY_KEY),
+    _ordered("quick-key", "no steps, by key (96 keys)", "hot", verify.others, _PLAIN, *_BY_KEY),
+    _ordered("slow-key", "the same, one of them 1 s a message: the others", "hot", verify.others, _PLAIN, "--kind", "slow",
+             *_BY_KEY),
+    _ordered("transaction-key", "transactional psycopg, by key", "keyed", verify.transactional, _TRANSACTION, *_BY_KEY),
+    _ordered("partition", "no steps, one partition in order", _ONE, verify.handled, _PLAIN, *_BY_PARTITION),
+    _ordered("partition-steps", "one step, one partition in order", "one partition, steps", verify.workflows, _STEP,
+             *_BY_PARTITION),
+    _ordered("partition-transaction", "transactional psycopg, one partition in order", _ONE, verify.transactional,
+             _TRANSACTION, *_BY_PARTITION),
+    _ordered("partition-batch", "batches of 500, psycopg, one partition in order", _ONE, verify.transactional,
+             _TRANSACTION, *_BATCH, *_BY_PARTITION),
+    _ordered("batch", "batches of 500, psycopg", "fast", verify.transactional, _TRANSACTION, *_BATCH),
 )  # fmt: skip
 DBOS = tuple(one.name for one in CONTESTANTS if one.size == "dbos")
 
@@ -125,6 +149,10 @@ RATIOS: tuple[Ratio, ...] = (
     Ratio("async one step / loop per 500", "eventflow-async", ("loop-500",)),
     Ratio("transactional psycopg / loop per 500", "eventflow-transaction-psycopg", ("loop-500",)),
     Ratio("async one step / PostgreSQL alone", "eventflow-async", ("postgres",)),
+    Ratio("by key / no order", "order-key", ("order-none",), 0.8),
+    Ratio("others of a slow key / without one", "order-slow-key", ("order-quick-key",), 0.95),
+    Ratio("batch handler / loop per 500", "order-batch", ("loop-500",), 1.1),
+    Ratio("by partition, with steps / DBOS's best", "order-partition-steps", DBOS),
 )
 
 

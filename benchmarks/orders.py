@@ -9,6 +9,10 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 PARTITIONS = 8
+KEYS = {
+    "keyed": 10_000,
+    "hot": 96,
+}  # of topics whose messages have one; multiples of the partitions, so each has its own
 SIZE = 200
 
 
@@ -38,11 +42,11 @@ def _padded(head: str) -> bytes:
 
 
 @contextmanager
-def topic(bootstrap: str) -> Iterator[str]:
+def topic(bootstrap: str, partitions: int = PARTITIONS) -> Iterator[str]:
     """A new topic for the length of the block; its name is short, because ids are made of it."""
     name = f"orders-{uuid4().hex[:4]}"
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    new = NewTopic(name, num_partitions=PARTITIONS, replication_factor=1)
+    new = NewTopic(name, num_partitions=partitions, replication_factor=1)
     for created in admin.create_topics([new]).values():
         created.result(timeout=30)
     try:
@@ -52,8 +56,8 @@ def topic(bootstrap: str) -> Iterator[str]:
             deleted.result(timeout=30)
 
 
-def fill(bootstrap: str, name: str, count: int) -> None:
-    """Produce `count` orders; returns when the broker has them all.
+def fill(bootstrap: str, name: str, count: int, *, partitions: int = PARTITIONS, keys: int = 0) -> None:
+    """Produce `count` orders, with so many keys; returns when the broker has them all.
 
     Raises:
         RuntimeError: some did not arrive.
@@ -68,7 +72,7 @@ def fill(bootstrap: str, name: str, count: int) -> None:
         }
     )
     for order_id in range(count):
-        _produce(producer, name, order_id)
+        _produce(producer, name, order_id, order_id % partitions, key(order_id, keys) if keys else None)
         if order_id % 10_000 == 0:
             producer.poll(0)
     left = producer.flush(120)
@@ -76,10 +80,15 @@ def fill(bootstrap: str, name: str, count: int) -> None:
         raise RuntimeError(f"{left} of {count} orders did not reach the broker")
 
 
-def _produce(producer: Producer, name: str, order_id: int) -> None:
+def key(order_id: int, keys: int) -> bytes:
+    """An order's key, of so many."""
+    return b"k%d" % (order_id % keys)
+
+
+def _produce(producer: Producer, name: str, order_id: int, partition: int, key: bytes | None) -> None:
     while True:
         try:
-            producer.produce(name, value(order_id), partition=order_id % PARTITIONS)
+            producer.produce(name, value(order_id), key, partition)
             return
         except BufferError:
             producer.poll(0.1)

@@ -141,6 +141,21 @@ def workflows(connection: psycopg.Connection, count: int, report: Report) -> Non
     check(connection, *_ledger_rows(count), *_accepted(count))
 
 
+def handled(connection: psycopg.Connection, count: int, report: Report) -> None:
+    """Every message succeeded, every offset accepted once."""
+    succeeded = "select count(*) from eventflow.workflows where status = 'succeeded'"
+    check(connection, *_accepted(count), Wanted("workflows", succeeded, (count,)))
+
+
+def others(connection: psycopg.Connection, count: int, report: Report) -> None:
+    """Every message but those of the key that may be slow succeeded once; of that key, as many as there was time for."""
+    succeeded = (
+        "select count(*), count(distinct id) from eventflow.workflows where status = 'succeeded' and key <> 'k0'"
+    )
+    wanted = count - len(range(0, count, orders.KEYS["hot"]))
+    check(connection, Wanted("workflows of other keys", succeeded, (wanted, wanted)))
+
+
 def transactional(connection: psycopg.Connection, count: int, report: Report) -> None:
     """One effect per message, every offset accepted once; rows of finished messages are a matter of policy."""
     equal("handler calls", report.get("handled"), count)

@@ -43,7 +43,7 @@ class Adoption:
         by_how: dict[How, list[Run]] = {}
         for row in rows:
             how: How = begun if row[2] == "running" else "queued"
-            by_how.setdefault(how, []).append(self._run_of(row, recorded.get(row[0])))
+            by_how.setdefault(how, []).append(self.run_of(row, recorded.get(row[0])))
         for kind, runs in by_how.items():
             self._adopt(runs, kind)
         self._see_to(asked)
@@ -56,7 +56,8 @@ class Adoption:
         if requests:
             self._request(requests)
 
-    def _run_of(self, row: Row, recorded: dict[str, Checkpoint] | None) -> Run:
+    def run_of(self, row: Row, recorded: dict[str, Checkpoint] | None = None) -> Run:
+        """The run of a row that this executor holds, and of what it has recorded."""
         run = Run(self._specs[row[1]], row[0], self._application)
         run.attempt, run.retries, run.recoveries = row[3], row[4], row[5]
         run.offset, run.timestamp, run.arguments = row[7], row[8], row[9]

@@ -1,4 +1,4 @@
-"""Who owns which partition: takes claims, lets go of them, folds their deltas, learns what holds their scopes back.
+"""Who owns which partition: takes claims, lets go of them, folds their deltas.
 
 The ledger's side of a consumer (PROTOCOL.md R5, R7, R8, R11). Kafka assigns partitions; from the first claim on, only the
 ledger counts: where a partition goes on, and what of it is accepted.
@@ -19,7 +19,8 @@ from eventflow.idempotency import message_workflow_id_prefix
 from eventflow.journal import Journal, Lane, backoff
 from eventflow.payloads import unread
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Early, Fingerprint, Scope, fingerprint
+from eventflow.runs import Claim, Early, Fingerprint, fingerprint
+from eventflow.scopes import Left, Scope, Scopes
 from eventflow.sources import Source, Sources
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class _Taken:
     former_bound: int
     verified: int
     accepted: Any
-    unfinished: list[str]  # of those that are kept in order
+    left: list[Left]
     early: Early
 
 
@@ -69,6 +70,10 @@ class Claims:
     def in_flight(self) -> int:
         """How many messages of all of them have not ended."""
         return sum(claim.in_flight() for claim in self.held.values() if not claim.lost)
+
+    def weight(self) -> int:
+        """How many bytes the heavy ones of them have."""
+        return sum(claim.weight for claim in self.held.values() if not claim.lost)
 
     def drop(self, keys: Iterable[Key]) -> None:
         """They are lost."""
@@ -123,11 +128,13 @@ class Claims:
         early = self._end_former(connection, source, partitions) if source.incarnation > 1 else {}
         taken = run(connection, "take_claims", {"executor": self._executor, "in_flight": self._bound, "claims": ids})
         positions = dict(run(connection, "read_positions", {"claims": ids}))
-        unfinished = run(connection, "read_unfinished", {"claims": ids})
+        if self._spec.ordering != "key":
+            run(connection, "free_lines", {"claims": ids})
+        left_over = run(connection, "read_unfinished", {"claims": ids})
         return [
             _Taken(
                 i, partition, epoch, left[i][2], left[i][3], left[i][4], positions[i],
-                [row[0] for row in unfinished if row[1] == i and row[2] is not None], early.get(partition, {}),
+                [(scope, *what) for claim, scope, *what in left_over if claim == i], early.get(partition, {}),
             )
             for i, partition, epoch in sorted(taken)
         ]  # fmt: skip
@@ -174,7 +181,9 @@ class Claims:
         )  # fmt: skip
         claim.accepted_above = [(r.lower, r.upper) for r in above]
         if self._spec.ordering == "partition":
-            claim.scope = Scope(str(taken.id), taken.unfinished)
+            claim.scope = Scope(str(taken.id), [one for _, ids, *_ in taken.left for one in ids])
+        elif self._spec.ordering == "key":
+            claim.scopes = Scopes(taken.id, taken.left)
         claim.verified = min(taken.verified, claim.next_offset)
         claim.early = taken.early
         if not taken.released:
@@ -271,21 +280,6 @@ class Claims:
             else:
                 return
         logger.error("%s: the incident could not be recorded: %s: %s", subject, kind, detail)
-
-    # ---- scopes ----
-
-    def unblocked(self) -> list[Scope]:
-        """Scopes that nothing of the ledger holds back any more (R11); asks only where something did."""
-        blocked = [(c.id, c.scope, set(c.scope.unfinished)) for c in self.usable() if c.scope and c.scope.unfinished]
-        if not blocked:
-            return []
-        try:
-            rows = self._ledger.run("read_unfinished", {"claims": [claim for claim, _, _ in blocked]})
-        except (psycopg.Error, UnavailableError):
-            return []  # asked again soon
-        still = {row[0] for row in rows}
-        # Only of those it had before the ledger was asked: one that was parked since is not in the answer.
-        return [scope for _, scope, ids in blocked if scope.finished(ids - still)]
 
     # ---- folding ----
 

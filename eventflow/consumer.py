@@ -20,18 +20,20 @@ from eventflow.brokers import Brokers
 from eventflow.claims import Claims, Key
 from eventflow.database import Database, KeptConnection, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError
+from eventflow.flow import HEAVY, Flow
 from eventflow.journal import Journal, backoff
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Run, Scope, fingerprint
+from eventflow.runs import Claim, Run, fingerprint
+from eventflow.scopes import Scopes
 from eventflow.settings import KafkaProperties
 from eventflow.sources import Sources
 from eventflow.telemetry import crash_point, seldom
+from eventflow.turns import Desk, Turns
 
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
 _FOLD_EVERY = 5.0
-_ASK_SCOPES_EVERY = 0.05
 _PAUSE_AFTER = 1.0
 _LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
@@ -51,18 +53,21 @@ class Intake:
         bootstrap_servers: str,
         properties: KafkaProperties,
         max_in_flight: int,
+        max_bytes: int,
         dispatch: Callable[[list[Run]], None],
         accept: Callable[[set[Claim], float], None],
         has_lease: Callable[[], bool],
-        unblock: Callable[[Scope], None],
+        desk: Desk,
+        run_of: Callable[[Any], Run],
         on_fatal: Callable[[Exception], None],
     ) -> None:
         self.spec = spec
         self.name = spec.spec.name
         self._application = application
         self._journal = journal
-        self._bound = spec.max_in_flight or max_in_flight
-        self._dispatch, self._accept, self._unblock, self._on_fatal = dispatch, accept, unblock, on_fatal
+        self._bound = spec.max_in_flight or max(max_in_flight, 2 * (spec.batch or 0))
+        self._flow = Flow(self._bound, max_bytes, spec.rate_limit, time.monotonic)
+        self._dispatch, self._accept, self._on_fatal = dispatch, accept, on_fatal
         self._has_lease = has_lease
         self._stop = threading.Event()
         self._hold = threading.Event()
@@ -80,13 +85,14 @@ class Intake:
         self._failed: deque[tuple[Run, str]] = deque()  # by whose policy it stands still, and why; not recorded yet
         self._waits_for: list[Run] = []  # the same, recorded
         self._full_since: float | None = None
-        self._folded_at = self._asked_at = 0.0
+        self._folded_at = 0.0
         self._brokers = Brokers(
             bootstrap_servers, properties, spec.kafka, spec.group, f"eventflow-{executor}", self._on_error
         )
         self._ledger = KeptConnection(database, f"consumer {self.name}"[:60])
         self._sources = Sources(spec.topics, self._brokers, self._ledger, self._stop)
         self.claims = Claims(spec, executor, self._bound, self._ledger, self._sources, journal, self._stop)
+        self._turns = Turns(executor, self.claims, self._bound, self._ledger, desk, run_of)
         self._thread = threading.Thread(target=self._main, name=f"eventflow {self.name}", daemon=True)
 
     def check(self) -> None:
@@ -194,7 +200,7 @@ class Intake:
         if time.monotonic() < self._waits_until or ((self._failed or self._waits_for) and self._stands_still()):
             self._serve()
             return
-        room = self._bound - self.claims.in_flight()
+        room = self._flow.room(self.claims.in_flight(), self.claims.weight())
         if room <= 0:
             self._full()
             return
@@ -219,10 +225,8 @@ class Intake:
     def _tend(self) -> None:
         """What is due from time to time, also while there is no room: what blocks a scope may be what takes the room."""
         now = time.monotonic()
-        if now - self._asked_at > _ASK_SCOPES_EVERY:
-            self._asked_at = now
-            for scope in self.claims.unblocked():
-                self._unblock(scope)
+        if self.spec.ordering != "none":
+            self._turns.tend(now)
         if now - self._folded_at > _FOLD_EVERY:
             self._folded_at = now
             self.claims.fold()
@@ -244,7 +248,7 @@ class Intake:
         if self._full_since is None:
             self._full_since = now
         if now - self._full_since < _PAUSE_AFTER:
-            time.sleep(0.001)  # the runs report by counters; a turn is cheaper than a wake-up for each
+            time.sleep(self._flow.wait())  # the runs report by counters; a turn is cheaper than a wake-up for each
             return
         self._serve()
 
@@ -306,6 +310,7 @@ class Intake:
         spec, application, sources = self.spec.spec, self._application, self._sources
         key: tuple[Any, Any] | None = None
         claim: Claim | None = None
+        scopes: Scopes | None = None
         left = 0
         for message in cast("list[Any]", messages):
             error = message.error()
@@ -319,6 +324,7 @@ class Intake:
             here = (message.topic(), message.partition())
             if here != key:
                 key, claim, left = here, *self._taken_from(*here)
+                scopes = None if claim is None else claim.scopes
             if claim is None:
                 continue
             offset = message.offset()
@@ -343,7 +349,7 @@ class Intake:
             run.claim, run.offset, run.first = claim, offset, claim.next_offset
             run.value, run.key, run.headers = message.value(), message.key(), message.headers()
             run.timestamp = message.timestamp()[1]
-            run.scope = claim.scope
+            run.scope = claim.scope if scopes is None else scopes.of(run.key)
             run.wary = claim.handed < claim.wary
             claim.next_offset = offset + 1
             claim.handed += 1
@@ -351,6 +357,7 @@ class Intake:
             runs.append(run)
         if runs:
             crash_point("consumer.after_fetch")
+            self._flow.took(len(runs), _weigh(runs))
             self._dispatch(runs)
 
     def _prepared(self, message: Any) -> bool:
@@ -519,3 +526,11 @@ class Intake:
         self._accept(claims, 5.0)
         crash_point("consumer.before_release")
         self.claims.release(claims)
+
+
+def _weigh(runs: list[Run]) -> int:
+    """The bytes of those that are heavy, which their claims count from here on."""
+    heavy = [run for run in runs if run.value is not None and len(run.value) > HEAVY]
+    return sum(
+        run.claim.burden(run, len(run.value)) for run in heavy if run.claim is not None and run.value is not None
+    )

@@ -53,16 +53,19 @@ class StepScope:
         progress: what its attempts tell of how far they are, once one has.
         whole: the scope of the step, where this is that of one attempt with a time limit.
         left: the time of that attempt is over: whatever it still does counts for nothing.
+        many: it is the call of a batch handler, for many messages; `branch` is that of the first.
 
     """
 
-    __slots__ = ("branch", "kind", "left", "name", "position", "progress", "riders", "whole")
+    __slots__ = ("branch", "kind", "left", "many", "name", "position", "progress", "riders", "whole")
 
     def __init__(
-        self, branch: Branch, position: str, name: str, *, kind: Literal["step", "transaction", "elsewhere"] = "step"
-    ) -> None:
+        self, branch: Branch, position: str, name: str, *, kind: Literal["step", "transaction", "elsewhere"] = "step",
+        many: bool = False,
+    ) -> None:  # fmt: skip
         self.branch = branch
         self.kind = kind
+        self.many = many
         self.position = position
         self.name = name
         self.riders: tuple[Rider, ...] = ()
@@ -298,6 +301,8 @@ def scope_of(what: str) -> tuple[Any, str]:
     if isinstance(here, StepScope):
         if here.branch.run is None:
             raise UsageError(f"{what} belongs into a workflow: this transaction is called outside one")
+        if here.many:
+            raise UsageError(f"{what} in a batch handler, whose messages are many, and not always the same together")
         return here.branch.run, here.position
     return here.run, ""
 

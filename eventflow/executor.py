@@ -15,10 +15,11 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextvars import Context
 from typing import Any, Literal, NoReturn, Protocol
 
+from eventflow.batches import Batch, Batches, is_batched
 from eventflow.context import Hopeless, Progress, Start, StepScope, Suspended, current
 from eventflow.errors import Cancelled, CodecError, HistoryTooLongError
 from eventflow.idempotency import parse_message_workflow_id
@@ -29,7 +30,8 @@ from eventflow.preparation import Preparation
 from eventflow.records import FINAL, Rider
 from eventflow.registry import Spec
 from eventflow.replay import Await, Branch
-from eventflow.runs import Claim, Dropped, How, Life, Run, Scope
+from eventflow.runs import Claim, Dropped, How, Life, Run
+from eventflow.scopes import Scope
 from eventflow.suspects import Suspects
 from eventflow.swallowed import place_of
 from eventflow.telemetry import crash_point
@@ -56,7 +58,7 @@ class TransactionLanes(Protocol):
 
     active: int
 
-    def put(self, runs: list[Run], *, alone: bool = False) -> None: ...
+    def put(self, items: Sequence[Run | Batch], *, alone: bool = False) -> None: ...
     def open(self, value: bool) -> None: ...
 
 
@@ -115,6 +117,7 @@ class Executor:
         self.interrupts = Interrupts(self, self.outcomes, self.waits)
         self._suspects = Suspects(self, self.outcomes)
         self._preparation = Preparation(self.when_settled)
+        self.batches = Batches(self, self.outcomes, message_of)
         self._queue: deque[Run] = deque()
         self._runners = 0
         self._idle = 0
@@ -132,7 +135,7 @@ class Executor:
             None  # it has not waited yet; what it records is handed over when it does, or ends
         )
         self._clock = time.monotonic
-        self._threads = Threads(threads, self._run_in_thread)
+        self._threads: Threads[Run | Batch] = Threads(threads, self._run_in_thread)
         self._in_threads: set[Run] = set()
         self._tick = loop.call_later(max(accept_after / 2, 0.005), self._accept_slow)
 
@@ -157,20 +160,17 @@ class Executor:
             runs = [run for run in runs if not run.wary]  # before the loop sees them: it makes them unwary
             self.loop.call_soon_threadsafe(self._accept_first, wary)
         plain: list[Run] = []
-        transactional: list[Run] = []
         threaded: list[Run] = []
+        others: list[Run] = []
         for run in runs:
-            if _is_transactional(run):
-                if run.settled() or run.dropped:
-                    transactional.append(run)
-                else:  # its effects would commit before what stands before it is known to be durable (R12)
-                    self.when_settled(run)
+            if run.spec.consumer is not None and (run.spec.consumer.transaction or run.spec.consumer.batch):
+                others.append(run)
             elif run.spec.is_async:
                 plain.append(run)
             else:
                 threaded.append(run)
-        if transactional:
-            self.transactions.put(transactional)
+        if others:
+            self._launch_settled(others)
         if threaded and self._threads.stopped.is_set():
             for run in threaded:
                 self.abandon(run)
@@ -178,6 +178,23 @@ class Executor:
             self._threads.put(threaded)
         if plain:
             self.on_loop(self._enqueue, plain)
+
+    def _launch_settled(self, runs: list[Run]) -> None:
+        """Launch messages of transactional and batch handlers, all of which are effects.
+
+        They would be there before what stands before them in their scopes is known to be durable (R12), so they wait.
+        """
+        transactional: list[Run] = []
+        batched: list[Run] = []
+        for run in runs:
+            if not (run.settled() or run.dropped):
+                self.when_settled(run)
+            else:
+                (batched if is_batched(run.spec) else transactional).append(run)
+        if transactional:
+            self.transactions.put(transactional)
+        if batched:
+            self.on_loop(self.batches.put, batched)
 
     def when_settled(self, run: Run) -> None:
         """Launch it once everything recorded before, in it and in its scope, is durable."""
@@ -211,6 +228,25 @@ class Executor:
         if run.scope is not None:
             self._follow(run.scope.leave(run))
 
+    def company(self, run: Run, limit: int) -> list[Run]:
+        """Who comes behind it in its scope and may run together with it, in order: they are done all or none."""
+        if run.scope is None or run.in_ledger or run.dropped:
+            return []
+        found = run.scope.accompany(limit)
+        dead = [one for one in found if not one.may_begin()]
+        for one in dead:
+            self.abandon(one)
+        return [one for one in found if not one.dropped] if dead else found
+
+    def put_back(self, runs: list[Run]) -> None:
+        """These kept a run company that has failed: they are the first of their scopes again."""
+        by_scope: dict[Scope, list[Run]] = {}
+        for run in runs:
+            if run.scope is not None:
+                by_scope.setdefault(run.scope, []).append(run)
+        for scope, ones in by_scope.items():
+            self._follow(scope.put_back(ones))
+
     def unblock(self, scope: Scope) -> None:
         """Start the first in line of a scope that nothing holds back."""
         self._follow(scope.following())
@@ -219,12 +255,26 @@ class Executor:
         if run is not None:
             self._launch([run])
 
+    def store(self, runs: list[Run]) -> None:
+        """Give these, which wait in line, a row instead: they are in line in the ledger. From their consumer's thread."""
+        for run in runs:
+            self.hand(run, Entry(run, [], "queued", held=None), ended=True)
+
+    def take(self, run: Run) -> None:
+        """It was in line in the ledger, and is this executor's now."""
+        run.executor = self
+        self.runs[run.workflow_id] = run
+
     def _hold_back(self, run: Run, entry: Entry) -> None:
-        """It is parked or asleep, which is not final: what comes behind it in its scope waits, too (R11)."""
+        """It has ended and is not final: what comes behind it in its scope waits, too (R11)."""
+        if entry.held is None:
+            if run.scope is not None:
+                run.scope.stored_one()
+            return
         if run.scope is not None:
             run.scope.hold_back(run)
             if entry.status == "parked":
-                logger.error("%s is held back until %s is decided on", run.claim, run.workflow_id)
+                logger.error("%s is held back until %s is decided on", run.scope, run.workflow_id)
         if entry.status == "waiting":
             self.on_sleep(None if entry.wake_in is None else self.now() + entry.wake_in)
 
@@ -307,9 +357,43 @@ class Executor:
             crash_point("executor.before_finish")
             self.outcomes.finish(run, output, result)
 
+    # ---- batches ----
+
+    def begin_batch(self, batch: Batch, *, alone: bool = False) -> None:
+        """Call the handler with those of these messages that may begin. On the loop."""
+        runs: list[Run] = []
+        for run in batch.runs:
+            if self.stopping or not run.may_begin():
+                self.abandon(run)
+            else:
+                run.begun = True
+                runs.append(run)
+        if not runs:
+            return
+        batch = Batch(runs)
+        if _is_transactional(runs[0]):
+            self.transactions.put([batch], alone=alone)
+        elif batch.spec.is_async:
+            self._tasks.add(task := self.loop.create_task(self._run_batch(batch), context=Context()))
+            task.add_done_callback(self._tasks.discard)
+        elif alone:
+            self._threads.alone(batch)
+        else:
+            self._threads.put([batch])
+
+    async def _run_batch(self, batch: Batch) -> None:
+        self._active += 1
+        try:
+            await self.batches.run(batch)
+        finally:
+            self._active -= 1
+
     # ---- sync runs ----
 
-    def _run_in_thread(self, run: Run) -> None:
+    def _run_in_thread(self, run: Run | Batch) -> None:
+        if isinstance(run, Batch):
+            Context().run(self.batches.run_sync, run)
+            return
         if not run.may_begin():
             self.abandon(run)
             return
@@ -349,7 +433,7 @@ class Executor:
         else:
             self.runs[run.workflow_id] = run  # its row will carry our id: R10b must find it running
         self.journal.submit(entry)
-        if ended and entry.status not in {"parked", "waiting"}:
+        if ended and entry.status in FINAL:
             self.next_in_line(run)
 
     def stop_consumer(self, run: Run, why: str) -> None:
@@ -369,10 +453,21 @@ class Executor:
 
     def _count_dropped(self, run: Run) -> None:
         """It takes no more room in its claim's bound."""
-        if run.claim is not None:
-            with run.claim.lock:
-                run.claim.finished += not run.counted
-                run.counted = True
+        if run.claim is None:
+            return
+        with run.claim.lock:
+            counted, run.counted = run.counted, True
+            run.claim.finished += not counted
+        if run.weight:
+            run.claim.lighten(run)
+        if run.scope is not None and not counted:
+            run.scope.let_go()
+
+    def _let_go(self, run: Run, scope: Scope) -> None:
+        """It is over, and its claim's count says so."""
+        if not run.counted:
+            run.counted = True
+            scope.let_go()
 
     def _forget(self, run: Run) -> None:
         """It is ours no more; another run of the same message may have taken its place."""
@@ -679,6 +774,8 @@ class Executor:
                 claim = run.claim
                 if claim is not None:
                     finished[claim] = finished.get(claim, 0) + 1
+                    if run.weight:
+                        claim.lighten(run)
                 if run.workflow_id in self.runs:
                     self._answer(run, entry)
                     if entry.status in FINAL:
@@ -686,8 +783,10 @@ class Executor:
                         if self.waits.awaited(ended):
                             what = (entry.status, entry.output, entry.error, entry.reason)
                             self.on_loop(self.waits.arrived, ended, what)
-                if entry.status == "parked" or entry.status == "waiting":
+                if entry.status not in FINAL and not run.dropped:
                     self._hold_back(run, entry)
+                if run.scope is not None:
+                    self._let_go(run, run.scope)
             if run.waiters is not None or run.after is not None:
                 run.wake()
             if entry.riders is not None:
@@ -738,13 +837,19 @@ class Executor:
     def settled(self, runs: list[Run]) -> None:
         """These were committed by a transaction of their own, result and position included."""
         for run in runs:
+            if run.spec.circuit is not None:
+                run.spec.circuit.succeeded(run)
             run.in_ledger = run.ended = True
             self._forget(run)
             if run.claim is not None:
                 with run.claim.lock:
                     run.claim.finished += 1
+                if run.weight:
+                    run.claim.lighten(run)
             run.wake()
-            self.next_in_line(run)
+            if run.scope is not None:
+                self.next_in_line(run)
+                self._let_go(run, run.scope)
 
     def _answer(self, run: Run, entry: Entry) -> None:
         self._forget(run)
@@ -762,6 +867,8 @@ class Executor:
         for entry in entries:
             run = entry.run
             run.dropped = True
+            if entry.held is None and run.scope is not None:
+                run.scope.stored_one()
             for rider in entry.riders or ():
                 self._children.discard(str(rider.row[0]))
             if run.ended:
@@ -798,7 +905,7 @@ class Executor:
         reached = threading.Event()
 
         def accept() -> None:
-            for _, run in list(self._started):
+            for run in [*(run for _, run in list(self._started)), *list(self.batches.running)]:
                 if run.claim in claims:
                     self.accept(run)
             self.journal.mark(reached.set)
@@ -814,11 +921,14 @@ class Executor:
                 self.hand(run, Entry(run, run.history.take_fresh()))
 
     def _accept_first(self, runs: list[Run]) -> None:
-        """R13: these may have killed their last process; they get a row before they run."""
+        """R13: these may have killed their last process; they get a row before they run, or theirs says that they do."""
         for run in runs:
             run.wary = False
+            if run.unreadable is not None:
+                self._park_unreadable(run)
+                continue
             run.waiters = [lambda r=run: self._launch([r])]
-            self.hand(run, Entry(run, []))
+            self.hand(run, Entry(run, [], changed=run.in_ledger))
 
     # ---- what a dead peer left ----
 
@@ -832,7 +942,7 @@ class Executor:
             self.runs[run.workflow_id] = run
             run.executor = self
             if run.unreadable is not None:
-                self.outcomes.park(run, f"what the ledger has of it cannot be read: {run.unreadable}")
+                self._park_unreadable(run)
             elif how == "recovered":
                 suspects.append(run)
             elif how == "woken":
@@ -843,14 +953,20 @@ class Executor:
                 self.hand(run, Entry(run, [], changed=True))
         self._suspects.add(suspects)
 
+    def _park_unreadable(self, run: Run) -> None:
+        self.outcomes.park(run, f"what the ledger has of it cannot be read: {run.unreadable}")
+
     def open(self, value: bool) -> None:
         """Whether anything but a suspect may begin."""
         self._gate = not value
         self._threads.open(value)
         self.transactions.open(value)
+        self.batches.open(value)
 
     def start_alone(self, run: Run) -> None:
-        if run.spec.consumer is not None and run.spec.consumer.transaction is not None:
+        if is_batched(run.spec):
+            self.begin_batch(Batch([run]), alone=True)
+        elif run.spec.consumer is not None and run.spec.consumer.transaction is not None:
             self.transactions.put([run], alone=True)
         elif run.spec.is_async:
             self._tasks.add(task := self.loop.create_task(self._run_by_itself(run)))
@@ -903,7 +1019,9 @@ class Executor:
 
     def busy(self) -> int:
         """How many runs are under way or waiting to start."""
-        return len(self._queue) + self._active + self._threads.active() + self._threads.waiting()
+        return (
+            len(self._queue) + self._active + self._threads.active() + self._threads.waiting() + self.batches.waiting()
+        )
 
     async def drain(self, left: Callable[[], bool]) -> None:
         """Let running work end while there is time `left`; then let go of the rest."""

@@ -1,12 +1,16 @@
 """What a process serves and opens: Kafka handlers, and lifespans."""
 
 import inspect
+import math
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from types import NoneType
+from typing import Any, Literal, Protocol, cast, get_args, overload
 
 from typing_extensions import TypeVar
 
+from eventflow.breaker import Breaker, Circuit
 from eventflow.errors import UsageError
 from eventflow.kafka import Deserializer, Failure, Message
 from eventflow.registry import (
@@ -18,13 +22,46 @@ from eventflow.registry import (
     message_annotation,
     registry,
 )
-from eventflow.retry import Retry, as_retry
+from eventflow.retry import Retry, Seconds, as_retry, seconds
 from eventflow.settings import check_kafka_properties
 
 H = TypeVar("H", bound=Callable[[Message[Any, Any]], object])
+B = TypeVar("B", bound=Callable[[list[Message[Any, Any]]], object])
+MOST = 50_000  # messages of a batch
 L = TypeVar("L", bound=Callable[[], AsyncIterator[None] | Iterator[None]])
 
 
+class _Handler(Protocol):
+    def __call__(self, handler: H, /) -> H: ...
+
+
+class _BatchHandler(Protocol):
+    def __call__(self, handler: B, /) -> B: ...
+
+
+@overload
+def kafka_consumer(
+    topics: str | Sequence[str],
+    /,
+    *,
+    group: str,
+    batch: int,
+    batch_wait: Seconds = 0.05,
+    name: str | None = None,
+    ordering: Ordering = "none",
+    retries: int | Retry = 5,
+    recoveries: int = 5,
+    start: Literal["earliest", "latest"] = "earliest",
+    identity: Literal["topic_id", "name"] = "topic_id",
+    on_failure: Failure = "dead_letter",
+    deserializer: Deserializer | None = None,
+    key_deserializer: Deserializer | None = None,
+    max_in_flight: int | None = None,
+    rate_limit: float | None = None,
+    breaker: Breaker | None = None,
+    kafka: Mapping[str, str | int | float | bool] | None = None,
+) -> _BatchHandler: ...
+@overload
 def kafka_consumer(
     topics: str | Sequence[str],
     /,
@@ -40,18 +77,48 @@ def kafka_consumer(
     deserializer: Deserializer | None = None,
     key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
+    rate_limit: float | None = None,
+    breaker: Breaker | None = None,
     kafka: Mapping[str, str | int | float | bool] | None = None,
-) -> Callable[[H], H]:
+) -> _Handler: ...
+def kafka_consumer(
+    topics: str | Sequence[str],
+    /,
+    *,
+    group: str,
+    batch: int | None = None,
+    batch_wait: Seconds = 0.05,
+    name: str | None = None,
+    ordering: Ordering = "none",
+    retries: int | Retry = 5,
+    recoveries: int = 5,
+    start: Literal["earliest", "latest"] = "earliest",
+    identity: Literal["topic_id", "name"] = "topic_id",
+    on_failure: Failure = "dead_letter",
+    deserializer: Deserializer | None = None,
+    key_deserializer: Deserializer | None = None,
+    max_in_flight: int | None = None,
+    rate_limit: float | None = None,
+    breaker: Breaker | None = None,
+    kafka: Mapping[str, str | int | float | bool] | None = None,
+) -> Any:
     """Handle each message of these topics exactly once per group, as a durable workflow.
 
     The handler takes a `Message[V]` and stays what it was: calling it calls the function. Stacked on `@transaction`
     its effects and the message's position are one commit; on one with `database=`, it is a handler with that one step.
 
+    With `batch=` it takes a `list[Message[V]]` and returns nothing; stacked on `@transaction`, effects and positions of all
+    are one commit, else its effects happen at least once. One that fails is split, until the message at fault fails alone.
+    What it calls is plain, as in a step: it records no steps and cannot wait.
+
     Args:
         topics: one name or several.
         group: the consumer group; a message is handled once by each.
+        batch: how many messages a batch handler takes at most.
+        batch_wait: seconds that it waits for so many, from the first on.
         name: the workflow's name in the ledger; the handler's `__qualname__` by default.
-        ordering: "partition" runs a partition's messages one after another; a parked one holds those behind it back.
+        ordering: "key" runs messages of one key one after another, "partition" those of a partition; others go on beside
+            them. A parked one holds those behind it back. Messages without a key are in no order.
         retries: attempts after the first; then `on_failure` says what becomes of it. Its steps' retries multiply with it.
         recoveries: how many deaths of the process that runs it a message may survive before it is parked.
         start: where a partition begins that neither the ledger nor the group's committed offsets know.
@@ -63,6 +130,9 @@ def kafka_consumer(
         deserializer: makes the values, in place of JSON: Avro of `eventflow.schema_registry`, say, or one of your own.
         key_deserializer: the same for keys, which otherwise are text, or JSON where their type has parts.
         max_in_flight: messages in flight in this process; `EVENTFLOW_MAX_IN_FLIGHT` by default.
+        rate_limit: messages a second that are begun in this process, in even steps; those of other processes count for
+            themselves.
+        breaker: when what the handler depends on is away, and how that is found out: `eventflow.breaker.Breaker`.
         kafka: librdkafka properties for this consumer, over those of `EVENTFLOW_KAFKA`.
 
     Raises:
@@ -73,23 +143,55 @@ def kafka_consumer(
     properties = dict(kafka or {})
     names = _topics(topics)
     check_kafka_properties(properties, f"@kafka_consumer({names[0]!r})")
-    _check_consumer(group, ordering, start, identity, max_in_flight)
+    _check_consumer(group, ordering, start, identity, max_in_flight, rate_limit)
+    wait = _check_batch(batch, batch_wait, max_in_flight)
     if on_failure not in get_args(Failure):
         raise UsageError(f"@kafka_consumer: on_failure is 'dead_letter', 'park_key' or 'stop', not {on_failure!r}")
 
     def decorate(handler: H) -> H:
         check_function(handler, "kafka_consumer")
-        message_annotation(handler) if _resolvable(handler) else None
+        if _resolvable(handler):
+            message_annotation(handler, batch=batch is not None)
+            _check_result(handler) if batch is not None else None
         spec = make_spec(handler, name, as_retry(retries), recoveries)
+        spec.circuit = None if breaker is None else Circuit(breaker, time.monotonic)
         transaction = _transaction(handler)
+        if (
+            batch is not None
+            and transaction is None
+            and getattr(handler, "__eventflow_transaction__", None) is not None
+        ):
+            raise UsageError(
+                "@kafka_consumer: a batch handler's transaction is on the ledger's database, not elsewhere"
+            )
         spec.consumer = ConsumerSpec(
             names, group, ordering, start, identity, max_in_flight, properties, spec, transaction, deserializer,
-            key_deserializer, on_failure,
+            key_deserializer, on_failure, batch, wait, rate_limit,
         )  # fmt: skip
         registry.add_consumer(spec.consumer)
         return handler
 
     return decorate
+
+
+def _check_batch(batch: int | None, wait: Seconds, bound: int | None) -> float:
+    """The wait in seconds.
+
+    Raises:
+        UsageError: one of them cannot be.
+
+    """
+    if batch is not None and not 1 <= batch <= MOST:
+        raise UsageError(f"@kafka_consumer: batch= is a number from 1 to {MOST}, not {batch}")
+    if batch is not None and bound is not None and bound < batch:
+        raise UsageError(f"@kafka_consumer: max_in_flight={bound} lets no batch of {batch} come together")
+    return seconds(wait, "batch_wait=")
+
+
+def _check_result(handler: Callable[..., Any]) -> None:
+    result = hints(handler).get("return")
+    if result is not None and result is not NoneType:
+        raise UsageError(f"the batch handler {handler.__qualname__} returns nothing: say `-> None`")
 
 
 def _transaction(handler: Callable[..., Any]) -> Any:
@@ -124,12 +226,12 @@ def _topics(topics: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _check_consumer(group: str, ordering: str, start: str, identity: str, bound: int | None) -> None:
+def _check_consumer(
+    group: str, ordering: str, start: str, identity: str, bound: int | None, rate: float | None
+) -> None:
     if not group or not group.isprintable() or len(group) > 255:
         raise UsageError(f"@kafka_consumer: not a group: {group!r}")
-    if ordering == "key":
-        raise UsageError("@kafka_consumer: ordering='key' is not built yet; use 'partition' or 'none'")
-    if ordering not in {"none", "partition"}:
+    if ordering not in {"none", "partition", "key"}:
         raise UsageError(f"@kafka_consumer: no such ordering: {ordering!r}")
     if start not in {"earliest", "latest"}:
         raise UsageError(f"@kafka_consumer: start is 'earliest' or 'latest', not {start!r}")
@@ -139,6 +241,8 @@ def _check_consumer(group: str, ordering: str, start: str, identity: str, bound:
         raise UsageError(f"@kafka_consumer: identity is 'topic_id' or 'name', not {identity!r}")
     if bound is not None and bound < 1:
         raise UsageError("@kafka_consumer: max_in_flight must be at least 1")
+    if rate is not None and not 0 < rate < math.inf:
+        raise UsageError(f"@kafka_consumer: rate_limit is a number of messages a second, not {rate}")
 
 
 def lifespan(function: L, /) -> L:

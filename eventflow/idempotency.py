@@ -183,6 +183,11 @@ def first_ticket(milliseconds: int) -> UUID:
     return UUID(int=max(0, milliseconds) << 80)
 
 
+def key_scope_id(claim: int, key: bytes) -> str:
+    """What is kept in order by a key, as the ledger has it: a digest, since where payloads are encrypted the key is, too."""
+    return f"{claim}:{hashlib.blake2b(key, digest_size=16, salt=claim.to_bytes(16, 'big', signed=True)).hexdigest()}"
+
+
 def fingerprint(name: str, arguments: str) -> str:
     """What tells two starts under one id apart: the workflow's name and its encoded arguments."""
     return hashlib.sha256(f"{name}\0{arguments}".encode()).hexdigest()[:32]

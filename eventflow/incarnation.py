@@ -143,9 +143,9 @@ class Incarnation:
             Intake(
                 consumer, database, self.journal, executor=self.id, application=application,
                 bootstrap_servers=settings.kafka_bootstrap_servers, properties=settings.kafka,
-                max_in_flight=settings.max_in_flight, dispatch=self.executor.dispatch,
-                accept=self.executor.accept_claims, unblock=self.executor.unblock, has_lease=self._lease.held,
-                on_fatal=self._end,
+                max_in_flight=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes, dispatch=self.executor.dispatch,
+                accept=self.executor.accept_claims, desk=self.executor, run_of=adoption.run_of,
+                has_lease=self._lease.held, on_fatal=self._end,
             )
             for consumer in consumers
         ]  # fmt: skip

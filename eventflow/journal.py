@@ -291,7 +291,10 @@ def nonce() -> int:
 
 
 class Entry:
-    """What one run wants recorded next: its new checkpoints, and the state that its row shall have."""
+    """What one run wants recorded next: its new checkpoints, and the state that its row shall have.
+
+    `held`: whether this executor still holds it, or else whoever comes first; None: its scope's line does.
+    """
 
     __slots__ = (
         "arguments", "attempt", "changed", "checkpoints", "drop_from", "drop_position", "error", "failed_seq",
@@ -301,7 +304,7 @@ class Entry:
     def __init__(
         self, run: Run, checkpoints: list[Checkpoint], status: Status = "running", *, output: str | None = None,
         error: str | None = None, reason: str | None = None, wake_in: float | None = None,
-        drop_from: int | None = None, held: bool = True, changed: bool = False,
+        drop_from: int | None = None, held: bool | None = True, changed: bool = False,
     ) -> None:  # fmt: skip
         self.run = run
         self.checkpoints = checkpoints
@@ -678,7 +681,7 @@ def _fast_params(executor: int, application: str, name: str, entries: list[Entry
         "application": application, "executor": executor, "name": name,
         "id": TextArray([r.workflow_id for r in runs]), "claim": BigintArray([r.claim.id for r in runs]),
         "offset": BigintArray([r.offset for r in runs]), "timestamp": BigintArray([r.timestamp for r in runs]),
-        "scope": _texts([r.scope and r.scope.id for r in runs]), "key": _bytes([r.key for r in runs]),
+        "scope": _texts([r.scope and r.scope.known_id for r in runs]), "key": _bytes([r.key for r in runs]),
         "value": _bytes([r.value for r in runs]),
         "headers": _texts([r.headers and headers_json(r.headers) for r in runs]),
         "output": TextArray([e.output for e in entries]),

@@ -69,6 +69,8 @@ class Outcomes:
             self.release(run)
             return
         run.outcome = result
+        if run.spec.circuit is not None:
+            run.spec.circuit.succeeded(run)
         self._desk.hand(run, Entry(run, run.history.take_last(), "succeeded", output=output), ended=True)
 
     def failed(self, run: Run, error: BaseException) -> None:
@@ -88,6 +90,8 @@ class Outcomes:
             self._continue(run, error.arguments)
         elif _is_for_a_person(run, error):
             self.park(run, str(error))
+        elif run.spec.circuit is not None and run.spec.circuit.failed(run, error):
+            self._retry(run, error, charged=False)
         elif isinstance(error, Exception) and run.spec.retry.wants(error, run.retries + 1):
             self._retry(run, error)
         else:
@@ -152,10 +156,11 @@ class Outcomes:
             return
         self._desk.hand(run, Entry(run, run.history.take_last(), "queued", held=False), ended=True)
 
-    def _retry(self, run: Run, error: Exception) -> None:
+    def _retry(self, run: Run, error: BaseException, *, charged: bool = True) -> None:
         """Drop the failure that ended it, and run it again after a while; others go on meanwhile."""
-        wait = run.spec.retry.wait(run.retries + 1, self._draw())
-        run.retries += 1
+        circuit = run.spec.circuit
+        wait = run.spec.retry.wait(run.retries + 1, self._draw()) if charged or circuit is None else circuit.wait(None)
+        run.retries += charged
         logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt + 1, wait, error_line(error))
         self._keep(run, error, wait)
         self._desk.loop.call_soon_threadsafe(self._later, run, wait)
@@ -223,8 +228,11 @@ class Outcomes:
 
     def _again(self, run: Run) -> None:
         self._timers.pop(run, None)
+        circuit = run.spec.circuit
         if run.dropped:
             self._desk.abandon(run)
+        elif circuit is not None and not run.ended and (wait := circuit.wait(run)):
+            self._later(run, wait)
         elif not run.ended:
             self._desk.hand(run, Entry(run, [], changed=True))
             self._desk.when_settled(run)

@@ -12,8 +12,9 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args, get_origin
 
+from eventflow.breaker import Circuit
 from eventflow.codec import Arguments, Codec, codec_for
 from eventflow.cron import Fire, Rule
 from eventflow.errors import SettingsError, UsageError, first_line
@@ -21,7 +22,7 @@ from eventflow.kafka import Deserializer, Failure, Message, Reader, message_read
 from eventflow.retry import Retry
 from eventflow.settings import KafkaProperties
 
-Ordering = Literal["none", "partition"]
+Ordering = Literal["none", "partition", "key"]
 Isolation = Literal["read committed", "repeatable read", "serializable"]
 
 
@@ -38,6 +39,7 @@ class Spec:
     line: int
     timeout: float | None = None
     consumer: "ConsumerSpec | None" = None
+    circuit: Circuit | None = None
 
     @functools.cached_property
     def arguments(self) -> Arguments:
@@ -51,7 +53,8 @@ class Spec:
     def reader(self) -> Reader:
         consumer = self.consumer
         foreign = () if consumer is None else (consumer.deserializer, consumer.key_deserializer)
-        return message_reader(message_annotation(self.function), *foreign)
+        batch = consumer is not None and consumer.batch is not None
+        return message_reader(message_annotation(self.function, batch=batch), *foreign)
 
     def check(self) -> None:
         """Whether what it takes and gives can be read and written.
@@ -68,7 +71,14 @@ class Spec:
 
 @dataclass
 class ConsumerSpec:
-    """One `@kafka_consumer`: what is read, by which group, in which order, by what."""
+    """One `@kafka_consumer`: what is read, by which group, in which order, by what.
+
+    Attributes:
+        rate_limit: messages a second, in each process.
+        batch: how many messages its handler takes at once at most; None: each alone. batch_wait: for how many seconds it waits
+            for so many.
+
+    """
 
     topics: tuple[str, ...]
     group: str
@@ -82,6 +92,9 @@ class ConsumerSpec:
     deserializer: Deserializer | None = None
     key_deserializer: Deserializer | None = None
     on_failure: Failure = "dead_letter"
+    batch: int | None = None
+    batch_wait: float = 0.05
+    rate_limit: float | None = None
 
     @property
     def foreign(self) -> list[Deserializer]:
@@ -346,18 +359,27 @@ def result_codec(function: Callable[..., Any]) -> Codec:
     return codec.named(f"the result of {innermost(function).__qualname__!r}")
 
 
-def message_annotation(function: Callable[..., Any]) -> Any:
-    """The annotation of a handler's message: its last positional parameter."""
+def message_annotation(function: Callable[..., Any], *, batch: bool = False) -> Any:
+    """The annotation of a handler's message, or of one of its batch: its last positional parameter.
+
+    Raises:
+        UsageError: it takes something else.
+
+    """
     plain = inspect.unwrap(function)
     parameters = [
         p for p in inspect.signature(plain).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]  # fmt: skip
     if not parameters:
-        raise UsageError(f"the handler {plain.__qualname__} must take a Message")
-    annotation = hints(plain).get(parameters[-1].name, Message)
-    if annotation is not Message and getattr(annotation, "__origin__", None) is not Message:
-        raise UsageError(f"the handler {plain.__qualname__} must take a Message[...], not {annotation!r}")
+        raise UsageError(f"the handler {plain.__qualname__} must take {'a list of Messages' if batch else 'a Message'}")
+    annotation = given = hints(plain).get(parameters[-1].name, list[Message[Any]] if batch else Message)
+    if batch:
+        annotation = get_args(given)[0] if get_origin(given) is list else None
+    if annotation is not Message and get_origin(annotation) is not Message:
+        wanted = "a list[Message[...]], as it has batch=" if batch else "a Message[...]"
+        hint = "; for a list of them, say batch=" if get_origin(given) is list and not batch else ""
+        raise UsageError(f"the handler {plain.__qualname__} must take {wanted}, not {given!r}{hint}")
     return annotation
 
 

@@ -6,7 +6,6 @@ everything else to the thread or loop that runs it, until it has been handed to 
 
 import json
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from hashlib import sha256
@@ -17,6 +16,7 @@ from eventflow.errors import UnreadableError
 from eventflow.idempotency import child_workflow_id, operation_key
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
+from eventflow.scopes import Scope, Scopes
 
 How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
 Request = tuple[str, str, str, int]  # that a workflow ends: its id, "cancel" or "terminate", who wants it, the number
@@ -38,69 +38,6 @@ class Dropped(BaseException):
     """Unwinds a run whose attempt is over: what it does can no longer be recorded."""
 
 
-class Scope:
-    """What is kept in order: a partition of a claim (R11). Its runs go one at a time, in the order in which they came.
-
-    Attributes:
-        id: as the ledger has it.
-        unfinished: ids of its rows that hold it back: accepted before and not final, or parked.
-
-    """
-
-    __slots__ = ("_holder", "_line", "_lock", "_tail", "id", "unfinished")
-
-    def __init__(self, id: str, unfinished: list[str]) -> None:  # noqa: A002
-        self.id = id
-        self.unfinished = unfinished
-        self._line: deque[Run] = deque()  # who waits for his turn
-        self._holder: Run | None = None  # whose turn it is
-        self._tail: Run | None = None  # who came last
-        self._lock = threading.Lock()
-
-    def enter(self, run: "Run") -> bool:
-        """Whether it may start now; else it waits in line."""
-        with self._lock:
-            tail, self._tail = self._tail, run
-            if tail is not None and not tail.over():
-                run.before, tail.after = tail, run
-            if self._blocked() or self._line:
-                self._line.append(run)
-                return False
-            self._holder = run
-            return True
-
-    def leave(self, run: "Run") -> "Run | None":
-        """Its function has ended for good: who may start now."""
-        with self._lock:
-            if self._holder is not run:
-                return None
-            self._holder = None
-        return self.following()
-
-    def hold_back(self, run: "Run") -> None:
-        """It is parked or asleep, which is not final: what comes behind it waits, too."""
-        with self._lock:
-            self.unfinished.append(run.workflow_id)
-            self._holder = None
-
-    def following(self) -> "Run | None":
-        """The first in line, whose turn it is from now on, if nothing holds them back."""
-        with self._lock:
-            if self._blocked() or not self._line:
-                return None
-            self._holder = self._line.popleft()
-            return self._holder
-
-    def finished(self, ids: set[str]) -> bool:
-        """These hold it back no more; whether nothing does."""
-        with self._lock:
-            self.unfinished = [one for one in self.unfinished if one not in ids]
-            return not self.unfinished
-
-    def _blocked(self) -> bool:
-        return self._holder is not None or bool(self.unfinished)
-
-
 class Claim:
     """A partition of a source that this executor owns under one epoch. A new claim is a new object (R7).
 
@@ -110,20 +47,21 @@ class Claim:
         leader_epoch: that of the last message; one that falls means another log (R16).
         early: messages that were handled under the topic's former incarnation and may be this one's, by offset (R16).
         accepted_above: ranges above the position that the ledger has accepted already.
-        scope: what its messages keep in order; None: nothing.
+        scope: what its messages keep in order where that is the partition. scopes: the same where it is their keys.
         wary: the first so many messages may have killed the former owner; they are accepted before they run (R13).
         handed, finished: messages handed out, and those of them that ended durably; their difference is in flight.
+        weight: bytes of those in flight that are heavy (`flow.HEAVY`).
         isolated: how many transactions above READ COMMITTED are under way, which a fold would conflict with.
         folded: what had been read and finished when its deltas were last folded.
-        lock: held to change `finished` and `isolated`.
+        lock: held to change `finished`, `weight` and `isolated`.
         revoked: nothing of it may start any more. lost: nothing of it may be accepted any more.
 
     """
 
     __slots__ = (
         "accepted_above", "early", "epoch", "finished", "folded", "group", "handed", "id", "id_prefix", "incarnation",
-        "isolated", "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked", "scope", "source", "topic",
-        "verified", "wary",
+        "isolated", "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked", "scope", "scopes", "source",
+        "topic", "verified", "wary", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +80,8 @@ class Claim:
         self.accepted_above: list[tuple[int, int]] = []
         self.early: Early = {}
         self.scope: Scope | None = None
+        self.scopes: Scopes | None = None
+        self.weight = 0
         self.wary = 0
         self.verified = next_offset
         self.leader_epoch = -1
@@ -161,6 +101,19 @@ class Claim:
     def in_flight(self) -> int:
         """How many of its messages were handed out and have not ended."""
         return self.handed - self.finished
+
+    def burden(self, run: "Run", weight: int) -> int:
+        """A heavy message of it is in flight; how heavy."""
+        run.weight = weight
+        with self.lock:
+            self.weight += weight
+        return weight
+
+    def lighten(self, run: "Run") -> None:
+        """It is in flight no more."""
+        with self.lock:
+            self.weight -= run.weight
+            run.weight = 0
 
     def lose(self) -> None:
         """It is another's, or nobody's: nothing of it may start or be accepted any more."""
@@ -257,13 +210,14 @@ class Run:
         begun: its function was called, and has not returned.
         wary: to be accepted before it runs, because its partition's former owner did not end cleanly (R13).
         lock: held to hand something to the journal, where the loop and a worker thread may both do so.
-        counted: it was dropped, and its claim's count of what is finished says so.
+        counted: it is over, and its claim's count of what is finished, and its scope's, say so.
         dropped: the attempt is over (fenced, or its claim is lost); whatever it still does is not recorded.
         acting: operations under way that do not wait for something from outside.
         driven: a runner drives it, or waits with it.
         home: the task that drives it, where it is async and has begun.
         life: what only a workflow has that waits, talks or has relatives.
         scope: what it is kept in order with; None for all that no claim of this process has read.
+        turn: it is its turn in its scope. weight: bytes, if it is heavy (`flow.HEAVY`).
         before: the earlier run of its scope; its first step waits until that one is durable.
         unreadable: why what the ledger has of it cannot be read here; it does not run then, and is parked.
 
@@ -273,7 +227,7 @@ class Run:
         "acting", "after", "application", "arguments", "attempt", "before", "begun", "claim", "counted",
         "driven", "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "home", "in_ledger",
         "key", "life", "lock", "name", "offset", "outcome", "recoveries", "retries", "scope", "spec", "submitted",
-        "timestamp", "unreadable", "value", "waiters", "wary", "workflow_id",
+        "timestamp", "turn", "unreadable", "value", "waiters", "wary", "weight", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, workflow_id: str, application: str) -> None:
@@ -306,6 +260,8 @@ class Run:
         self.home: Any = None
         self.life: Life | None = None
         self.wary = False
+        self.turn = False
+        self.weight = 0
         self.before: Run | None = None
         self.after: Run | None = None
         self.waiters: list[Callable[[], None]] | None = None
@@ -328,7 +284,8 @@ class Run:
 
     def may_begin(self) -> bool:
         """Whether its function may be called: not where the attempt is over, nor, unaccepted, once its claim is revoked."""
-        return not (self.dropped or (self.claim is not None and self.claim.revoked and not self.submitted))
+        revoked = self.claim is not None and self.claim.revoked
+        return not (self.dropped or (revoked and not self.submitted and not self.in_ledger))
 
     def settled(self) -> bool:
         """Whether everything recorded before, in this workflow and in its scope, is durable (R12)."""

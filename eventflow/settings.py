@@ -228,7 +228,7 @@ class Settings(BaseSettings):
         keep_dead_letters: the same for messages that failed for good or were dropped; `all`, unless it is set.
         threads: worker threads for sync workflows and steps.
         transaction_lanes: connections for transactional handlers and steps, of each kind and for each database.
-        max_in_flight: messages in flight, per consumer.
+        max_in_flight: messages in flight, per consumer. max_in_flight_bytes: and bytes of those above 4 KiB.
         lease: after how many seconds without a beat a process is presumed dead.
         beat: seconds between two beats.
         accept_after: after how many seconds a running message gets a row of its own.
@@ -266,6 +266,7 @@ class Settings(BaseSettings):
     threads: int = Field(default=40, ge=1, le=1000)
     transaction_lanes: int = Field(default=2, ge=1, le=64)
     max_in_flight: int = Field(default=3000, ge=1, le=100_000)
+    max_in_flight_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     lease: float = Field(default=5.0, ge=0.5, le=600)
     beat: float = Field(default=1.0, ge=0.05, le=60)
     accept_after: float = Field(default=0.05, ge=0.0, le=10)

@@ -13,13 +13,14 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import psycopg
 
+from eventflow.batches import Batch, is_batched, take_up
 from eventflow.codec import decode_error, encode_error
 from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
@@ -134,8 +135,8 @@ class _Line:
     """Messages of transactional handlers that wait for a lane; while a suspect runs alone, no other may begin (R13)."""
 
     def __init__(self) -> None:
-        self.waiting: deque[Run] = deque()
-        self.alone: deque[Run] = deque()
+        self.waiting: deque[Run | Batch] = deque()
+        self.alone: deque[Run | Batch] = deque()
         self.open = True
 
     def __bool__(self) -> bool:
@@ -144,7 +145,7 @@ class _Line:
     def __len__(self) -> int:
         return len(self.alone) + len(self.waiting)
 
-    def next(self) -> deque[Run]:
+    def next(self) -> deque[Run | Batch]:
         """Where the next group is taken from."""
         return self.alone or self.waiting
 
@@ -186,13 +187,13 @@ class Transactions:
 
     # ---- handlers ----
 
-    def put(self, runs: list[Run], *, alone: bool = False) -> None:
+    def put(self, items: Sequence[Run | Batch], *, alone: bool = False) -> None:
         """Queue messages of transactional handlers, in order; `alone` goes although the line is closed. From any thread."""
         if self._stopped.is_set():  # its waiters woke it although the incarnation is over
-            for run in runs:
+            for run in _each(items):
                 run.dropped = True
             return
-        sync = [r for r in runs if not _transaction(r).is_async]
+        sync = [r for r in items if not _transaction(r).is_async]
         if sync:
             with self._ready:
                 if not self._started:
@@ -201,8 +202,8 @@ class Transactions:
                         thread.start()
                 (self._line.alone if alone else self._line.waiting).extend(sync)
                 self._ready.notify(min(len(self._threads), 1 + len(sync) // GROUP))
-        if len(sync) < len(runs):
-            rest = [r for r in runs if _transaction(r).is_async]
+        if len(sync) < len(items):
+            rest = [r for r in items if _transaction(r).is_async]
             line = self._async_line.alone if alone else self._async_line.waiting
             self._executor.loop.call_soon_threadsafe(self._put_async, line, rest)
 
@@ -215,27 +216,38 @@ class Transactions:
         if value:
             self._put_async(self._async_line.waiting, [])
 
-    def _put_async(self, line: deque[Run], runs: list[Run]) -> None:
-        line.extend(runs)
+    def _put_async(self, line: deque[Run | Batch], items: list[Run | Batch]) -> None:
+        line.extend(items)
         while self._async_line and self._idle_async and not self._stopped.is_set():
             task = self._executor.loop.create_task(self._work_async(*self._idle_async.pop()))
             self._async_tasks.add(task)
             task.add_done_callback(self._async_tasks.discard)
-            if len(self._async_line) <= GROUP:
+            if len(self._async_line) <= GROUP and not any(isinstance(item, Batch) for item in self._async_line.next()):
                 break
 
-    def _take(self, waiting: deque[Run]) -> list[Run]:
+    def _take(self, waiting: deque[Run | Batch]) -> list[Run]:
         """The next messages of one handler, dropping those that may not start any more."""
         group: list[Run] = []
         while waiting and len(group) < GROUP:
             if group and waiting[0].spec is not group[0].spec:
                 break
             run = waiting.popleft()
+            if isinstance(run, Batch):
+                return self._may_begin(run.runs)
             if run.may_begin():
                 group.append(run)
             else:
                 self._executor.abandon(run)
+            if run.scope is not None:
+                run.begun = True
+                group += self._executor.company(run, GROUP - len(group))
         return group
+
+    def _may_begin(self, runs: list[Run]) -> list[Run]:
+        for run in runs:
+            if not run.may_begin():
+                self._executor.abandon(run)
+        return [run for run in runs if not run.dropped]
 
     def _work(self, lane: Lane) -> None:
         port = Port(self._database)
@@ -283,6 +295,9 @@ class Transactions:
 
     def group(self, lane: Lane, runs: list[Run]) -> Protocol:
         """Run these messages' handlers and commit effects, results and positions together (R18)."""
+        if is_batched(runs[0].spec):
+            yield from self._batch(lane, runs)
+            return
         failure = yield from self._attempt(lane, runs, savepoints=False)
         if failure is None:
             return
@@ -294,9 +309,30 @@ class Transactions:
             failure = yield from self._attempt(lane, rest, savepoints=True)
             if failure is None:
                 return
+        behind: list[Run] = []  # others of their scope that are tried again, or whose failure is not durable yet
         for run in rest:
-            if not run.dropped and not run.ended:
+            if run.dropped or run.ended:
+                continue
+            if run.scope is None or run.settled():
                 yield from self.group(lane, [run])
+            else:
+                behind.append(run)
+        if behind:
+            self._executor.put_back(behind)
+
+    def _batch(self, lane: Lane, runs: list[Run]) -> Protocol:
+        """Call a batch handler with these; where that fails, with each half of them, until who is at fault fails alone."""
+        parts = [runs]
+        while parts:
+            part = [run for run in parts.pop() if not run.dropped and not run.ended]
+            failure = (yield from self._attempt(lane, part, savepoints=False)) if part else None
+            if failure is None:
+                continue
+            part = [run for run in part if not run.dropped and not run.ended]
+            if len(part) == 1:
+                self._executor.outcomes.failed(part[0], failure.error)
+            else:
+                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
 
     def _attempt(self, lane: Lane, runs: list[Run], *, savepoints: bool) -> Protocol:
         """One transaction for all of them, until its outcome is known; the failure that is theirs to bear, or None."""
@@ -304,7 +340,7 @@ class Transactions:
         held = _Isolated(runs)
         while runs:
             tries += 1
-            failed: list[tuple[Run, BaseException]] = []
+            failed: list[tuple[Run, BaseException | None]] = []
             entries: list[Entry] = []
             phase: Phase = "begin"
             try:
@@ -326,7 +362,7 @@ class Transactions:
                     self._settle(entries, failed)
                     return None
                 breaks += verdict == "broken"
-                alone = len(runs) == 1
+                alone = len(runs) == 1 or is_batched(runs[0].spec)
                 if verdict == "lost":
                     runs = self._without(runs, lost_claims(cast("psycopg.Error", cause_of(error))))
                 elif (verdict == "conflict" and alone and tries < _CONFLICTS_BORNE) or (
@@ -350,17 +386,29 @@ class Transactions:
             return None
         return None
 
-    def _settle(self, done: list[Entry], failed: list[tuple[Run, BaseException]]) -> None:
+    def _settle(self, done: list[Entry], failed: list[tuple[Run, BaseException | None]]) -> None:
         """The transaction is committed: what it recorded is over, and what failed in it is the executor's."""
         self._executor.settled([entry.run for entry in done])
         self._executor.tell(rider for entry in done if entry.riders for rider in entry.riders)
         for run, error in failed:
-            self._executor.outcomes.failed(run, error)
+            if error is not None:
+                self._executor.outcomes.failed(run, error)
+        behind = [run for run, error in failed if error is None]
+        if behind:
+            self._executor.put_back(behind)
 
-    def _run_all(self, runs: list[Run], failed: list[tuple[Run, BaseException]], *, savepoints: bool) -> Protocol:
+    def _run_all(
+        self, runs: list[Run], failed: list[tuple[Run, BaseException | None]], *, savepoints: bool
+    ) -> Protocol:
+        """`failed` gets who fails, and, without an error, who stands behind one in its scope, and does not run (R18)."""
+        if is_batched(runs[0].spec):
+            return (yield from self._call_batch(runs, failed))
         entries: list[Entry] = []
         mode = "savepoint" if savepoints else "grouped"
         for run in runs:
+            if failed and run.before is not None and any(run.before is one for one, _ in failed):
+                failed.append((run, None))
+                continue
             spec = _transaction(run)
             try:
                 if savepoints:
@@ -383,6 +431,21 @@ class Transactions:
                 entries.append(Entry(run, [], "succeeded", output=output))
                 entries[-1].riders = list(scope.riders) or None
         yield ("flush",)
+        return entries
+
+    def _call_batch(self, runs: list[Run], failed: list[tuple[Run, BaseException | None]]) -> Protocol:
+        """The same for a batch handler, which is called once; who cannot be decoded fails, and is left out."""
+        spec = _transaction(runs[0])
+        good, messages, others = take_up(runs, message_of)
+        failed += others
+        if not good:
+            return []
+        scope = StepScope(Branch(good[0], None), "1.1", spec.name, kind="transaction", many=True)
+        yield ("user", spec, _call_with(messages, spec, scope), "alone")
+        yield from still_there()
+        output = spec.result.encode(None)
+        entries = [Entry(run, [], "succeeded", output=output) for run in good]
+        entries[0].riders = list(scope.riders) or None
         return entries
 
     def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
@@ -680,8 +743,9 @@ class Transactions:
         with self._ready:
             for line in (self._line, self._async_line):
                 for waiting in (line.alone, line.waiting):
-                    while waiting:
-                        self._executor.abandon(waiting.popleft())
+                    for run in _each(waiting):
+                        self._executor.abandon(run)
+                    waiting.clear()
             self._ready.notify_all()
 
 
@@ -782,7 +846,12 @@ def note_failure(
         run.history.fail(position, spec.name, error, encode_error(error), attempts, seconds)
 
 
-def _transaction(run: Run) -> TransactionSpec:
+def _each(items: Iterable[Run | Batch]) -> list[Run]:
+    """The runs, also of batches."""
+    return [run for item in items for run in (item.runs if isinstance(item, Batch) else [item])]
+
+
+def _transaction(run: Run | Batch) -> TransactionSpec:
     return cast("TransactionSpec", run.spec.consumer and run.spec.consumer.transaction)
 
 
@@ -827,11 +896,20 @@ def judge_transaction(error: BaseException, phase: Phase, condition: Condition) 
 
 def _call_handler(run: Run, spec: TransactionSpec, scope: StepScope) -> Callable[[Any], Any]:
     def call(connection: Any) -> Any:
+        return _call_with(message_of(run), spec, scope)(connection)
+
+    return call
+
+
+def _call_with(given: Any, spec: TransactionSpec, scope: StepScope) -> Callable[[Any], Any]:
+    """What calls a handler with a connection or Session, in the scope of its step."""
+
+    def call(connection: Any) -> Any:
+        if spec.is_async:
+            return _in_scope(scope, spec.function(connection, given))
         context = Context()
         context.run(current.set, scope)
-        if spec.is_async:
-            return _in_scope(scope, spec.function(connection, message_of(run)))
-        return context.run(spec.function, connection, message_of(run))
+        return context.run(spec.function, connection, given)
 
     return call
 

@@ -354,16 +354,23 @@ class World:
 
     def check_order(self, group: str) -> None:
         """Per partition, a message's first effect comes after the last effect of every earlier message (R11)."""
+        self._check_order(group, "''")
+
+    def check_key_order(self, group: str) -> None:
+        """The same per partition and key, which each effect names before a `|`; those without a key are in no order."""
+        self._check_order(group, "split_part(note, '|', 1)", "note not like '|%%'")
+
+    def _check_order(self, group: str, key: str, which: str = "true") -> None:
         rows = self.sql(
-            f"""select partition, "offset", min(id), max(id) from effects where "group" = %s and {self._counted()}
-                group by 1, 2 order by 1, 2""",
+            f"""select partition, {key}, "offset", min(id), max(id) from effects
+                where "group" = %s and {which} and {self._counted()} group by 1, 2, 3 order by 1, 2, 3""",
             group,
         )
-        last: dict[int, tuple[int, int]] = {}
-        for partition, offset, first, final in rows:
-            before, at = last.get(partition, (-1, -1))
-            assert first > before, f"{partition}/{offset} acted before {partition}/{at} had ended"
-            last[partition] = (final, offset)
+        last: dict[tuple[int, str], tuple[int, int]] = {}
+        for partition, key_of, offset, first, final in rows:
+            before, at = last.get((partition, key_of), (-1, -1))
+            assert first > before, f"{partition}/{offset} {key_of} acted before {partition}/{at} had ended"
+            last[partition, key_of] = (final, offset)
 
 
 def _delivered(error: object, _message: object) -> None:

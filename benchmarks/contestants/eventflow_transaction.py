@@ -35,6 +35,14 @@ def enter_session(session: Session, message: Message[Order]) -> None:
     session.add(Entry(order_id=message.value.order_id, amount=message.value.amount))
 
 
+@eventflow.transaction
+def enter_batch(connection: psycopg.Connection[Any], messages: list[Message[Order]]) -> None:
+    for _ in messages:
+        tally.add()
+    with connection.cursor() as cursor:
+        cursor.executemany(ENTER, [(message.value.order_id, message.value.amount) for message in messages])
+
+
 HANDLERS: dict[str, Callable[[Message[Order]], object]] = {
     "psycopg": enter_psycopg,
     "psycopg-async": enter_async,
@@ -47,12 +55,16 @@ async def main(arguments: Namespace) -> None:
     tally = common.Tally(arguments.count)
     with psycopg.connect(arguments.dsn, autocommit=True) as connection:
         connection.execute(ENTRIES)
-    eventflow.kafka_consumer(arguments.topic, group=arguments.group)(HANDLERS[arguments.kind])
+    topic, group, ordering = arguments.topic, arguments.group, arguments.ordering
+    if arguments.kind == "psycopg-batch":
+        eventflow.kafka_consumer(topic, group=group, ordering=ordering, batch=500)(enter_batch)
+    else:
+        eventflow.kafka_consumer(topic, group=group, ordering=ordering)(HANDLERS[arguments.kind])
     await contest(arguments).measure(tally)
 
 
 if __name__ == "__main__":
     options = parser(__doc__)
-    options.add_argument("--kind", choices=list(HANDLERS), default="psycopg")
+    options.add_argument("--kind", choices=[*HANDLERS, "psycopg-batch"], default="psycopg")
     chosen = options.parse_args()
     common.run(main(chosen), uvloop=chosen.uvloop)

@@ -71,6 +71,7 @@ def parser(description: str | None) -> common.argparse.ArgumentParser:
     """The arguments of every eventflow contestant."""
     arguments = common.parser(description)
     arguments.add_argument("--through", default="", help="a proxy's address for the library")
+    arguments.add_argument("--ordering", choices=["none", "key", "partition"], default="none")
     arguments.add_argument("--limit", type=float, default=120.0, help="seconds until giving up")
     return arguments
 
@@ -98,7 +99,9 @@ async def idle(run: Contest) -> None:
 async def main(arguments: Namespace) -> None:
     global tally
     tally = common.Tally(arguments.count)
-    eventflow.kafka_consumer(arguments.topic, group=arguments.group)(HANDLERS[arguments.kind])
+    eventflow.kafka_consumer(arguments.topic, group=arguments.group, ordering=arguments.ordering)(
+        HANDLERS[arguments.kind]
+    )
     if arguments.idle:
         await idle(contest(arguments))
         return

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,8 +75,8 @@ class Holder:
         self.accepted: list[tuple[bool, bool]] = []
         self.intake: Any = Intake(
             consumer, ledger.database, None,  # type: ignore[arg-type]
-            executor=executor, application="x", bootstrap_servers="", properties={}, max_in_flight=bound, dispatch=lambda _: None, accept=self._accept, has_lease=lambda: self.lease,
-            unblock=lambda _: None, on_fatal=lambda _: None,
+            executor=executor, application="x", bootstrap_servers="", properties={}, max_in_flight=bound, max_bytes=1_000_000, dispatch=lambda _: None, accept=self._accept, has_lease=lambda: self.lease,
+            desk=SimpleNamespace(), run_of=lambda row: row, on_fatal=lambda _: None,
         )  # fmt: skip
         self.intake._consumer = Log()
         self.knows(ledger.source)

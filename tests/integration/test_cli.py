@@ -119,8 +119,8 @@ BROKEN = {
         "two handlers read topic 't' in group 'cli'",
     ),
     "argument.py": (
-        "import eventflow\n\n@eventflow.kafka_consumer('t', group='g', ordering='key')\nasync def h(m): ...\n",
-        "argument.py, line 3: @kafka_consumer: ordering='key' is not built yet",
+        "import eventflow\n\n@eventflow.kafka_consumer('t', group='g', ordering='keys')\nasync def h(m): ...\n",
+        "argument.py, line 3: @kafka_consumer: no such ordering: 'keys'",
     ),
     "property.py": (
         "import eventflow\n\n@eventflow.kafka_consumer('t', group='g', kafka={'group.id': 'x'})\nasync def h(m): ...\n",

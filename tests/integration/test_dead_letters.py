@@ -262,7 +262,9 @@ def test_redelivery_at_a_rate_goes_on_whoever_dies(world: World, point: str) -> 
         assert len(times) == 29, "each went once"
         check_rate(times, 15)
         for offset in failing[:-1]:
-            found = effects(world, "async", offset)  # what is in no step may be done again by who goes on where one died
+            found = effects(
+                world, "async", offset
+            )  # what is in no step may be done again by who goes on where one died
             assert (found["charged"], found["booked"] >= 1) == (1, True)
         assert len(list(client.dead_letters(group="sync"))) == 31, "others were not meant"
         assert client.redeliveries() == [done]

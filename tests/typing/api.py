@@ -105,6 +105,27 @@ async def aenter(session: AsyncSession, message: Message[Order]) -> None: ...
 async def copy(connection: psycopg.AsyncConnection[tuple[object, ...]], message: Message[bytes]) -> None: ...
 
 
+@eventflow.kafka_consumer("orders", group="bykey", ordering="key")
+async def follow(message: Message[Order, str]) -> None: ...
+
+
+@eventflow.kafka_consumer(
+    "orders", group="bulk", batch=500, batch_wait=timedelta(milliseconds=50), ordering="partition"
+)
+@eventflow.transaction
+def bulk(session: Session, messages: list[Message[Order]]) -> None: ...
+
+
+@eventflow.kafka_consumer("orders", group="abulk", batch=5000)
+@eventflow.transaction(isolation="repeatable read")
+async def abulk(connection: psycopg.AsyncConnection[tuple[object, ...]], messages: list[Message[Order]]) -> None: ...
+
+
+@eventflow.kafka_consumer("orders", group="index", batch=100, ordering="key")
+async def index(messages: list[Message[Order | None, str]]) -> None:
+    assert_type(messages[0].key, str)
+
+
 @eventflow.transaction
 def book(connection: psycopg.Connection[Any], order: Order) -> int:
     return order.order_id

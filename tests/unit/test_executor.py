@@ -11,7 +11,8 @@ import eventflow
 from eventflow.errors import DeterminismError
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Dropped, Run, Scope
+from eventflow.runs import Claim, Dropped, Run
+from eventflow.scopes import Scope
 from tests.fakes import new_executor
 
 

@@ -18,7 +18,8 @@ from eventflow.database import Database
 from eventflow.errors import UnavailableError
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Run, Scope, fingerprint
+from eventflow.runs import Claim, Run, fingerprint
+from eventflow.scopes import Scope
 from eventflow.sources import Source
 from eventflow.telemetry import Seldom
 
@@ -102,9 +103,9 @@ class Desk:
         self.journal, self.runs = FakeJournal(), list[Run]()
         self.intake: Any = Intake(
             declared, Database("postgresql://"), self.journal,  # type: ignore[arg-type]
-            executor=1, application="a", bootstrap_servers="kafka:9092", properties={}, max_in_flight=10,
+            executor=1, application="a", bootstrap_servers="kafka:9092", properties={}, max_in_flight=10, max_bytes=1_000_000,
             dispatch=self.runs.extend, accept=lambda *_: None, has_lease=lambda: True,
-            unblock=lambda _: None, on_fatal=lambda _: None,
+            desk=SimpleNamespace(), run_of=lambda row: row, on_fatal=lambda _: None,
         )  # fmt: skip
         self.intake._consumer = self.consumer = FakeConsumer()
         self.intake.claims._ledger = self.ledger = FakeLedger()

@@ -21,7 +21,8 @@ from eventflow.kafka import Message
 from eventflow.records import Checkpoint
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
-from eventflow.runs import Claim, Run, Scope
+from eventflow.runs import Claim, Run
+from eventflow.scopes import Scope
 from tests.fakes import new_executor
 
 

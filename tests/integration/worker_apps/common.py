@@ -42,12 +42,17 @@ class Outside:
         self._connection: psycopg.Connection[Any] | None = None
 
     def act(self, group: str, message: Message[Any], note: str) -> None:
+        self.act_all([row(group, message, note)])
+
+    def act_all(self, rows: list[tuple[Any, ...]]) -> None:
+        """Several, in order."""
         with self._lock:
             for last in (False, True):
                 try:
                     if self._connection is None:
                         self._connection = psycopg.connect(os.environ["EFFECTS_URL"], autocommit=True)
-                    self._connection.execute(INSERT, row(group, message, note))
+                    with self._connection.cursor() as cursor:
+                        cursor.executemany(INSERT, rows)
                     return
                 except psycopg.OperationalError:
                     with contextlib.suppress(Exception):

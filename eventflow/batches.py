@@ -1,0 +1,219 @@
+"""Batch handlers: many messages, one call. Who is gathered for it, and whose fault it is when it fails.
+
+Messages gather on the loop, until there are as many as a batch holds or the first has waited for as long as it may; those of
+a scope in order, behind the one whose turn it is, whose turn is then theirs, too. A call that fails is made again with each
+half of its messages, and so on: the one that fails alone fails like any message, and so do others like it. What was tried
+before runs by itself. With a transaction, `transactions` makes the calls, each in one of its own; without, this does.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from eventflow.context import StepScope, current
+from eventflow.errors import CodecError
+from eventflow.kafka import Unprepared
+from eventflow.outcomes import Outcomes
+from eventflow.registry import Spec
+from eventflow.replay import Branch
+from eventflow.runs import Run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Messages that go to their handler together, in order."""
+
+    runs: list[Run]
+
+    @property
+    def spec(self) -> Spec:
+        return self.runs[0].spec
+
+
+class Desk(Protocol):
+    """What the executor does for it."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def begin_batch(self, batch: Batch) -> None: ...
+    def company(self, run: Run, limit: int) -> list[Run]: ...
+    def put_back(self, runs: list[Run]) -> None: ...
+
+
+Read = Callable[[Run], Any]
+
+
+def is_batched(spec: Spec) -> bool:
+    """Whether its handler takes batches."""
+    return spec.consumer is not None and spec.consumer.batch is not None
+
+
+def take_up(runs: list[Run], read: Read) -> tuple[list[Run], list[Any], list[tuple[Run, BaseException | None]]]:
+    """Those that may go together now, and their messages; of the others, what is wrong with reading them.
+
+    That is None for one that stands behind one of its scope that does not go with it, and has not gone, or not durably (R12).
+    """
+    going: list[Run] = []
+    messages: list[Any] = []
+    others: list[tuple[Run, BaseException | None]] = []
+    here = set[Run]()
+    for run in runs:
+        before = run.before
+        if before is not None and before not in here and not before.over():
+            others.append((run, None))
+            continue
+        try:
+            messages.append(read(run))
+        except (CodecError, Unprepared) as error:
+            others.append((run, error))
+        else:
+            going.append(run)
+            here.add(run)
+    return going, messages, others
+
+
+class Batches:
+    """The batches of one executor. On the loop, but for `calls`."""
+
+    def __init__(self, desk: Desk, outcomes: Outcomes, read: Read) -> None:
+        self._desk, self._outcomes, self._read = desk, outcomes, read
+        self._gathered: dict[str, deque[Run]] = {}  # by their handler's name
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._open = True
+        self.running = set[Run]()  # in calls that are made here
+
+    def waiting(self) -> int:
+        """How many messages are gathered for a call that has not begun."""
+        return sum(len(gathered) for gathered in self._gathered.values())
+
+    def open(self, value: bool) -> None:
+        """Whether calls may begin."""
+        self._open = value
+        if value:
+            for name in list(self._gathered):
+                self._look(name)
+
+    def put(self, runs: list[Run]) -> None:
+        """Gather these."""
+        for run in runs:
+            if run.in_ledger or run.retries:
+                self._desk.begin_batch(Batch([run]))
+            else:
+                self._gathered.setdefault(run.name, deque()).append(run)
+        for name in {run.name for run in runs}:
+            self._look(name)
+
+    def _look(self, name: str, *, due: bool = False) -> None:
+        gathered = self._gathered.get(name)
+        if due:
+            self._timers.pop(name, None)
+        if not gathered or not self._open:
+            return
+        consumer: Any = gathered[0].spec.consumer
+        while gathered and (due or _count(gathered, consumer.batch) >= consumer.batch):
+            due = False
+            self._desk.begin_batch(self._next(gathered, consumer.batch))
+        if gathered and name not in self._timers:
+            self._timers[name] = self._desk.loop.call_later(consumer.batch_wait, lambda: self._look(name, due=True))
+        elif not gathered and name in self._timers:
+            self._timers.pop(name).cancel()
+
+    def _next(self, gathered: "deque[Run]", most: int) -> Batch:
+        runs: list[Run] = []
+        while gathered and len(runs) < most:
+            run = gathered.popleft()
+            runs.append(run)
+            if run.scope is not None:
+                runs += self._desk.company(run, most - len(runs))
+        return Batch(runs)
+
+    # ---- calls without a transaction: at least once ----
+
+    async def run(self, batch: Batch) -> None:
+        """Make the calls of an async handler."""
+        calls, outcome = self._calls(batch.runs), None
+        with suppress(StopIteration):
+            part, messages = next(calls)
+            while True:
+                scope = _scope(part)
+                current.set(scope)
+                try:
+                    await batch.spec.function(messages)
+                except BaseException as error:
+                    outcome = error
+                else:
+                    part[0].history.riders, outcome = scope.riders, None
+                part, messages = calls.send(outcome)
+
+    def run_sync(self, batch: Batch) -> None:
+        """Make those of a sync one, in a thread of its own context."""
+        calls, outcome = self._calls(batch.runs), None
+        with suppress(StopIteration):
+            part, messages = next(calls)
+            while True:
+                scope = _scope(part)
+                current.set(scope)
+                try:
+                    batch.spec.function(messages)
+                except BaseException as error:
+                    outcome = error
+                else:
+                    part[0].history.riders, outcome = scope.riders, None
+                part, messages = calls.send(outcome)
+
+    def _calls(self, runs: list[Run]) -> Generator[tuple[list[Run], list[Any]], BaseException | None, None]:
+        """Which calls are to be made; each is told what it raised, if anything."""
+        parts = [runs]
+        self.running.update(runs)
+        try:
+            while parts:
+                part, messages, others = take_up(parts.pop(), self._read)
+                for run, wrong in others:
+                    if wrong is not None:
+                        self._failed(run, wrong)
+                if others:
+                    self._desk.put_back([run for run, wrong in others if wrong is None])
+                if not part:
+                    continue
+                error = yield part, messages
+                if isinstance(error, Exception) and len(part) > 1:
+                    half = len(part) // 2
+                    parts += [part[half:], part[:half]]
+                elif error is None or isinstance(error, Exception):
+                    self._end(part, error)
+                else:  # it is to end, and nothing more is to begin
+                    self._end([run for one in (part, *reversed(parts)) for run in one], error)
+                    return
+        finally:
+            self.running.difference_update(runs)
+
+    def _end(self, runs: list[Run], error: BaseException | None) -> None:
+        output = None if error is not None else runs[0].spec.result.encode(None)
+        for run in runs:
+            if error is not None:
+                self._failed(run, error)
+                continue
+            with run.lock:
+                self._outcomes.finish(run, output or "", None)
+
+    def _failed(self, run: Run, error: BaseException) -> None:
+        with run.lock:
+            self._outcomes.failed(run, error)
+
+
+def _scope(runs: list[Run]) -> StepScope:
+    """Where a call is made: what it starts goes with its first message's end."""
+    return StepScope(Branch(runs[0], None), "1.1", runs[0].name, many=True)
+
+
+def _count(gathered: "deque[Run]", enough: int) -> int:
+    """How many may go now, of those gathered and of those behind them in their scopes; `enough` need not be passed."""
+    count = len(gathered)
+    for run in gathered:
+        if count >= enough:
+            break
+        count += 0 if run.scope is None else run.scope.waiting()
+    return count

@@ -1,0 +1,172 @@
+"""Whose turn it is where the ledger has a say: what it has of a scope holds others back, or stands in line there (R11).
+
+In a consumer's thread, and for the claims that it holds: so nobody else takes from a line, and what of a scope was read from
+Kafka is either behind its line or in it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Protocol
+
+import psycopg
+
+from eventflow.claims import Claims
+from eventflow.database import Connection, KeptConnection
+from eventflow.errors import UnavailableError
+from eventflow.flow import HEAVY
+from eventflow.runs import Claim, Run
+from eventflow.scopes import KeyScope, Scope, Scopes
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY = 0.05  # seconds; ten times as long as a look takes, if that is more
+_LOOK_AT_ALL_EVERY = 0.5  # seconds; who has waited for as long gets a row
+_ASK_FOR_ALL_EVERY = 5.0  # seconds between two questions for scopes of which nobody waits
+_TIMES = 4
+_TAKEN = 50  # messages taken from a scope's line at once
+_ASKED = 10_000  # rows asked for at once
+
+
+class Desk(Protocol):
+    """What the executor does for it."""
+
+    def unblock(self, scope: Scope) -> None: ...
+    def store(self, runs: list[Run]) -> None: ...
+    def take(self, run: Run) -> None: ...
+
+
+class Turns:
+    """The scopes of one consumer's claims, and the ledger."""
+
+    def __init__(
+        self,
+        executor: int,
+        claims: Claims,
+        bound: int,
+        ledger: KeptConnection,
+        desk: Desk,
+        run_of: Callable[[Any], Run],
+    ) -> None:
+        self._executor, self._claims, self._bound, self._ledger = executor, claims, bound, ledger
+        self._desk, self._run_of = desk, run_of
+        self._look_at = self._look_at_all_at = self._ask_for_all_at = 0.0
+
+    def tend(self, now: float) -> None:
+        """What is due: see who is free, take who is in line in the ledger, and put there who has waited long."""
+        if now < self._look_at:
+            return
+        for scope in self._free(everyone=self._is_time(now)):
+            self._desk.unblock(scope)
+        self._take()
+        self._store(now)
+        took = time.monotonic() - now
+        self._look_at = now + took + max(_LOOK_EVERY, 10 * took)
+
+    def _is_time(self, now: float) -> bool:
+        """Whether to ask for all."""
+        due = now >= self._ask_for_all_at
+        if due:
+            self._ask_for_all_at = now + _ASK_FOR_ALL_EVERY
+        return due
+
+    def _store(self, now: float) -> None:
+        """Give rows to those that wait long, so that neither the position nor the room is theirs."""
+        held = [claim.scopes for claim in self._claims.usable() if claim.scopes is not None]
+        if now < self._look_at_all_at:
+            runs = [run for scopes in held for scope in scopes.of_the_ledger() for run in scope.store()]
+        else:
+            self._look_at_all_at = now + _LOOK_AT_ALL_EVERY
+            everyone = [scope for scopes in held for scope in scopes.all()]
+            longest = self._longest([scope.waiting() for scope in everyone])
+            runs = [run for scope in everyone for run in scope.store(longest)]
+        if runs:
+            self._desk.store(runs)
+
+    def _longest(self, lines: list[int]) -> int:
+        """How many may wait in one line: some times as many as in the shortest, so that Kafka keeps what all keys are slow for.
+
+        Where there is but one key in flight, it has half of the room.
+        """
+        return self._bound // 2 if len(lines) < 2 else _TIMES * (1 + min(lines))
+
+    # ---- what holds others back ----
+
+    def _free(self, *, everyone: bool) -> list[Scope]:
+        """Scopes that nothing of the ledger holds back any more; asks only where something did.
+
+        `everyone`: also those of keys of which nobody waits.
+        """
+        blocked = list(self._held_back(everyone=everyone))
+        ids = [one for _, held in blocked for one in held]
+        still = set[str]()
+        try:
+            for at in range(0, len(ids), _ASKED):
+                still.update(i for (i,) in self._ledger.run("still_unfinished", {"ids": ids[at : at + _ASKED]}))
+        except (psycopg.Error, UnavailableError):
+            return []  # asked again soon
+        # Only of those it had before the ledger was asked: one that was parked since is not in the answer.
+        return [scope for one, held in blocked for scope in one.freed(held - still)]
+
+    def _held_back(self, *, everyone: bool) -> Iterator[tuple[Scope | Scopes, set[str]]]:
+        for claim in self._claims.usable():
+            ones: list[Scope | Scopes] = [] if claim.scope is None else [claim.scope]
+            if claim.scopes is not None:
+                ones = [claim.scopes, *(s for s in claim.scopes.of_the_ledger() if everyone or s.waits())]
+            yield from ((one, set(one.unfinished)) for one in ones if one.unfinished)
+
+    # ---- who is in line there ----
+
+    def _take(self) -> None:
+        free = (
+            (claim, scope) for claim in self._claims.usable()
+            if claim.scopes is not None and claim.next_offset > claim.scopes.unread
+            for scope in claim.scopes.of_the_ledger() if scope.wants()
+        )  # fmt: skip
+        room = max(
+            1, (self._bound - self._claims.in_flight()) // _TAKEN
+        )  # one in any case: it may be why there is none
+        wanted: dict[str, tuple[Claim, KeyScope]] = {scope.id: (claim, scope) for claim, scope in islice(free, room)}
+        if not wanted:
+            return
+        try:
+            rows, left = self._ledger.transact(lambda connection: self._take_rows(connection, wanted))
+        except (psycopg.Error, UnavailableError) as error:
+            # Tried again soon. What was taken all the same is in the way then, and is run as what this executor holds (R10b).
+            logger.debug("lines: %s", error)
+            return
+        taken: dict[str, list[Any]] = {}
+        for row in sorted(rows, key=lambda row: row[7]):
+            taken.setdefault(row[17], []).append(row)
+        remain = {scope: (first, in_line) for scope, first, in_line in left}
+        for scope_id, (claim, scope) in wanted.items():
+            runs = [self._taken(claim, scope, row) for row in taken.get(scope_id, ())]
+            first, in_line = remain.get(scope_id, (None, False))
+            scope.take(runs, more=first is not None, behind=None if runs or in_line else first)
+            self._desk.unblock(scope)
+
+    def _take_rows(
+        self, connection: Connection, wanted: dict[str, tuple[Claim, KeyScope]]
+    ) -> tuple[list[Any], list[Any]]:
+        run, scopes = self._ledger.database.run, list(wanted)
+        claims = sorted({claim for claim, _ in wanted.values()}, key=lambda claim: claim.id)
+        held = {"executor": self._executor, "claims": [c.id for c in claims], "epochs": [c.epoch for c in claims]}
+        run(connection, "fence", {"executor": self._executor})
+        run(connection, "hold_claims", held)
+        rows = run(connection, "take_in_line", {"executor": self._executor, "scopes": scopes, "limit": _TAKEN})
+        return rows, run(connection, "lines_left", {"scopes": scopes, "taken": [row[0] for row in rows]})
+
+    def _taken(self, claim: Claim, scope: KeyScope, row: Any) -> Run:
+        run = self._run_of(row[:17])
+        run.claim, run.scope, run.wary = (
+            claim,
+            scope,
+            True,
+        )  # it may have killed a process; its row says first that it runs
+        claim.handed += 1
+        claim.wary += 1  # which counts those that come from Kafka
+        if run.value is not None and len(run.value) > HEAVY:
+            claim.burden(run, len(run.value))
+        self._desk.take(run)
+        return run

@@ -1,0 +1,125 @@
+"""Batch handlers: one call for many messages; whose fault a failure is; order; and workers that die meanwhile."""
+
+import random
+import signal
+
+import pytest
+
+from tests.harness import World, seeds
+
+TRANSACTIONS = ("transaction", "atransaction")
+KINDS = ("plain", "plain_sync", *TRANSACTIONS)
+FINAL = """select count(*) from eventflow.workflows w join eventflow.claims c on c.id = w.claim
+           where c."group" = %s and w.finished_at is not null"""
+
+
+def wait_final(world: World, group: str, timeout: float = 60) -> None:
+    world.wait(lambda: world.one(FINAL, group) == world.produced, f"all of {group} are final", timeout)
+
+
+def failed(world: World, group: str) -> set[int]:
+    rows = world.sql(
+        """select convert_from(w.value, 'utf8')::jsonb ->> 'n' from eventflow.workflows w
+           join eventflow.claims c on c.id = w.claim where c."group" = %s and w.status = 'failed'""",
+        group,
+    )
+    return {int(n) for (n,) in rows}
+
+
+def sizes(world: World, group: str) -> list[int]:
+    """How many messages each batch had."""
+    rows = world.sql("""select note from effects where "group" = %s""", group)
+    return [int(batch.split(".")[2]) for batch in {note.partition("|")[2] for (note,) in rows}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_fails_is_split_until_one_fails_alone(world: World, kind: str) -> None:
+    """Those at fault fail like any message, after their retries; all others are done, and of a transaction once."""
+    world.create_topic(1)
+    for n in range(100):
+        world.send({"n": n, "do": "fail" if n in {3, 50, 51} else ""})
+    world.send(b"no JSON")
+    world.flush()
+    world.start("batches", KINDS=kind, BATCH="40", ready=True)
+    wait_final(world, kind)
+    assert world.sql(
+        """select w."offset", w.retries, w.error like '%%are refused%%' from eventflow.workflows w
+           where w.status = 'failed' order by 1"""
+    ) == [(3, 1, True), (50, 1, True), (51, 1, True), (100, 0, False)]
+    effects = world.sql("""select count(*), count(distinct "offset") from effects""")
+    assert effects == [(97, 97)], "a call that failed had no effect"
+    world.check_no_incidents()
+
+
+def test_a_batch_is_full_or_has_waited(world: World) -> None:
+    world.create_topic(1)
+    world.start("batches", KINDS="transaction", BATCH="20", ready=True)
+    world.produce(200)
+    world.wait_completed("transaction")
+    world.check("transaction", effects=True)
+    assert max(sizes(world, "transaction")) == 20
+    world.produce(1)
+    world.wait_completed("transaction", timeout=3)
+    assert 1 in sizes(world, "transaction")
+
+
+@pytest.mark.parametrize("ordering", ["key", "partition"])
+def test_a_batch_has_messages_of_a_scope_in_order(world: World, ordering: str) -> None:
+    """Also where one of them fails: what is behind it in its scope waits until that is durable."""
+    world.create_topic(2)
+    for n in range(600):
+        world.send({"n": n, "do": "fail" if n in {100, 330} else ""}, key=f"k{n % 3}", partition=n % 2)
+    world.flush()
+    world.start("batches", KINDS="plain_sync transaction", ORDERING=ordering, BATCH="50", ready=True)
+    for group in ("plain_sync", "transaction"):
+        wait_final(world, group)
+        assert failed(world, group) == {100, 330}
+        if ordering == "key":
+            world.check_key_order(group)
+        else:
+            world.check_order(group)
+        assert max(sizes(world, group)) == 50, "one scope has more than one message in a batch"
+    assert world.one("""select count(*) from effects where "group" = 'transaction'""") == 598
+    world.check_no_incidents()
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("seed", seeds())
+def test_batches_while_workers_are_killed_frozen_and_replaced(world: World, seed: int) -> None:
+    chance = random.Random(f"batches {seed}")
+    settings = {"ORDERING": chance.choice(["none", "partition", "key"])}
+    world.create_topic(3)
+    workers = [world.start("batches", ready=True, **settings), world.start("batches", **settings)]
+    bad = set[int]()
+    for _ in range(4):
+        for _ in range(200):
+            do = chance.choices(["", "slow", "fail"], [197, 1, 2])[0]
+            bad |= {world.produced} if do == "fail" else set()
+            world.send({"n": world.produced, "do": do}, key=f"k{chance.randrange(20)}")
+        world.flush()
+        before = world.one("select count(*) from effects")
+        world.wait(lambda before=before: world.one("select count(*) from effects") > before, "something happens")
+        worker = workers.pop(0)
+        match chance.choice(["kill", "freeze", "leave"]):
+            case "kill":
+                worker.kill()
+            case "freeze":
+                worker.freeze()
+                world.mark_effects(worker)
+            case _:
+                worker.signal(signal.SIGTERM)
+        workers.append(world.start("batches", **settings))
+    for worker in world.workers:
+        worker.thaw()
+    for group in KINDS:
+        wait_final(world, group)
+        assert failed(world, group) == bad
+    for group in TRANSACTIONS:
+        done = world.produced - len(bad)
+        counts = """select count(*), count(distinct (partition, "offset")) from effects where "group" = %s"""
+        assert world.sql(counts, group) == [(done, done)]
+        if settings["ORDERING"] == "key":
+            world.check_key_order(group)
+        elif settings["ORDERING"] == "partition":
+            world.check_order(group)
+    world.check_no_incidents()

@@ -1,0 +1,263 @@
+"""Scopes of keys: who is next, who is held back, what stands in line in the ledger, and that idle ones are gone."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from eventflow.idempotency import key_scope_id
+from eventflow.scopes import KeyScope, Scope, Scopes
+
+
+class Waiter(SimpleNamespace):
+    """What a scope knows of a run."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            workflow_id=name,
+            offset=ord(name[0]),
+            turn=False,
+            before=None,
+            after=None,
+            wary=False,
+            begun=False,
+            submitted=0,
+            in_ledger=False,
+            done=False,
+            ended=False,
+        )
+
+    def over(self) -> bool:
+        return self.done
+
+    def __repr__(self) -> str:
+        return str(self.workflow_id)
+
+    __hash__ = object.__hash__
+
+
+def waiters(names: str) -> list[Any]:
+    return [Waiter(name) for name in names]
+
+
+def entered(scopes: Scopes, key: bytes, names: str) -> tuple[KeyScope, list[Any]]:
+    """Messages of a key that came from Kafka, in order."""
+    runs = waiters(names)
+    for run in runs:
+        scope = scopes.of(key)
+        assert scope is not None
+        scope.enter(run)
+    return scope, runs
+
+
+def end(scope: Scope, run: Any) -> Any:
+    run.done = True
+    follower = scope.leave(run)
+    scope.let_go()
+    return follower
+
+
+def test_a_message_without_a_key_has_no_scope() -> None:
+    assert Scopes(1).of(None) is None
+    assert Scopes(1).of(b"") is not None, "an empty key is one"
+
+
+def test_scopes_of_idle_keys_are_gone() -> None:
+    scopes, most = Scopes(1), 0
+    for n in range(100_000):
+        scope, [run] = entered(scopes, n.to_bytes(4, "big"), "a")
+        most = max(most, len(scopes))
+        end(scope, run)
+    assert (len(scopes), most) == (0, 1)
+
+
+def test_keys_do_not_wait_for_each_other() -> None:
+    scopes = Scopes(1)
+    scope, [a, b] = entered(scopes, b"x", "ab")
+    _, [c] = entered(scopes, b"y", "c")
+    assert (a.turn, b.turn, c.turn) == (True, False, True)
+    assert end(scope, a) is b
+
+
+def test_a_scope_that_is_looked_up_stays_until_its_message_is_over() -> None:
+    """Between its lookup and its entry the message before it may end."""
+    scopes = Scopes(1)
+    scope, [a] = entered(scopes, b"x", "a")
+    assert scopes.of(b"x") is scope
+    end(scope, a)
+    assert scopes.of(b"x") is scope
+
+
+def test_what_was_not_durable_when_the_next_began_is_before_it() -> None:
+    scopes = Scopes(1)
+    scope, [a, b] = entered(scopes, b"x", "ab")
+    assert scope.leave(a) is b
+    assert (b.before, a.after) == (a, b)
+
+
+def test_company_is_in_order_and_shares_the_turn() -> None:
+    scope = Scope("1", [])
+    runs = waiters("abcde")
+    assert [scope.enter(run) for run in runs] == [True, False, False, False, False]
+    assert scope.accompany(3) == runs[1:4]
+    assert scope.leave(runs[0]) is None
+    assert scope.put_back(runs[2:3]) is None, "one of them has its turn still"
+    assert scope.put_back(runs[3:4]) is None
+    assert scope.leave(runs[1]) is runs[2]
+    assert scope.accompany(9) == runs[3:]
+
+
+def test_who_is_to_be_accepted_before_he_runs_keeps_no_company() -> None:
+    scope = Scope("1", [])
+    runs = waiters("abc")
+    runs[1].wary = True
+    for run in runs:
+        scope.enter(run)
+    assert scope.accompany(9) == []
+
+
+def test_behind_a_parked_one_all_are_stored_in_order() -> None:
+    scopes = Scopes(1)
+    scope, runs = entered(scopes, b"x", "abcd")
+    assert scope.store() == [], "what is fast is not stored"
+    runs[0].done = True
+    scope.hold_back(runs[0])
+    scope.let_go()
+    assert scope.store() == runs[1:]
+    _, [e] = entered(scopes, b"x", "e")
+    assert not e.turn, "those in the ledger are before it"
+    assert scope.store() == [e]
+    for _ in range(4):
+        scope.stored_one()
+        scope.let_go()
+    assert not scope.wants(), "one holds it back"
+    assert len(scopes) == 1
+    assert scope.finished({"a"})
+    assert scope.wants()
+
+
+def test_who_was_taken_goes_before_those_that_wait_here() -> None:
+    scopes = Scopes(1, [(key_scope_id(1, b"x"), [], 97, 98)])
+    scope, [late] = entered(scopes, b"x", "z")
+    assert scope.wants()
+    taken = waiters("ab")
+    for run in taken:
+        run.in_ledger = True
+    scope.take(taken, more=True)
+    assert scope.following() is taken[0]
+    assert end(scope, taken[0]) is taken[1]
+    assert end(scope, taken[1]) is None, "there may be more"
+    scope.take([], more=False)
+    assert scope.following() is late
+    end(scope, late)
+    assert len(scopes) == 0
+
+
+def test_who_waits_long_in_a_long_line_is_stored() -> None:
+    scopes = Scopes(1)
+    scope, runs = entered(scopes, b"x", "abcd")
+    assert scope.store(2) == []
+    assert scope.store(2) == [], "the one whose turn it is waits itself, for a thread or a lane"
+    runs[0].begun = True
+    assert scope.store(3) == [], "so many may wait"
+    assert scope.store() == []
+    assert scope.store(2) == runs[1:]
+
+
+def test_a_line_in_which_nobody_waits_long_is_not_stored() -> None:
+    scopes = Scopes(1)
+    scope, runs = entered(scopes, b"x", "abcd")
+    for run in runs:
+        run.begun = True
+    assert scope.store(2) == []
+    for run in runs[:3]:
+        end(scope, run)
+    _, late = entered(scopes, b"x", "efgh")
+    assert scope.store(2) == []
+    for run in [runs[3], *late]:
+        assert run.turn
+        end(scope, run)
+    assert len(scopes) == 0
+
+
+def test_who_comes_from_kafka_and_is_before_the_line_goes_first() -> None:
+    """It was in flight when the former owner died, unaccepted, and those behind it were in line already."""
+    scopes = Scopes(1, [(key_scope_id(1, b"x"), [], ord("m"), ord("n"))])
+    assert scopes.unread == ord("n"), "before all that may come first was read, nobody is taken"
+    scope, [b, c, z] = entered(scopes, b"x", "bcz")
+    assert (b.turn, c.turn, z.turn) == (True, False, False)
+    assert not scope.wants()
+    assert end(scope, b) is c
+    assert end(scope, c) is None, "that one is behind the line"
+    assert scope.wants()
+    m = Waiter("m")
+    m.in_ledger = True
+    scope.take([m], more=False)
+    assert scope.following() is m
+    assert end(scope, m) is z
+
+
+def test_nobody_is_taken_before_the_last_one_is_durable() -> None:
+    """Else a crash would leave it to others, ahead of one that they know nothing of."""
+    scopes = Scopes(1)
+    scope, runs = entered(scopes, b"x", "abcd")
+    runs[0].begun = True
+    assert scope.store(2) == []
+    assert scope.store(2) == runs[1:]
+    for _ in range(3):
+        scope.stored_one()
+        scope.let_go()
+    scope.leave(runs[0])
+    assert not scope.wants()
+    runs[0].done = True
+    assert scope.wants()
+
+
+def test_what_the_ledger_has_is_found_by_the_key() -> None:
+    scopes = Scopes(7, [(key_scope_id(7, b"x"), ["before"], None, None), (key_scope_id(7, b"y"), [], 1, 9)])
+    scope, [a] = entered(scopes, b"x", "a")
+    assert (a.turn, scope.unfinished) == (False, ["before"])
+    _, [b] = entered(scopes, b"z", "b")
+    assert b.turn
+    assert scope.freed({"before"}) == [scope]
+    assert scope.following() is a
+    assert len(scopes) == 3
+
+
+def test_what_held_the_whole_partition_back_holds_back_every_key() -> None:
+    """It was accepted when the consumer kept partitions in order."""
+    scopes = Scopes(7, [("7", ["before"], None, None)])
+    scope, [a] = entered(scopes, b"x", "a")
+    assert not a.turn
+    assert scopes.freed({"before"}) == [scope]
+    assert scope.following() is a
+
+
+def test_the_scope_of_a_key_is_another_in_each_claim_and_tells_no_key() -> None:
+    ids = {key_scope_id(claim, key) for claim in (1, 2) for key in (b"customer-1", b"customer-2", b"")}
+    assert len(ids) == 6
+    assert not any("customer" in one for one in ids)
+
+
+def test_turns_are_given_once_by_many_threads() -> None:
+    scopes, order = Scopes(1), list[str]()
+    scope, runs = entered(scopes, b"x", "".join(chr(200 + n) for n in range(500)))
+    free = [runs[0]]
+    lock = threading.Lock()
+
+    def work() -> None:
+        while len(order) < 500:
+            with lock:
+                run = free.pop() if free else None
+            if run is not None:
+                order.append(run.workflow_id)
+                follower = end(scope, run)
+                if follower is not None:
+                    free.append(follower)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert order == [run.workflow_id for run in runs]
+    assert len(scopes) == 0
