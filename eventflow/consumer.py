@@ -92,7 +92,7 @@ class Intake:
         self._ledger = KeptConnection(database, f"consumer {self.name}"[:60])
         self._sources = Sources(spec.topics, self._brokers, self._ledger, self._stop)
         self.claims = Claims(spec, executor, self._bound, self._ledger, self._sources, journal, self._stop)
-        self._turns = Turns(executor, self.claims, self._bound, self._ledger, desk, run_of)
+        self._turns = Turns(executor, self.claims, self._bound, self._ledger, desk, run_of, self.lose)
         self._thread = threading.Thread(target=self._main, name=f"eventflow {self.name}", daemon=True)
 
     def check(self) -> None:

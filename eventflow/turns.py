@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import psycopg
 
 from eventflow.claims import Claims
-from eventflow.database import Connection, KeptConnection
+from eventflow.database import Connection, KeptConnection, lost_claims
 from eventflow.errors import UnavailableError
 from eventflow.flow import HEAVY
 from eventflow.runs import Claim, Run
@@ -41,16 +41,11 @@ class Turns:
     """The scopes of one consumer's claims, and the ledger."""
 
     def __init__(
-        self,
-        executor: int,
-        claims: Claims,
-        bound: int,
-        ledger: KeptConnection,
-        desk: Desk,
-        run_of: Callable[[Any], Run],
-    ) -> None:
+        self, executor: int, claims: Claims, bound: int, ledger: KeptConnection, desk: Desk, run_of: Callable[[Any], Run],
+        on_lost: Callable[[list[Claim]], None],
+    ) -> None:  # fmt: skip
         self._executor, self._claims, self._bound, self._ledger = executor, claims, bound, ledger
-        self._desk, self._run_of = desk, run_of
+        self._desk, self._run_of, self._on_lost = desk, run_of, on_lost
         self._look_at = self._look_at_all_at = self._ask_for_all_at = 0.0
 
     def tend(self, now: float) -> None:
@@ -135,6 +130,8 @@ class Turns:
         except (psycopg.Error, UnavailableError) as error:
             # Tried again soon. What was taken all the same is in the way then, and is run as what this executor holds (R10b).
             logger.debug("lines: %s", error)
+            if isinstance(error, psycopg.Error) and error.sqlstate == "EF002":
+                self._lose(lost_claims(error))
             return
         taken: dict[str, list[Any]] = {}
         for row in sorted(rows, key=lambda row: row[7]):
@@ -145,6 +142,13 @@ class Turns:
             first, in_line = remain.get(scope_id, (None, False))
             scope.take(runs, more=first is not None, behind=None if runs or in_line else first)
             self._desk.unblock(scope)
+
+    def _lose(self, ids: list[int]) -> None:
+        """These claims are others'; where Kafka disagrees, they are claimed again (R7)."""
+        lost = [claim for claim in self._claims.usable() if claim.id in ids]
+        for claim in lost:
+            claim.lose()
+        self._on_lost(lost)
 
     def _take_rows(
         self, connection: Connection, wanted: dict[str, tuple[Claim, KeyScope]]
