@@ -41,6 +41,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round, few messages")
     parser.add_argument("--memory", type=int, default=0, help="also watch memory over so many messages")
     parser.add_argument("--write-page", action="store_true", help="render benchmarks/RESULTS.md")
+    parser.add_argument("--write-order", action="store_true", help="render the part of it that is about order")
     return parser.parse_args(arguments)
 
 
@@ -161,15 +162,15 @@ def run(asked: argparse.Namespace, where: Addresses, console: Console) -> int:
 
         extras = bench.extras(fast)
     results: Figures = {"machine": machine, "rounds": how_many, **extras}
-    results |= {
-        "rates": report.rates(runs, catalogue.CONTESTANTS),
-        "ratios": report.ratios(runs, catalogue.RATIOS),
-    }
+    rates = report.rates(runs, catalogue.CONTESTANTS)
+    results |= {"rates": rates, "ratios": [*report.ratios(runs, catalogue.RATIOS), *report.floors(rates)]}
     results |= {"bars": report.bars(results), "failures": bench.failures}
     report.show(console, results)
     console.print(f"written: {report.write('latest', results, runs)}")
     if asked.write_page:
         report.render_page(results)
+    if asked.write_order:
+        report.render_page(results, "order")
     for failure in bench.failures:
         console.print(f"[red]FAILED[/red] {failure}")
     return 1 if bench.failures else 0

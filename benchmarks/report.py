@@ -24,6 +24,10 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parent / "RESULTS.md"
 PACKAGES = ("eventflow", "dbos", "psycopg", "confluent-kafka", "sqlalchemy", "pydantic", "uvloop")
 Figures = dict[str, Any]
+AT_LEAST = {  # per second, in one partition
+    "order-partition": 10_000, "order-partition-transaction": 10_000, "order-partition-batch": 10_000,
+    "order-partition-steps": 500,
+}  # fmt: skip
 
 
 def machine(where: Addresses) -> Figures:
@@ -111,6 +115,17 @@ def _per_round(ratio: Ratio, runs: Sequence[Run]) -> Iterable[float]:
         others = [by_name[name] for name in ratio.to if name in by_name]
         if ratio.of in by_name and others:
             yield by_name[ratio.of] / max(others)
+
+
+def floors(rows: Sequence[Figures]) -> list[Figures]:
+    """Rates that are to reach a number, in the form of ratios."""
+    return [
+        {
+            "title": f"{row['title']}, per second", "ratio": row["rate"], "bar": AT_LEAST[row["contestant"]],
+            "met": row["rate"]["median"] >= AT_LEAST[row["contestant"]],
+        }
+        for row in rows if row["contestant"] in AT_LEAST
+    ]  # fmt: skip
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -233,12 +248,12 @@ def write(name: str, results: Figures, runs: Sequence[Run]) -> Path:
     return path
 
 
-def render_page(results: Figures) -> None:
+def render_page(results: Figures, part: str = "results") -> None:
     """Write these results into their part of the page."""
     lines = [about(results), "", *markdown_tables(tables(results))]
     if "memory" in results:
         lines += [_memory_sentence(results["memory"]), ""]
-    fill_page("results", lines)
+    fill_page(part, lines)
 
 
 def fill_page(part: str, lines: Iterable[str]) -> None:
