@@ -9,6 +9,7 @@ from eventflow.errors import EventflowError
 from eventflow.handlers import kafka_consumer, lifespan
 from eventflow.handles import Handle, enqueue, start
 from eventflow.kafka import Message
+from eventflow.publishing import publish
 from eventflow.retry import Retry
 from eventflow.schedules import scheduled
 from eventflow.steps import step
@@ -23,6 +24,7 @@ __all__ = [
     "enqueue",
     "kafka_consumer",
     "lifespan",
+    "publish",
     "running",
     "scheduled",
     "start",

@@ -44,6 +44,7 @@ from eventflow.incarnation import Fired, Incarnation, Others, done_with, lane_co
 from eventflow.journal import Entry
 from eventflow.ledger import Ledger, define_schedules
 from eventflow.migrations import check_schema
+from eventflow.outbox import Row
 from eventflow.pruner import Pruner
 from eventflow.queues import DEFAULT, Order
 from eventflow.records import Operation, Rider
@@ -404,6 +405,21 @@ class App:
     def enqueue_on_sync(self, session: Any, order: Order) -> str:
         """The same for blocking code."""
         return self._ledger.enqueue_on_sync(session, order)
+
+    async def publish_on(self, session: Any, row: Row) -> None:
+        """Publish an event in the caller's transaction."""
+        await self._ledger.publish_on(session, row)
+        self._published()
+
+    def publish_on_sync(self, session: Any, row: Row) -> None:
+        """The same for blocking code."""
+        self._ledger.publish_on_sync(session, row)
+        self._published()
+
+    def _published(self) -> None:
+        """The caller commits soon."""
+        if self._incarnation is not None:
+            self._incarnation.executor.on_published()
 
     async def delay(self, ids: Sequence[str], wait: float | None, until: float | None) -> int:
         """Let workflows that wait in their queues wait until another time."""

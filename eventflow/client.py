@@ -33,7 +33,9 @@ from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
 from eventflow.ledger import Ledger, who
 from eventflow.migrations import check_schema
+from eventflow.outbox import Undelivered, rider_of, undelivered_of
 from eventflow.payloads import PayloadCodec
+from eventflow.publishing import row_of
 from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, settings_json
 from eventflow.records import DeadLetter, DeadLetterDetails, Operation, Redelivery, Status, WorkflowRecord
 from eventflow.registry import check_name
@@ -49,6 +51,7 @@ Ts = TypeVarTuple("Ts")
 _KEPT = 4  # connections
 _PAGE = 500
 _MOST_UPCOMING = 1000
+_UNDELIVERED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +262,41 @@ class Client:
         ledger = self.ledger
         placed = await (ledger.enqueue(order) if session is None else ledger.enqueue_on(session, order))
         return Handle(placed, codec if result is None else codec_for(result), ledger)
+
+    async def publish(
+        self, topic: str, value: object, /, *, key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | None = None, session: AsyncBorrowed | None = None,
+    ) -> None:  # fmt: skip
+        """Publish an event, at once or, with `session`, when its transaction commits; some process that runs relays it.
+
+        As `eventflow.publish` outside of workflows.
+
+        Raises:
+            UsageError, CodecError: as of `eventflow.publish`.
+            UnavailableError: the server is away; without a session the event may have been published.
+
+        """
+        row = row_of(topic, value, key, headers)
+        await (self.ledger.write([rider_of(row)]) if session is None else self.ledger.publish_on(session, row))
+
+    async def undelivered(self) -> list[Undelivered]:
+        """The events that Kafka refuses, and those that wait behind such ones, in order; a thousand at most."""
+        rows = await asyncio.to_thread(self.ledger.query, "read_undelivered", {"after": 0, "most": _UNDELIVERED})
+        [(ledger,)] = await asyncio.to_thread(self.ledger.query, "ledger_id", {})
+        return [undelivered_of(row, ledger) for row in rows]
+
+    async def retry_undelivered(self, ids: Sequence[int] | None = None, /) -> int:
+        """Have refused events tried again, and what waits behind them after them; all, where none are named. Of how many."""
+        return await self._decide("retry", ids)
+
+    async def drop_undelivered(self, ids: Sequence[int], /) -> int:
+        """Have refused events dropped for good; what waits behind them goes out. Of how many that is true."""
+        return await self._decide("drop", ids)
+
+    async def _decide(self, wanted: str, ids: Sequence[int] | None) -> int:
+        asked = {"wanted": wanted, "events": None if ids is None else list(ids)}
+        [(count,)] = await asyncio.to_thread(self.ledger.query, "decide_undelivered", asked)
+        return count
 
     async def queues(self) -> list[QueueRecord]:
         """The queues, with their limits, and how many wait in each."""

@@ -17,6 +17,7 @@ import os
 import queue
 import threading
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -426,12 +427,16 @@ def _is_settled(error: BaseException) -> bool:
 
 
 def _write_riders(riders: Sequence[Rider]) -> str | None:
-    """What goes with the checkpoint, as JSON; None: nothing does."""
-    return json.dumps([[rider.query, *rider.row] for rider in riders]) if riders else None
+    """What goes with the checkpoint, as JSON, bytes as base64; None: nothing does."""
+    if not riders:
+        return None
+    return json.dumps(
+        [[rider.query, *rider.row] for rider in riders], default=lambda value: {"bytes": b64encode(value).decode()}
+    )
 
 
 def _read_riders(text: str | None) -> list[Rider]:
-    rows: list[Any] = json.loads(text) if text else []
+    rows: list[Any] = json.loads(text, object_hook=lambda value: b64decode(value["bytes"])) if text else []
     return [Rider(query, tuple(row)) for query, *row in rows]
 
 

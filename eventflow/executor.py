@@ -109,6 +109,7 @@ class Executor:
         self.on_rows: Callable[[], None]  # there are rows that nobody holds
         self.on_sleep: Callable[[float | None], None]  # one of ours sleeps, until then at most
         self.on_queued: Callable[[float | None], None]  # something stands in line, or will in so many seconds
+        self.on_published: Callable[[], None] = lambda: None  # events are in the outbox
         self.on_freed: Callable[[], None]  # one that came from a queue has left memory
         self.on_stop: Callable[[Run, str], None]  # a message has failed for good, and why: its consumer stands still
         self.runs: dict[str, Run] = {}
@@ -814,6 +815,8 @@ class Executor:
                     self.on_signal()
             elif query == "insert_signals":
                 self.on_signal()
+            elif query == "insert_outbox":
+                self.on_published()
 
     def on_loop(self, function: Callable[..., None], *args: Any) -> None:
         """Call it on the loop: now, where this is its thread; else in order, as many as have come by one wake-up."""

@@ -6,6 +6,7 @@ When it is fenced, everything it held is dropped, and `app` begins the next one;
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import random
 import threading
@@ -31,9 +32,11 @@ from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec, TransactionSpec
+from eventflow.relay import Relay
 from eventflow.runs import Claim, How, Life, Request, Run
 from eventflow.scheduler import Scheduler
 from eventflow.settings import Settings
+from eventflow.slots import Slots
 from eventflow.transactions import Transactions
 
 logger = logging.getLogger(__name__)
@@ -129,14 +132,23 @@ class Incarnation:
             database, self.id, application, schedules.workflows, schedules.only, adoption=adoption, room=self.executor.room,
             now=clock.now, who=who(), on_fenced=self._end,
         )  # fmt: skip
+        self.relay = Relay(
+            database, self.id,
+            functools.partial(
+                Slots, settings.kafka_bootstrap_servers, settings.kafka, str(others.ledger), settings.relay_topic
+            ),
+            lease=settings.lease, on_incident=self._incident,
+        )  # fmt: skip
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease, adoption=adoption,
-            queues=self.queues, schedules=self.schedules, running=self.executor.holds, room=self.executor.room,
+            queues=self.queues, schedules=self.schedules, relay=self.relay, running=self.executor.holds,
+            room=self.executor.room,
             stuck_for=self.journal.waiting_for, clock=clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
         self.executor.on_rows, self.executor.on_told = self._lease.take, self._lease.told
         self.schedules.on_left, self.schedules.on_lost = self._lease.take, self._lease.reconcile
+        self.executor.on_published = self.relay.published
         self.executor.on_queued, self.executor.on_freed = self.queues.look, self.queues.freed
         self.executor.on_stop = self._stop_consumer
         self.intakes = [
@@ -180,6 +192,8 @@ class Incarnation:
         self._lease.start()
         self.queues.start()
         self.schedules.start(look=self._fired.any)
+        if self._settings.kafka_bootstrap_servers:
+            self.relay.start()
         for intake in self.intakes:
             intake.start()
         logger.info("executor %d runs", self.id)
@@ -333,9 +347,12 @@ class Incarnation:
         await self._join_intakes()
         self.transactions.stop()
         self._lease.stop()
-        if await asyncio.to_thread(self.journal.close, 10.0) and not self.ended.done():
+        closed = await asyncio.to_thread(self.journal.close, 10.0)
+        if closed and not self.ended.done():
+            await asyncio.to_thread(self.relay.leave)
             await asyncio.to_thread(self._die)
         self._stopped.set()
+        self.relay.stop()
         self._reader.stop()
         self._streams.stop()
         self.executor.abort()
@@ -357,6 +374,7 @@ class Incarnation:
     async def abort(self) -> None:
         """Fenced: nothing held here can be recorded; drop it all."""
         self._stopped.set()
+        self.relay.stop()
         for intake in self.intakes:
             intake.stop(abandon=True)
         self.executor.abort()

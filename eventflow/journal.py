@@ -52,6 +52,7 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),
     "insert_failures": ("workflow_id", "attempt", "type", "error"),
+    "insert_outbox": ("topic", "key", "value", "headers"),  # the last of all (R17)
 }
 # fmt: on
 MAX_ENTRIES = 4000
@@ -604,7 +605,7 @@ def _size(entry: Entry) -> int:
         size += len(headers_json(run.headers) or "")
     if entry.riders:
         for rider in entry.riders:
-            size += 100 + sum(len(value) for value in rider.row if isinstance(value, str))
+            size += 100 + sum(len(value) for value in rider.row if isinstance(value, str | bytes))
     return size
 
 
@@ -663,7 +664,9 @@ def rider_statements(riders: Iterable[Rider]) -> list[Statement]:
     for rider in riders:
         by_query.setdefault(rider.query, []).append(rider.row)
     return [
-        (query, columns(_sorted(query, by_query[query]), names)) for query, names in RIDERS.items() if query in by_query
+        (query, packed(columns(_sorted(query, by_query[query]), names)))
+        for query, names in RIDERS.items()
+        if query in by_query
     ]
 
 
@@ -672,7 +675,7 @@ def _sorted(query: str, rows: list[tuple[object, ...]]) -> list[tuple[object, ..
 
     But for those that stand in line in the order in which they are written, and have ids that nobody shares.
     """
-    return rows if query == "enqueue" else sorted(rows, key=lambda row: str(row[0]))
+    return rows if query in {"enqueue", "insert_outbox"} else sorted(rows, key=lambda row: str(row[0]))
 
 
 def _fast_params(executor: int, application: str, name: str, entries: list[Entry]) -> dict[str, Any]:
@@ -712,14 +715,15 @@ def _step(checkpoint: Checkpoint) -> str:
 
 
 def packed(lists: dict[str, list[Any]]) -> dict[str, Any]:
-    """Columns for `unnest`: None, which it fills up with nulls, for one that holds nothing; texts packed at once."""
+    """Columns for `unnest`: None, which it fills up with nulls, for one that holds nothing; texts and bytes packed at once."""
     return {name: _column(values) for name, values in lists.items()}
 
 
 def _column(values: list[Any]) -> Any:
-    if values.count(None) == len(values):
+    kinds: set[type[Any]] = {type(value) for value in values if value is not None}
+    if not kinds:
         return None
-    return TextArray(values) if all(type(value) is str or value is None for value in values) else values
+    return TextArray(values) if kinds == {str} else ByteaArray(values) if kinds == {bytes} else values
 
 
 def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[str, Any]:

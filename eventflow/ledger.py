@@ -35,6 +35,7 @@ from eventflow.errors import (
     WorkflowTimeoutError,
 )
 from eventflow.journal import RIDERS, packed, rider_statements
+from eventflow.outbox import Row
 from eventflow.queues import Order
 from eventflow.records import Operation, Rider
 from eventflow.registry import Registry
@@ -239,6 +240,16 @@ class Ledger:
             raise _said(error) from None
         [row] = self._database.payloads.read("enqueue", *found)
         return order.answered(row[1:])
+
+    async def publish_on(self, session: Any, row: Row) -> None:
+        """Publish an event in the caller's transaction."""
+        query, params = self._database.statement("insert_outbox", columns([row], RIDERS["insert_outbox"]))
+        await borrowed.aexecute(session, query, params)
+
+    def publish_on_sync(self, session: Any, row: Row) -> None:
+        """The same for blocking code."""
+        query, params = self._database.statement("insert_outbox", columns([row], RIDERS["insert_outbox"]))
+        borrowed.execute(session, query, params)
 
     async def change_queue(self, name: str, changed: str, *, reset: bool = False, paused: bool | None = None) -> None:
         """Change a queue, live."""

@@ -47,6 +47,10 @@ RIGHTS = {
     "edits": ("select", "insert", "delete"),
     "redeliveries": ("select", "insert", "update"),
     "redelivery_items": ("select", "insert", "delete"),
+    "outbox": ("select", "insert", "delete"),
+    "outbox_batches": ("select", "insert", "delete"),
+    "relay": ("select", "update"),
+    "undelivered": ("select", "insert", "update", "delete"),
 }
 
 

@@ -156,7 +156,7 @@ class Payloads:
 
     def _messages(self, params: Mapping[str, Any]) -> dict[str, list[Any]]:
         """The columns of messages, each as one payload; a row without a message has none."""
-        count = len(_values(params["id"]))
+        count = len(_values(params["id"] if "id" in params else params["topic"]))
         columns = [_values(params[name]) or [None] * count for name in ("key", "value", "headers")]
         rows = [self._message(*row) for row in zip(*columns, strict=True)]
         return {"key": [None] * count, "value": [v for v, _ in rows], "headers": [h for _, h in rows]}

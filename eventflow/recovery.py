@@ -122,6 +122,13 @@ class Schedules(Protocol):
     def told(self, due: float | None) -> None: ...
 
 
+class Relaying(Protocol):
+    """What is published, of which the beat tells as well."""
+
+    def low(self) -> int | None: ...
+    def told(self, facts: list[Any]) -> None: ...
+
+
 class Lease:
     """One executor's lease, and its eye on the others."""
 
@@ -137,6 +144,7 @@ class Lease:
         adoption: Adoption,
         queues: Queues,
         schedules: Schedules,
+        relay: Relaying,
         running: Callable[[str], bool],
         room: Callable[[], int],
         stuck_for: Callable[[], float],
@@ -149,6 +157,7 @@ class Lease:
         self._beat, self._lease = beat, lease
         self._adoption, self._queues, self._running, self._room = adoption, queues, running, room
         self._schedules = schedules
+        self._relay = relay
         self._stuck_for, self._clock, self._on_fenced = stuck_for, clock, on_fenced
         self._requested = False  # whether people ask something of what this executor holds
         self._asleep = False  # whether a workflow sleeps, of all that this application has
@@ -249,17 +258,14 @@ class Lease:
             if self._connection is None or self._connection.closed:
                 self._connection = self._database.connect("lease")
             asked_at = time.time()
-            rows = self._database.run(
+            [row] = self._database.run(
                 self._connection, "beat",
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
-                    "acknowledged": self._identity.to_check(), **self._queues.params(),
+                    "acknowledged": self._identity.to_check(), "low": self._relay.low(), **self._queues.params(),
                     **self._schedules.params(),
                 },
             )  # fmt: skip
-            [
-                (renewed, alive, same, peers, free, asked_for, asleep, wake_at, arrived, due, fires, redelivers, now, _)
-            ] = rows
         except (psycopg.Error, UnavailableError) as error:
             if isinstance(error, psycopg.Error) and error.sqlstate == "EF003":
                 raise fenced(error) from error
@@ -268,6 +274,23 @@ class Lease:
                 self._connection.close()
             self._seen.clear()
             return
+        (
+            renewed,
+            alive,
+            same,
+            peers,
+            free,
+            asked_for,
+            asleep,
+            wake_at,
+            arrived,
+            due,
+            fires,
+            redelivers,
+            relay,
+            now,
+            _,
+        ) = row
         if not alive or not renewed:
             raise FencedError(f"executor {self._executor} was presumed dead and taken over")
         if not same:
@@ -283,6 +306,7 @@ class Lease:
         self._redelivers = redelivers
         self._queues.told(arrived=arrived, due=due)
         self._schedules.told(fires)
+        self._relay.told(relay)
         self._watch({int(i): int(b) for i, b in peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0

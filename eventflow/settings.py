@@ -239,6 +239,8 @@ class Settings(BaseSettings):
         payload_codec: what is stored passes it, in place of encryption: a `payloads.PayloadCodec`, or `module:name` of one.
         drain: seconds that running work gets to end at shutdown.
         prepared_statements: off where the pooler does not keep them.
+        relay_topic: an internal topic, in which the relay keeps the numbers of what it has published; it makes it. Its
+            transactional ids and its group begin with this name.
         kafka: librdkafka properties for every consumer, as JSON.
         schema_registry_url: where the schemas are of consumers that read by a registry; several, by commas, of one registry.
         schema_registry: properties of Confluent's registry client, as JSON: credentials, certificates.
@@ -279,6 +281,7 @@ class Settings(BaseSettings):
     payload_codec: Annotated[Any, NoDecode, BeforeValidator(_codec)] = Field(default=None, repr=False)
     drain: float = Field(default=20.0, ge=0.0, le=3600)
     prepared_statements: bool = True
+    relay_topic: str = Field(default="eventflow-relay", pattern=r"^[A-Za-z0-9._-]{1,200}$")
     kafka: Annotated[KafkaProperties, NoDecode, BeforeValidator(_properties)] = Field(
         default_factory=dict[str, Any], repr=False
     )

@@ -38,7 +38,10 @@ from eventflow.handles import (
     taken_for_ours,
 )
 from eventflow.operations import note, operate_sync
+from eventflow.outbox import Undelivered, rider_of
 from eventflow.payloads import PayloadCodec
+from eventflow.publishing import refuse_in_workflow as refuse_publishing_in_workflow
+from eventflow.publishing import row_of
 from eventflow.queues import DEFAULT, IfExists, QueueRecord
 from eventflow.records import DeadLetter, DeadLetterDetails, Redelivery, Status, StepRecord, WorkflowRecord
 from eventflow.replay import Branch
@@ -301,6 +304,30 @@ def recv(type: type[T], /, *, topic: str = "", timeout: Seconds | None = None) -
 def event(workflow_id: str, key: str, type: type[T], /, *, timeout: Seconds | None = None) -> T:  # noqa: A002
     """The value of another workflow's event, once it is set; see `durable.event`."""
     return operate_sync("sync.event", "await eventflow.durable.event", talk.get_event(workflow_id, key, type, timeout))
+
+
+def publish(
+    topic: str, value: object, /, *, key: str | bytes | None = None,
+    headers: Mapping[str, str | bytes] | None = None, session: Borrowed | None = None,
+) -> None:  # fmt: skip
+    """Publish an event to Kafka, exactly once, from blocking code. See `eventflow.publish`.
+
+    Raises:
+        BlockingCallError: outside a workflow, on a thread with a running event loop.
+        NotRunningError, UsageError, CodecError: as of `eventflow.publish`.
+
+    """
+    row = row_of(topic, value, key, headers)
+    if session is None and current.get() is not None:
+        talk.publish(row)
+        return
+    refuse_loop("sync.publish", "await eventflow.publish")
+    app = runtime("publish")
+    if session is None:
+        app.on_loop(app.write([rider_of(row)]))
+    else:
+        refuse_publishing_in_workflow()
+        app.publish_on_sync(session, row)
 
 
 def send(workflow_id: str, message: object, /, *, topic: str = "") -> None:
@@ -638,6 +665,29 @@ class Client:
         refuse_loop("sync.Client.workflows", "async for ... in eventflow.client.Client.workflows")
         wanted = Filter(status, name, queue, prefix, attributes, parent, created_after, created_before)
         return each(Pages(self._client.ledger, wanted))
+
+    def publish(
+        self, topic: str, value: object, /, *, key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | None = None, session: Borrowed | None = None,
+    ) -> None:  # fmt: skip
+        """Publish an event; see `eventflow.client.Client.publish`."""
+        if session is None:
+            self._run("publish", self._client.publish, topic, value, key=key, headers=headers)
+        else:
+            refuse_loop("sync.Client.publish", "await eventflow.client.Client.publish")
+            self._client.ledger.publish_on_sync(session, row_of(topic, value, key, headers))
+
+    def undelivered(self) -> list[Undelivered]:
+        """The events that Kafka refuses; see `eventflow.client.Client.undelivered`."""
+        return self._run("undelivered", self._client.undelivered)
+
+    def retry_undelivered(self, ids: Sequence[int] | None = None, /) -> int:
+        """Have refused events tried again; see `eventflow.client.Client.retry_undelivered`."""
+        return self._run("retry_undelivered", self._client.retry_undelivered, ids)
+
+    def drop_undelivered(self, ids: Sequence[int], /) -> int:
+        """Have refused events dropped; see `eventflow.client.Client.drop_undelivered`."""
+        return self._run("drop_undelivered", self._client.drop_undelivered, ids)
 
     def send_many(
         self, messages: Iterable[tuple[str, object]], /, *, topic: str = "", idempotency_key: str | None = None

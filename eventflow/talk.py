@@ -29,6 +29,7 @@ from eventflow.errors import (
 from eventflow.idempotency import check_workflow_id
 from eventflow.ids import new_id
 from eventflow.operations import branch_for, emit, note
+from eventflow.outbox import Row, rider_of
 from eventflow.queues import Order
 from eventflow.records import Rider
 from eventflow.registry import Spec, check_name
@@ -203,6 +204,11 @@ def close_stream(key: str) -> None:
             run.history.closed().add(key)
 
     note("close_stream()", record)
+
+
+def publish(row: Row) -> None:
+    """Publish an event with what this code records."""
+    emit("publish", f"publish {row[0]}", lambda _: [rider_of(row)])
 
 
 # ---- progress of a step ------------------------------------------------------------------------------

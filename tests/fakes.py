@@ -42,6 +42,15 @@ class NoSchedules:
     def told(self, due: float | None) -> None: ...
 
 
+class NoRelay:
+    """Nothing is published."""
+
+    def low(self) -> int | None:
+        return None
+
+    def told(self, facts: list[Any]) -> None: ...
+
+
 def new_lease(
     database: Any, identity: Identity, application: str, specs: Mapping[str, Spec], *, beat: float = 1, lease: float = 5,
     adopt: Callable[..., object] = lambda *_: None, running: Callable[[str], bool] = lambda _: False,
@@ -52,6 +61,6 @@ def new_lease(
         database, identity.executor, application, specs, adopt=adopt, request=lambda *_: None  # type: ignore[arg-type]
     )  # fmt: skip
     return Lease(
-        database, identity, application, specs, beat=beat, lease=lease, adoption=adoption, queues=NoQueues(),
+        database, identity, application, specs, beat=beat, lease=lease, adoption=adoption, queues=NoQueues(), relay=NoRelay(),
         schedules=NoSchedules(), running=running, room=room, stuck_for=lambda: 0.0, clock=LedgerClock(0.0), on_fenced=on_fenced,  # type: ignore[arg-type]
     )  # fmt: skip

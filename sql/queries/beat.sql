@@ -1,7 +1,7 @@
--- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or, where it cannot be read, all that
--- was acknowledged still there (EF003); who else lives; is there work that nobody holds, what do people ask; who sleeps, until when;
--- has anything come into queues since the last look, and when is the next due, in queues and of schedules; are dead letters
--- redelivered. Touches only its own beat; indexes workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
+-- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or all that was acknowledged still there
+-- (EF003); who else lives; what nobody holds, what people ask, who sleeps, until when; what has come into queues, when is the next
+-- due, of schedules too; are dead letters redelivered; who relays, is anything there for him. Touches only its own beat; indexes
+-- workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
 )
@@ -29,5 +29,11 @@ select (select count(*) from renewed),
          where application = %(application)b::text and due_at is not null and workflow = any(%(scheduled)b::text[])
            and (%(schedules)b::text[] is null or name = any(%(schedules)b::text[]))),
        exists (select from eventflow.redeliveries where application = %(application)b::text and ended_at is null),
+       (select jsonb_build_array(
+                 r.epoch, r.holder, coalesce(e.alive, false), b.beat,
+                 case when exists (select from eventflow.outbox_batches) then true else exists (select from eventflow.outbox) end,
+                 exists (select from eventflow.outbox where id > %(low)b::bigint)
+                   or exists (select from eventflow.undelivered where wanted is not null))
+          from eventflow.relay r left join eventflow.executors e on e.id = r.holder left join eventflow.beats b on b.executor = r.holder),
        extract(epoch from clock_timestamp())::float8,
        eventflow.check_acknowledged(%(executor)b::bigint, %(acknowledged)b::bigint[])::text

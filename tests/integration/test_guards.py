@@ -331,6 +331,7 @@ def test_commits_lost_in_another_lane_are_found_where_the_timeline_cannot_be_rea
             missed=[],
             scheduled=[],
             schedules=None,
+            low=None,
         )
     ledger.guard(session, ledger.a, 3, acknowledged=None)
 

@@ -24,8 +24,8 @@ def test_every_module_tells_its_story() -> None:
 
 def test_one_front_door() -> None:
     expected = {
-        "EventflowError", "Fire", "Handle", "Message", "Retry", "enqueue", "kafka_consumer", "lifespan", "running", "scheduled", "start",
-        "step", "transaction", "workflow",
+        "EventflowError", "Fire", "Handle", "Message", "Retry", "enqueue", "kafka_consumer", "lifespan", "publish", "running", "scheduled",
+        "start", "step", "transaction", "workflow",
     }  # fmt: skip
     assert set(eventflow.__all__) == expected
     assert len(eventflow.__all__) <= 15

@@ -1,0 +1,53 @@
+"""Publishing events to Kafka, exactly once: with what a workflow, step or transaction commits, or with one's own commit."""
+
+from collections.abc import Mapping
+
+import eventflow.talk as talk
+from eventflow.borrowed import AsyncBorrowed
+from eventflow.context import current, current_branch, runtime
+from eventflow.errors import UsageError
+from eventflow.operations import awaited
+from eventflow.outbox import Row, outbox_row, rider_of
+from eventflow.telemetry import trace_headers
+
+
+async def publish(
+    topic: str, value: object, /, *, key: str | bytes | None = None,
+    headers: Mapping[str, str | bytes] | None = None, session: AsyncBorrowed | None = None,
+) -> None:  # fmt: skip
+    """Publish an event to Kafka, exactly once for consumers that read committed messages.
+
+    In a workflow it is recorded, and a replay does not publish again; it waits for nothing. In a step it goes with the
+    attempt that succeeds, in a transaction with its commit. Outside of both it is committed when this returns; with
+    `session`, which has a transaction on the ledger's database, when the caller commits.
+
+    `value`: bytes and text are sent as they are, None is a tombstone, anything else is JSON by its type. Events of one topic
+    and key keep the order in which their transactions follow one another. A header `eventflow-id` says which event it is.
+
+    Raises:
+        UsageError: a topic, key or header that cannot be; `session` in a workflow.
+        CodecError: a value that is no plain value, model or dataclass, or larger than `EVENTFLOW_MAX_PAYLOAD`.
+        NotRunningError: outside `running()`; a process that runs nothing has `Client.publish`.
+
+    """
+    row = row_of(topic, value, key, headers)
+    if session is not None:
+        refuse_in_workflow()
+        await runtime("publish").publish_on(session, row)
+    elif current.get() is None:
+        await runtime("publish").write([rider_of(row)])
+    else:
+        await awaited(lambda: talk.publish(row))
+
+
+def row_of(
+    topic: str, value: object, key: str | bytes | None, headers: Mapping[str, str | bytes] | None
+) -> Row:  # fmt: skip
+    """The event as the outbox has it, with the current trace."""
+    return outbox_row(topic, value, key, headers, trace_headers())
+
+
+def refuse_in_workflow() -> None:
+    """Raise where a caller's own transaction is used in a workflow, which would not know whether it was committed."""
+    if current_branch() is not None:
+        raise UsageError("publish(session=...) in a workflow is not recorded: publish without it, or in a @transaction")

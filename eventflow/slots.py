@@ -1,0 +1,382 @@
+"""Kafka's side of the relay: a transactional producer for each slot, and the numbers of batches that Kafka keeps (R17).
+
+A slot's number is an offset of the relay's own group for the slot's partition of an internal topic, with the batch's id as
+its metadata: committed inside the transaction that holds the batch's events, so that both are out or neither is.
+"""
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from eventflow.brokers import Brokers, logger, reason
+from eventflow.errors import UnavailableError
+from eventflow.numbering import Batch, Event, MismatchError, Number
+from eventflow.settings import KafkaProperties
+from eventflow.telemetry import crash_point, seldom
+
+_PARTITIONS = 4  # of the internal topic: one for each slot that may ever be used
+_ASK = 10.0  # seconds that a question may take
+_COMMIT = 15.0
+_INIT = 30.0
+_EARLIER = 3600  # seconds before a batch was numbered, from which on its events are looked for: clocks differ
+_SCAN = 60.0
+_MEGABYTE = 1 << 20
+
+# An event with one of these is to blame itself, or its topic is; everything else is the brokers' trouble, or the relay's.
+_ITS_OWN = {
+    KafkaError.MSG_SIZE_TOO_LARGE: "it is larger than Kafka takes",
+    KafkaError.RECORD_LIST_TOO_LARGE: "it is larger than a segment of the topic",
+    KafkaError.INVALID_MSG_SIZE: "Kafka refuses its size",
+    KafkaError.INVALID_RECORD: "Kafka refuses it",
+    KafkaError.INVALID_MSG: "Kafka refuses it",
+    KafkaError.POLICY_VIOLATION: "it violates a policy of the brokers",
+    KafkaError.TOPIC_EXCEPTION: "Kafka takes this for no topic's name",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "there is no such topic",
+    KafkaError._UNKNOWN_TOPIC: "there is no such topic",
+    KafkaError._UNKNOWN_PARTITION: "there is no such topic",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "this program may not write to the topic",
+}
+_OF_THE_TOPIC = frozenset({
+    KafkaError.TOPIC_EXCEPTION, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION, KafkaError.TOPIC_AUTHORIZATION_FAILED,
+})  # fmt: skip
+_OURS: KafkaProperties = {
+    "enable.idempotence": True,
+    "partitioner": "murmur2_random",
+    "linger.ms": 0,
+    "retry.backoff.ms": 10,
+    "retry.backoff.max.ms": 1000,
+    "transaction.timeout.ms": 10_000,
+    "queue.buffering.max.messages": 500_000,
+    "batch.num.messages": 10_000,
+    "message.max.bytes": 64 * _MEGABYTE,
+    "topic.metadata.propagation.max.ms": 2000,
+    "delivery.report.only.error": True,
+    "reconnect.backoff.ms": 20,
+    "reconnect.backoff.max.ms": 500,
+}
+
+
+class NotSentError(Exception):
+    """A batch was aborted, and Kafka has none of it: one of its events was refused for good.
+
+    Attributes:
+        guilty: which ones, by id, and why; empty where that is not known.
+        reason: why, in any case.
+        topical: nothing at all can be published to the topic.
+
+    """
+
+    def __init__(self, guilty: dict[int, str], reason: str, *, topical: bool) -> None:
+        super().__init__(reason)
+        self.guilty = guilty
+        self.reason = reason
+        self.topical = topical
+
+
+class _Failed(NamedTuple):
+    """An event that was refused; `alone`: by itself, and not with others that went to the broker together."""
+
+    event: int
+    error: KafkaError
+    alone: bool
+
+
+class Slots:
+    """The slots of one ledger's relay, from when they are opened until they are closed; nothing survives an error."""
+
+    def __init__(self, servers: str, properties: KafkaProperties, ledger: str, topic: str) -> None:
+        self._ledger, self._topic = ledger, topic
+        self._name = f"{topic}-{ledger}"
+        self._brokers = Brokers(servers, properties, {}, self._name, "eventflow-relay", self._on_error)
+        self._producers: dict[int, Producer] = {}
+        self._touched: dict[int, float] = {}
+        self._group: Any = None
+
+    def _on_error(self, error: KafkaError) -> None:
+        seldom.say(logging.getLogger("eventflow.relay"), f"Kafka: {error.str()}", logging.DEBUG)
+
+    # ---- opening ----
+
+    def cluster(self) -> str:
+        """The cluster's id; the internal topic exists from then on.
+
+        Raises:
+            UnavailableError: the brokers do not answer, or do not let us make it.
+
+        """
+        admin = self._brokers.admin
+        try:
+            metadata = admin.list_topics(timeout=_ASK)
+            if self._topic not in metadata.topics:
+                self._create(admin)
+        except KafkaException as error:
+            raise self._brokers.unavailable(error, f", the relay's topic {self._topic!r}") from error
+        finally:
+            admin.poll(0)
+        return metadata.cluster_id or ""
+
+    def _create(self, admin: Any) -> None:
+        wanted = NewTopic(self._topic, _PARTITIONS, -1)
+        try:
+            admin.create_topics([wanted], request_timeout=_ASK)[self._topic].result(_ASK)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+        until = time.monotonic() + _ASK
+        while self._topic not in admin.list_topics(self._topic, timeout=_ASK).topics or self._led(admin) < _PARTITIONS:
+            if time.monotonic() > until:
+                raise UnavailableError(
+                    f"the relay's topic {self._topic!r} was made, and the brokers do not lead it yet"
+                )
+            time.sleep(0.05)
+
+    def _led(self, admin: AdminClient) -> int:
+        found = admin.list_topics(self._topic, timeout=_ASK).topics[self._topic]
+        return sum(partition.leader >= 0 for partition in found.partitions.values())
+
+    def open(self, slots: Iterable[int]) -> None:
+        """Take these slots over: no transaction of theirs that was under way can be committed after that.
+
+        Raises:
+            KafkaException: the brokers do not answer, or refuse it.
+
+        """
+        asking = Consumer(self._config(), logger=logger)
+        self._group = asking.consumer_group_metadata()
+        asking.close()
+        self._producers = {slot: self._producer(slot) for slot in slots}
+        errors: list[BaseException] = []
+
+        def init(producer: Producer) -> None:
+            try:
+                producer.init_transactions(_INIT)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=init, args=(p,), daemon=True) for p in self._producers.values()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        self._touched = dict.fromkeys(self._producers, time.monotonic())
+
+    def _config(self) -> dict[str, Any]:
+        config = self._brokers.config
+        return {**config, "fetch.wait.max.ms": 10, "retry.backoff.ms": 10}
+
+    def _producer(self, slot: int) -> Producer:
+        config = self._brokers.admin_config | _OURS | {"transactional.id": f"{self._name}-{slot}"}
+        return Producer(config, logger=logger)
+
+    def add(self, slot: int) -> None:
+        """Open one more, which was never used."""
+        self._producers[slot] = self._producer(slot)
+        self._producers[slot].init_transactions(_INIT)
+
+    def close(self) -> None:
+        """Let go of all of them; what is under way is not committed."""
+        self._producers = {}
+
+    # ---- numbers ----
+
+    def _place(self, slot: int) -> TopicPartition:
+        return TopicPartition(self._topic, slot)
+
+    def numbers(self, slots: Sequence[int]) -> dict[int, Number | None]:
+        """What Kafka says of each slot: the number that was committed last; None: nothing, or nothing any more.
+
+        Raises:
+            KafkaException: the brokers do not answer, or refuse it.
+
+        """
+        asking = Consumer(self._config(), logger=logger)
+        try:
+            answers = asking.committed([self._place(slot) for slot in slots], timeout=_COMMIT)
+        finally:
+            asking.close()
+        for answer in answers:
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+        return {
+            slot: None if answer.offset < 0 else (answer.offset, answer.metadata or "")
+            for slot, answer in zip(slots, answers, strict=True)
+        }
+
+    def idle_since(self, slot: int) -> float:
+        """When its number was last committed, by the monotonic clock."""
+        return self._touched[slot]
+
+    # ---- sending ----
+
+    def event_id(self, event: int) -> str:
+        """What an event is known by, in its header."""
+        return f"{self._ledger}/{event}"
+
+    def send(self, batch: Batch, events: Sequence[Event]) -> None:
+        """One Kafka transaction: the events, in order, and the batch's number.
+
+        Raises:
+            NotSentError: nothing is out, for some of these events are refused for good.
+            KafkaException: whether it is out is not known.
+
+        """
+        producer = self._producers[batch.slot]
+        failed: list[_Failed] = []
+        producer.begin_transaction()
+        self._produce(producer, events, failed)
+        crash_point("relay.after_produce")
+        place = TopicPartition(self._topic, batch.slot, batch.n, batch.id)
+        try:
+            producer.send_offsets_to_transaction([place], self._group, _COMMIT)
+            crash_point("relay.before_commit")
+            if not any(one.alone for one in failed):  # else it would be committed without these
+                producer.commit_transaction(_COMMIT)
+        except KafkaException as error:
+            self._abort(producer, failed, error)
+        if failed:
+            self._abort(producer, failed, None)
+        crash_point("relay.after_commit")
+        self._touched[batch.slot] = time.monotonic()
+
+    def _produce(self, producer: Producer, events: Sequence[Event], failed: "list[_Failed]") -> None:
+        ledger = self._ledger
+        for count, (event_id, topic, key, value, headers, _) in enumerate(events):
+            sent: list[Any] = [*headers, ("eventflow-id", f"{ledger}/{event_id}".encode())]
+            on_delivery = functools.partial(_told, failed, event_id)
+            until = 0.0
+            while True:
+                try:
+                    producer.produce(topic, value, key, headers=sent, on_delivery=on_delivery)
+                    break
+                except BufferError:
+                    until = until or time.monotonic() + _COMMIT
+                    if time.monotonic() > until:
+                        raise
+                    producer.poll(0.05)
+                except KafkaException as error:
+                    if error.args[0].code() not in _ITS_OWN:
+                        raise
+                    failed.append(_Failed(event_id, error.args[0], alone=True))
+                    break
+            if not count & 1023:
+                producer.poll(0)
+
+    def _abort(self, producer: Producer, failed: list[_Failed], error: KafkaException | None) -> NoReturn:
+        """Nothing is out once the abort has returned; an error that says nothing of the events is raised again."""
+        producer.poll(0)
+        cause: KafkaError | None = None if error is None else error.args[0]
+        blamed = [one for one in failed if one.error.code() in _ITS_OWN]
+        blames = bool(blamed) or (cause is not None and cause.code() in _ITS_OWN)
+        if error is not None and cause is not None and not (blames and cause.txn_requires_abort()):
+            raise error
+        producer.abort_transaction(_COMMIT)
+        exact = [one for one in blamed if one.alone or one.error.code() in _OF_THE_TOPIC]
+        if not exact and len(blamed) == 1:
+            exact = blamed
+        first = blamed[0].error if blamed else cause
+        assert first is not None
+        guilty = {one.event: why(one.error) for one in exact}
+        raise NotSentError(guilty, why(first), topical=first.code() in _OF_THE_TOPIC) from error
+
+    # ---- what there is ----
+
+    def refusal(self, topic: str) -> str | None:
+        """Why nothing can be published to this topic; None: it can, or the brokers do not say.
+
+        Raises:
+            KafkaException: they do not answer.
+
+        """
+        admin = self._brokers.admin
+        try:
+            found = admin.list_topics(topic, timeout=_ASK).topics.get(topic)
+        finally:
+            admin.poll(0)
+        error = None if found is None else found.error
+        if found is not None and error is None:
+            return None
+        if error is not None and error.code() not in _OF_THE_TOPIC:
+            return None
+        return why(error) if error is not None else "there is no such topic"
+
+    def is_out(self, batch: Batch, events: Sequence[Event]) -> bool:
+        """Whether a batch of which Kafka has forgotten the number is out, by its events themselves.
+
+        All or nothing holds for a Kafka transaction: so one topic is enough. "No" needs every partition read to its end.
+
+        Raises:
+            MismatchError: that cannot be told.
+            KafkaException: the brokers do not answer.
+
+        """
+        topic = events[0].topic
+        wanted = {self.event_id(event.id).encode() for event in events if event.topic == topic}
+        asking = Consumer(self._config(), logger=logger)
+        try:
+            begin, ends = self._stretch(asking, topic, int((batch.at.timestamp() - _EARLIER) * 1000))
+            asking.assign(begin)
+            left, until = {place for place, end in ends.items() if end}, time.monotonic() + _SCAN
+            while left:
+                if time.monotonic() > until:
+                    raise MismatchError(f"whether batch {batch.n} is out: topic {topic!r} cannot be read to its end")
+                message = asking.poll(0.2)
+                if message is None:
+                    continue
+                if _ended(message, ends):
+                    left.discard(message.partition() or 0)
+                elif any(name == "eventflow-id" and value in wanted for name, value in message.headers() or ()):
+                    return True
+            return False
+        finally:
+            asking.close()
+
+    def _stretch(self, asking: Consumer, topic: str, since: int) -> tuple[list[TopicPartition], dict[int, int]]:
+        """From where to read each partition of a topic, and up to where."""
+        partitions = self._brokers.partitions(topic)
+        begin = asking.offsets_for_times([TopicPartition(topic, p, since) for p in partitions], timeout=_ASK)
+        ends: dict[int, int] = {}
+        for place in begin:
+            _, ends[place.partition] = asking.get_watermark_offsets(TopicPartition(topic, place.partition), _ASK)
+            if place.offset < 0:
+                place.offset = OFFSET_BEGINNING
+        return begin, ends
+
+
+def why(error: KafkaError | None) -> str:
+    """Why an event is refused, in one line."""
+    if error is None:
+        return "Kafka refuses it"
+    return f"{_ITS_OWN.get(error.code(), 'Kafka refuses it')} ({reason(KafkaException(error))})"
+
+
+def _told(failed: list[_Failed], event: int, error: KafkaError | None, _: Message) -> None:
+    if error is not None:
+        failed.append(_Failed(event, error, alone=False))
+
+
+def _ended(message: Message, ends: dict[int, int]) -> bool:
+    """Whether this is no message, but the end of its partition, or what comes behind where that was."""
+    error = message.error()
+    if error is None:
+        return False
+    if error.code() != KafkaError._PARTITION_EOF:
+        raise KafkaException(error)
+    return (message.offset() or 0) >= ends[message.partition() or 0]

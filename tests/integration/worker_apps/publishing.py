@@ -1,0 +1,31 @@
+"""Handlers of every kind that publish what they get: each event once, whatever dies."""
+
+import os
+
+from common import TOPIC, Order
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+import eventflow
+from eventflow import Message, sync
+
+OUT = os.environ["OUT"]
+
+
+@eventflow.step
+async def announce(message: Message[Order]) -> int:
+    await eventflow.publish(OUT, {"by": "step", "n": message.value.n}, key=f"step-{message.value.n % 7}")
+    return message.value.n
+
+
+@eventflow.kafka_consumer(TOPIC, group="flow", ordering="partition")
+async def flow(message: Message[Order]) -> None:
+    n = await announce(message)
+    await eventflow.publish(OUT, {"by": "flow", "n": n}, key=f"flow-{message.partition}")
+
+
+@eventflow.kafka_consumer(TOPIC, group="ledger")
+@eventflow.transaction
+def enter(session: Session, message: Message[Order]) -> None:
+    session.execute(text("select 1"))
+    sync.publish(OUT, {"by": "ledger", "n": message.value.n})
