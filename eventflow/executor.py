@@ -166,6 +166,8 @@ class Executor:
         for run in runs:
             if run.spec.consumer is not None and (run.spec.consumer.transaction or run.spec.consumer.batch):
                 others.append(run)
+            elif run.before is not None and run.spec.acts and not (run.settled() or run.dropped):
+                self.when_settled(run)  # called now, it would stand still at once
             elif run.spec.is_async:
                 plain.append(run)
             else:
@@ -611,6 +613,8 @@ class Executor:
                 return True
             if run.dropped:
                 raise Dropped
+            if run.before is not None:
+                run.spec.acts = True
             self._tell_when_settled(run, tell)
             return False
 

@@ -28,7 +28,13 @@ Isolation = Literal["read committed", "repeatable read", "serializable"]
 
 @dataclass
 class Spec:
-    """A registered workflow, or a Kafka handler, which is one whose input is a message."""
+    """A registered workflow, or a Kafka handler, which is one whose input is a message.
+
+    Attributes:
+        circuit: what holds its calls back while what it depends on is away.
+        acts: its function has been seen to wait, at a step, for the message before it in its scope to be durable (R12).
+
+    """
 
     name: str
     function: Callable[..., Any]
@@ -40,6 +46,7 @@ class Spec:
     timeout: float | None = None
     consumer: "ConsumerSpec | None" = None
     circuit: Circuit | None = None
+    acts: bool = False
 
     @functools.cached_property
     def arguments(self) -> Arguments:
