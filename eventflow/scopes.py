@@ -6,7 +6,7 @@ flight, or the ledger has something of it that is unfinished, and then no more (
 
 A partition that waits leaves the rest of its log to Kafka. A key cannot: what comes behind it in the log is others'. So those
 that wait behind a key which does not move get a row that is *in line* (queued, executor 0), the position passes them, and the
-partition's owner takes them from the ledger when it is their turn (docs/adr/0012).
+partition's owner takes them from the ledger when it is their turn (docs/adr/0015).
 """
 
 import threading
