@@ -8,9 +8,11 @@ fires twice. Intervals count elapsed time, and know no zone.
 
 import difflib
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -173,7 +175,12 @@ class Rule:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Rule":
-        """As the ledger keeps it."""
+        """As the ledger keeps it.
+
+        Raises:
+            UsageError: it cannot be, here: a zone that this machine does not know.
+
+        """
         times: dict[str, Any] = {n: datetime.fromisoformat(settings[n]) for n in ("start", "end") if settings.get(n)}
         return cls(**{**settings, **times})
 
@@ -237,6 +244,17 @@ class Rule:
             return time
         digest = hashlib.sha256(f"{name}\0{time.astimezone(UTC).isoformat()}".encode()).digest()
         return time + timedelta(seconds=self.jitter * int.from_bytes(digest[:6], "big") / (1 << 48))
+
+
+@lru_cache(10_000)
+def rule_of(text: str) -> Rule:
+    """The rule that this JSON says: checked once, for a thousand of them are read in the moment in which they fire.
+
+    Raises:
+        UsageError: as `Rule.of`.
+
+    """
+    return Rule.of(json.loads(text))
 
 
 # ---- what is to be done at a moment ----------------------------------------------------------------

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from eventflow.context import RunQuery
-from eventflow.cron import Fire, Line, Plan, Rule, State, Waiting, plan, zone_of
+from eventflow.cron import Fire, Line, Plan, Rule, State, Waiting, plan, rule_of, zone_of
 from eventflow.errors import UsageError, WorkflowExistsError
 from eventflow.idempotency import schedule_workflow_id, schedule_workflow_id_prefix
 from eventflow.journal import packed
@@ -66,7 +66,7 @@ class Schedule:
         name, workflow, arguments, takes_fire, timeout, defined, made_by, next_at, fired_at, paused, now = row
         if isinstance(arguments, Unread):
             raise UsageError(f"the schedule {name!r} has arguments that cannot be read here: {arguments.why}")
-        rule = Rule.of(json.loads(defined))
+        rule = rule_of(defined)
         definition = Definition(name, workflow, rule, takes_fire, arguments, timeout)
         return cls(definition, made_by, _utc(next_at), _utc(fired_at), paused, now.astimezone(UTC))
 

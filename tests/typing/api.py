@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, assert_type
 
@@ -12,16 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 import eventflow
-from eventflow import Handle, Message, Retry, durable, sync
+from eventflow import Fire, Handle, Message, Retry, durable, sync
 from eventflow.client import Client
 from eventflow.encryption import AesGcm
 from eventflow.kafka import Deserializer, Headers, by_header
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import Queue, QueueRecord
 from eventflow.records import DeadLetter, Redelivery
+from eventflow.schedules import ScheduleRecord
 from eventflow.schema_registry import Avro, JsonSchema, SchemaRegistry
 from eventflow.settings import Settings
-from eventflow.workflows import register
+from eventflow.workflows import Workflow, register
 
 mail = Queue("mail", concurrency=3, rate=(100, timedelta(minutes=1)))
 
@@ -280,3 +281,42 @@ def plain() -> None:
     with eventflow.running():
         assert_type(refund_sync(7), int)
         assert_type(sync.start(refund, 7).result(), str)
+
+
+# ---- schedules -----------------------------------------------------------------------------------
+
+
+@eventflow.scheduled("0 2 * * *", timezone="Europe/Berlin")
+async def close_day(fire: Fire) -> None: ...
+
+
+@eventflow.scheduled(every=timedelta(minutes=5), overlap="skip")
+def poll() -> int: ...
+
+
+@eventflow.scheduled("0 6 * * MON", name="weekly", jitter=60, catch_up=timedelta(days=1))
+@eventflow.workflow(retries=2, timeout=600)
+async def weekly(fire: Fire) -> str:
+    return f"{fire.schedule} {fire.time:%A} {fire.previous} {fire.cause}"
+
+
+async def schedules(client: Client, moment: datetime) -> None:
+    assert_type(await close_day(Fire("close_day", moment)), None)
+    assert_type(poll, Workflow[[], int])
+    assert_type(await weekly(Fire("weekly", moment)), str)
+    assert_type(await client.schedules(), list[ScheduleRecord])
+    assert_type(await client.upcoming("poll", count=3), list[datetime])
+    await client.create_schedule("report ada", weekly, cron="0 6 * * *", timezone="Europe/Berlin", end=moment)
+    await client.create_schedule(
+        "by name", "report", "Ada", every=timedelta(days=1), kwargs={"copy": True}, replace=True
+    )
+    assert_type(await client.trigger_schedule("poll", result=int), Handle[int])
+    assert_type(await client.backfill_schedule("weekly", moment, moment), list[datetime])
+    await client.pause_schedule("poll", "closed")
+    await client.resume_schedule("poll")
+
+
+def schedules_sync(client: sync.Client) -> None:
+    assert_type(client.trigger_schedule("poll", result=int), sync.Handle[int])
+    assert_type(client.schedule("poll").next_fire, datetime | None)
+    client.delete_schedule("poll")

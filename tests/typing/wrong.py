@@ -191,3 +191,18 @@ def values(message: Message[Order]) -> None:
     Retry(3, 1.0)  # pyright: ignore[reportCallIssue]
     Retry(3, delay="1s")  # pyright: ignore[reportArgumentType]
     Retry(3, delay=timedelta(seconds=1)).retries = 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# ---- schedules -----------------------------------------------------------------------------------
+
+
+@eventflow.scheduled(every=timedelta(minutes=5))  # pyright: ignore[reportArgumentType, reportCallIssue]
+def takes_a_number(x: int) -> int: ...
+
+
+@eventflow.scheduled(every=300)  # pyright: ignore[reportArgumentType]
+def every_number() -> None: ...
+
+
+@eventflow.scheduled("0 2 * * *", overlap="sometimes")  # pyright: ignore[reportArgumentType]
+def overlaps_as_nothing() -> None: ...
