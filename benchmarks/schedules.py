@@ -1,4 +1,4 @@
-"""How late schedules fire: 1,000 in a minute, spread over it and all at one instant; and what they cost while none is due.
+"""How late schedules fire: 1,000 in a minute, spread over it and all at one instant.
 
     python -m benchmarks.schedules [--count 1000] [--database-url URL] [--write-page]
 
@@ -15,8 +15,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
-
 import eventflow
 from benchmarks import databases, report
 from benchmarks.measures import percentiles
@@ -27,9 +25,8 @@ from eventflow.client import Client
 from eventflow.migrations import migrate
 from eventflow.settings import Settings
 
-LATE, TRANSACTIONS = 250.0, 2.0  # ms, p99; in a second, idle
-MINUTE, LEAD, IDLE = 60.0, 3.0, 10.0  # seconds
-SETTLE = 12.0  # until sessions that have become idle have reported what they did
+LATE = 250.0  # ms, p99
+MINUTE, LEAD = 60.0, 3.0  # seconds
 PART = "schedules"
 Figures = dict[str, Any]
 late: list[float] = []
@@ -47,7 +44,7 @@ async def scheduled(fire: Fire, number: int) -> int:
 
 
 async def measured(url: str, count: int) -> Figures:
-    """Both loads, one after the other, and the idle time between."""
+    """Both loads, one after the other."""
     figures: Figures = {"count": count}
     async with eventflow.running(Settings(database_url=url), consumers=False):
         client = Client.here()
@@ -58,10 +55,6 @@ async def measured(url: str, count: int) -> Figures:
                 f"spread {n}", scheduled, n, every=timedelta(days=1), start=start, end=start + timedelta(hours=1)
             )
         figures["spread"] = await _handled(count, begin, MINUTE)
-        await asyncio.sleep(SETTLE)
-        before = _transactions(url)
-        await asyncio.sleep(IDLE)
-        figures["idle transactions/s"] = round((_transactions(url) - before) / IDLE, 2)
         begin = _soon(count)
         for n in range(count):
             await client.create_schedule(f"at once {n}", scheduled, n, every=timedelta(days=1), start=begin)
@@ -85,15 +78,6 @@ async def _handled(count: int, begin: datetime, span: float) -> dict[str, float]
     found = {name: round(value, 1) for name, value in percentiles(late).items()}
     late.clear()
     return found
-
-
-def _transactions(url: str) -> int:
-    """So many have been committed, as far as sessions have reported."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        row = connection.execute(
-            "select xact_commit from pg_stat_database where datname = current_database()"
-        ).fetchone()
-        return row[0] if row else 0
 
 
 def lateness(server: str, count: int) -> Figures:
@@ -121,10 +105,7 @@ def tables(figures: Figures) -> list[Any]:
 
 def bars(figures: Figures) -> list[Figures]:
     """What must hold."""
-    return [
-        report.at_most("late, p99, spread over a minute, ms", figures["spread"]["p99"], LATE),
-        report.at_most("transactions/s while none is due", figures["idle transactions/s"], TRANSACTIONS),
-    ]
+    return [report.at_most("late, p99, spread over a minute, ms", figures["spread"]["p99"], LATE)]
 
 
 def main() -> int:

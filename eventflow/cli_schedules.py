@@ -180,13 +180,13 @@ def _line(schedule: "ScheduleRecord") -> str:
         f"  {len(schedule.running)} running, {schedule.waiting} waiting" if schedule.running or schedule.waiting else ""
     )
     served = "" if schedule.served else f"  no living process knows {schedule.workflow!r}"
-    return f"{schedule.name}  {schedule.rule}  {state}{more}{served}"
+    return f"{schedule.name}  {_rule(schedule)}  {state}{more}{served}"
 
 
 def _lines(schedule: "ScheduleRecord") -> Iterator[str]:
     yield f"{schedule.name}: {'paused' if schedule.paused else 'on'}{f', {schedule.note}' if schedule.note else ''}"
     yield f"workflow   {schedule.workflow}{'' if schedule.served else ', which no living process knows: it does not fire'}"
-    yield f"fires      {schedule.rule}"
+    yield f"fires      {_rule(schedule)}"
     yield f"made by    {schedule.made_by or 'code'}"
     if schedule.changed_at is not None and schedule.changed_by is not None:
         yield f"changed    {_time(schedule.changed_at)} by {schedule.changed_by}"
@@ -197,6 +197,13 @@ def _lines(schedule: "ScheduleRecord") -> Iterator[str]:
     yield f"waiting    {_counted(schedule.waiting) if schedule.waiting else 'none'}"
     yield f"skipped    {schedule.skipped}, because another ran"
     yield f"missed     {schedule.missed} times, because it was too late"
+
+
+def _rule(schedule: "ScheduleRecord") -> str:
+    try:
+        return str(schedule.rule)
+    except UsageError:  # a zone that this machine does not know
+        return json.dumps(schedule.settings)
 
 
 def _time(moment: datetime | None) -> str:

@@ -60,12 +60,10 @@ class Schedule:
         """From the rows of the queries that lock schedules.
 
         Raises:
-            UsageError: what it says cannot be read here.
+            UsageError: its zone is not known here.
 
         """
         name, workflow, arguments, takes_fire, timeout, defined, made_by, next_at, fired_at, paused, now = row
-        if isinstance(arguments, Unread):
-            raise UsageError(f"the schedule {name!r} has arguments that cannot be read here: {arguments.why}")
         rule = rule_of(defined)
         definition = Definition(name, workflow, rule, takes_fire, arguments, timeout)
         return cls(definition, made_by, _utc(next_at), _utc(fired_at), paused, now.astimezone(UTC))
@@ -102,8 +100,12 @@ def fire_due(
     unread: list[str] = []
     for row in rows:
         try:
-            due.append(Schedule.of(row))
-        except UsageError as error:  # a zone, say, that only others know: the rest fires, and this one where it can
+            schedule = Schedule.of(row)
+            _check_readable(schedule.definition)
+            due.append(schedule)
+        except (
+            UsageError
+        ) as error:  # a zone, or a key, that only others know: the rest fires, and this one where it can
             logger.error("schedule %r does not fire here: %s", row[0], error)
             unread.append(row[0])
     if unread:
@@ -124,6 +126,7 @@ class _Firing:
         """Decide what is due of schedules that are locked, and write it; the rows that were given to the executor."""
         if not schedules:
             return []
+        self.moves = []
         lines = self._lines(schedules)
         plans = [(s, self._plan(s, lines[s.definition.name][0])) for s in schedules]
         started = self.start([(s.definition, fire) for s, p in plans for fire in p.fires], executor, room)
@@ -218,6 +221,17 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
+def _check_readable(definition: Definition) -> None:
+    """Whether its arguments can be read here.
+
+    Raises:
+        UsageError: they cannot: their key is gone.
+
+    """
+    if isinstance(definition.arguments, Unread):
+        raise UsageError(f"the arguments of the schedule {definition.name!r}: {definition.arguments.why}")
+
+
 def _arguments(definition: Definition, fire: Fire) -> str:
     """What a fire's workflow is started with, encoded."""
     found: dict[str, Any] = (
@@ -245,21 +259,30 @@ def define(
     wanted = {definition.name: definition for definition in declared}
     for name in wanted:
         schedule_workflow_id_prefix(application, name)
-    known = {
-        s.definition.name: s
-        for s in map(Schedule.of, run("lock_schedules", {"application": application, "name": None}))
-    }
+    rows = {row[0]: row for row in run("lock_schedules", {"application": application, "name": None})}
     changes: list[Change] = []
     now = _now(run)
     for name, definition in sorted(wanted.items()):
-        change = _define_one(_Firing(run, application, who), definition, known.get(name), now, dry=dry)
+        known = _read(rows[name]) if name in rows else None
+        change = _define_one(_Firing(run, application, who), definition, known, now, dry=dry)
         if change is not None:
             changes.append(change)
-    for name, schedule in known.items():
-        if name not in wanted and schedule.made_by is None:
-            text = f"{schedule.definition.rule}: not in this code; it fires while a process that has it lives"
-            changes.append(Change(name, "elsewhere", text))
+    for name, row in rows.items():
+        known = _read(row)
+        if name not in wanted and (known is None or known.made_by is None):
+            rule = "a rule that cannot be read here" if known is None else str(known.definition.rule)
+            changes.append(
+                Change(name, "elsewhere", f"{rule}: not in this code; it fires while a process that has it lives")
+            )
     return changes
+
+
+def _read(row: Row) -> Schedule | None:
+    """None where it says what only others know: code that defines it anew takes its place."""
+    try:
+        return Schedule.of(row)
+    except UsageError:
+        return None
 
 
 def _define_one(
@@ -276,14 +299,24 @@ def _define_one(
     first = rule.after(now if known is None else known.now)
     then = "never" if first is None else first.astimezone(zone_of(rule.timezone)).isoformat()
     if not dry:
-        if known is not None and not known.paused:
-            firing.fire([known])
+        if known is not None:
+            _fire_overdue(firing, known)
         write(firing.run, firing.application, definition, first)
     if known is None:
         return Change(name, "new", f"{rule}; next: {then}")
     was = known.definition
     other = "" if was.workflow == definition.workflow else f", of {definition.workflow!r} and not {was.workflow!r}"
     return Change(name, "changed", f"{was.rule} -> {rule}{other}; next: {then}")
+
+
+def _fire_overdue(firing: _Firing, schedule: Schedule) -> None:
+    """Fire what is due by a rule that is about to change."""
+    if schedule.paused or isinstance(schedule.definition.arguments, Unread):
+        return
+    name, rule = schedule.definition.name, schedule.definition.rule
+    while schedule.next_at is not None and rule.due(name, schedule.next_at) <= schedule.now:
+        firing.fire([schedule])
+        schedule = lock(firing.run, firing.application, name)
 
 
 def _follow_zone(firing: _Firing, known: Schedule, now: datetime, *, dry: bool) -> None:
@@ -343,8 +376,8 @@ def create(run: RunQuery, application: str, who: str, definition: Definition, *,
         raise UsageError(
             f"there is a schedule {definition.name!r}, made by {known.made_by}; replace=True takes its place"
         )
-    if known is not None and not known.paused:
-        _Firing(run, application, who).fire([known])
+    if known is not None:
+        _fire_overdue(_Firing(run, application, who), known)
     write(run, application, definition, definition.rule.after(known.now if known else _now(run)), made_by=who)
 
 
@@ -366,9 +399,15 @@ def resume(run: RunQuery, application: str, who: str, name: str) -> None:
 
 
 def trigger(run: RunQuery, application: str, who: str, name: str) -> str:
-    """Fire a schedule now, whatever it is set to; the workflow's id."""
+    """Fire a schedule now, whatever it is set to; the workflow's id.
+
+    Raises:
+        UsageError: there is none of this name, or its arguments cannot be read here.
+
+    """
     schedule = lock(run, application, name)
     definition, firing = schedule.definition, _Firing(run, application, who)
+    _check_readable(definition)
     fire = Fire(name, schedule.now, schedule.fired_at, "trigger", definition.rule.timezone)
     if not firing.start([(definition, fire)]):
         raise WorkflowExistsError(f"the schedule {name!r} has been fired for {schedule.now} already")
@@ -393,6 +432,7 @@ def backfill(
     schedule = lock(run, application, name)
     definition, firing = schedule.definition, _Firing(run, application, who)
     rule = definition.rule
+    _check_readable(definition)
     if last > schedule.now:
         raise UsageError(f"a backfill is of what has been, and {last.isoformat()} is to come")
     times = list(islice(rule.between(first, last), MOST_BACKFILLED + 1))

@@ -3,6 +3,7 @@
 `@scheduled` defines one in code; a `Client` makes and changes others, live. When it fires: `cron.Rule`.
 """
 
+import contextlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -170,8 +171,9 @@ class ScheduleRecord:
         """From the rows of `list_schedules.sql`."""
         name, workflow, defined, *others = row
         settings = json.loads(defined)
-        zone = zone_of(settings.get("timezone", "UTC"))
-        others[5:7] = [moment and moment.astimezone(zone) for moment in others[5:7]]
+        with contextlib.suppress(UsageError):  # a zone that only others know: then as they are
+            zone = zone_of(settings.get("timezone", "UTC"))
+            others[5:7] = [moment and moment.astimezone(zone) for moment in others[5:7]]
         return cls(name, workflow, settings, *others)
 
     @property

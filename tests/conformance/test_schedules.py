@@ -15,6 +15,7 @@ import eventflow
 from eventflow import Fire, sync
 from eventflow.cron import Rule
 from eventflow.database import Database
+from eventflow.encryption import AesGcm
 from eventflow.errors import CodecError, UsageError
 from eventflow.firing import Definition, create
 from eventflow.idempotency import schedule_workflow_id
@@ -201,6 +202,19 @@ def test_what_is_upcoming_is_in_the_schedules_zone(clock: Clock) -> None:
         clock.client.upcoming(clock.key, count=0)
     with pytest.raises(UsageError, match="with a zone"):
         clock.client.upcoming(clock.key, after=datetime(2026, 1, 1))
+
+
+def test_while_none_is_due_nothing_is_asked_but_by_the_beat(clock: Clock) -> None:
+    """The scheduler's own connection, where it has one, says nothing through many beats."""
+    clock.make()
+    asked = """select pid, state_change from pg_stat_activity
+                where application_name = 'eventflow schedules' and datname = current_database()"""
+    beats = "select sum(beat)::int from eventflow.beats"
+    [(began,)] = clock.connection.execute(beats).fetchall()
+    until(lambda: clock.connection.execute(beats).fetchall()[0][0] > began + 2)  # what was changed is known
+    before = clock.connection.execute(asked).fetchall()
+    until(lambda: clock.connection.execute(beats).fetchall()[0][0] > began + 8)
+    assert clock.connection.execute(asked).fetchall() == before
 
 
 # ---- what people do --------------------------------------------------------------------------------
@@ -465,3 +479,42 @@ def test_two_schedules_of_one_name_and_functions_that_cannot_be(monkeypatch: pyt
             def tick(self) -> None: ...
 
     assert one.name == "taken one"
+
+
+# ---- what only others can read ---------------------------------------------------------------------
+
+
+def test_arguments_are_encrypted_and_whose_key_is_gone_holds_nothing_up(clock: Clock, ledger: str) -> None:
+    """The others fire; who has no key can list and pause it all the same."""
+    codec = AesGcm({"k": b"\x11" * 32})
+    with sync.Client(ledger, payload_codec=codec) as client:
+        client.create_schedule(
+            clock.key, "schedules plain", "a very secret name", every=timedelta(seconds=1), overlap="allow"
+        )
+        [(stored,)] = clock.connection.execute(
+            "select arguments from eventflow.schedules where name = %s", [clock.key]
+        ).fetchall()
+        assert stored.startswith("~") and "secret name" not in stored
+        other = Clock(clock.client, clock.connection).make(every=timedelta(seconds=1), overlap="allow")
+        other.wait(2)
+        assert clock.record.last_fire is None
+        with pytest.raises(UsageError, match="the arguments of the schedule"):
+            clock.client.trigger_schedule(clock.key)
+        workflow_id = client.trigger_schedule(clock.key).workflow_id
+        clock.client.pause_schedule(clock.key, "no key here")
+        assert clock.record.note == "no key here"
+        clock.client.delete_schedule(other.key)
+        clock.client.terminate([workflow_id])
+
+
+def test_a_zone_that_only_others_know_holds_nothing_up(clock: Clock) -> None:
+    clock.make(every=timedelta(seconds=1))
+    clock.connection.execute(
+        'update eventflow.schedules set defined = defined || \'{"timezone": "Mars/Olympus"}\' where name = %s',
+        [clock.key],
+    )
+    other = Clock(clock.client, clock.connection).make(every=timedelta(seconds=1), overlap="allow")
+    other.wait(2)
+    assert clock.client.schedule(clock.key).settings["timezone"] == "Mars/Olympus"
+    assert clock.key in {schedule.name for schedule in clock.client.schedules()}
+    clock.client.delete_schedule(other.key)
