@@ -236,7 +236,7 @@ class Registry:
 
         """
         known = self.schedules.get(schedule.name)
-        if known is not None and not _same_source(known.spec, schedule.spec):
+        if known is not None and (known.spec is schedule.spec or not _same_source(known.spec, schedule.spec)):
             raise UsageError(
                 f"two schedules are named {schedule.name!r}: of {known.spec.file}:{known.spec.line} and of "
                 f"{schedule.spec.file}:{schedule.spec.line}; give one another name="

@@ -43,7 +43,8 @@ def morning_of(day: int) -> datetime:
 def booked(connection: "psycopg.Connection[Any]", after: datetime | None, until: datetime) -> list[Appointment]:
     """The appointments that were booked within this time: each is in one such range, also where mornings were missed."""
     rows = connection.execute(
-        "select id, customer, day from appointments where booked_at > coalesce(%s, '-infinity') and booked_at <= %s",
+        """select id, customer, day from appointments
+            where booked_at > coalesce(%s::timestamptz, '-infinity') and booked_at <= %s order by id""",
         [after, until],
     ).fetchall()
     return [Appointment(id=row[0], customer=row[1], day=row[2]) for row in rows]

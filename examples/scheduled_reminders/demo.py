@@ -57,11 +57,9 @@ def prepared(url: str) -> str:
 def worker(url: str, began: float) -> "subprocess.Popen[bytes]":
     """A process that runs the program, as `eventflow run app.py` does in a shell."""
     variables = {
-        "DATABASE_URL": url,
-        "REMINDERS_DAY": str(DAY),
-        "REMINDERS_BEGAN": str(began),
-        "EVENTFLOW_LOG_LEVEL": "error",
-    }
+        "DATABASE_URL": url, "REMINDERS_DAY": str(DAY), "REMINDERS_BEGAN": str(began), "EVENTFLOW_LOG_LEVEL": "error",
+        "EVENTFLOW_LEASE": "1", "EVENTFLOW_BEAT": "0.2",  # a death is noticed within a day of these
+    }  # fmt: skip
     command = [sys.executable, "-m", "eventflow", "run", "app.py"]
     return subprocess.Popen(command, cwd=HERE, env={**os.environ, **variables})
 

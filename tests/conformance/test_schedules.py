@@ -467,6 +467,18 @@ def test_two_schedules_of_one_name_and_functions_that_cannot_be(monkeypatch: pyt
         @eventflow.workflow(name="taken two")
         def two() -> None: ...
 
+    with pytest.raises(UsageError, match="two schedules are named 'twice'"):
+
+        @eventflow.scheduled("0 2 * * *")
+        @eventflow.scheduled("0 14 * * *", name="twice")
+        def both() -> None: ...
+
+    @eventflow.scheduled("0 2 * * *", name="at night")
+    @eventflow.scheduled("0 14 * * *", name="by day")
+    def either() -> None: ...
+
+    assert {"at night", "by day"} <= set(registry.schedules)
+
     @eventflow.scheduled("0 * * * *")  # type: ignore[arg-type]
     def wrong(x: int) -> None: ...
 

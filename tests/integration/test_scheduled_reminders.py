@@ -12,7 +12,7 @@ DEMO = Path(__file__).resolve().parents[2] / "examples" / "scheduled_reminders"
 def test_each_letter_is_written_once_on_its_day(database_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "demo.py"], cwd=DEMO, capture_output=True, text=True, timeout=120, check=False,
-        env=environment(DATABASE_URL=database_url, EVENTFLOW_LEASE="1", EVENTFLOW_BEAT="0.2"),
+        env=environment(DATABASE_URL=database_url),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
