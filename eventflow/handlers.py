@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from eventflow.breaker import Breaker, Circuit
 from eventflow.errors import UsageError
 from eventflow.kafka import Deserializer, Failure, Message
+from eventflow.outbox import check_topic
 from eventflow.registry import (
     ConsumerSpec,
     Ordering,
@@ -54,6 +55,7 @@ def kafka_consumer(
     start: Literal["earliest", "latest"] = "earliest",
     identity: Literal["topic_id", "name"] = "topic_id",
     on_failure: Failure = "dead_letter",
+    dead_letter_topic: str | None = None,
     deserializer: Deserializer | None = None,
     key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
@@ -74,6 +76,7 @@ def kafka_consumer(
     start: Literal["earliest", "latest"] = "earliest",
     identity: Literal["topic_id", "name"] = "topic_id",
     on_failure: Failure = "dead_letter",
+    dead_letter_topic: str | None = None,
     deserializer: Deserializer | None = None,
     key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
@@ -95,6 +98,7 @@ def kafka_consumer(
     start: Literal["earliest", "latest"] = "earliest",
     identity: Literal["topic_id", "name"] = "topic_id",
     on_failure: Failure = "dead_letter",
+    dead_letter_topic: str | None = None,
     deserializer: Deserializer | None = None,
     key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
@@ -127,6 +131,8 @@ def kafka_consumer(
             dead letter, and those behind it go on. "park_key": it is parked, and what is kept in order with it waits until
             a person has redelivered or dropped it. "stop": the consumer fetches nothing more in this process, and says so;
             the message is tried again when the process is started again.
+        dead_letter_topic: where each dead letter is published, too, exactly once, as it came, with headers that say where it
+            was and what it failed with. The topic must exist.
         deserializer: makes the values, in place of JSON: Avro of `eventflow.schema_registry`, say, or one of your own.
         key_deserializer: the same for keys, which otherwise are text, or JSON where their type has parts.
         max_in_flight: messages in flight in this process; `EVENTFLOW_MAX_IN_FLIGHT` by default.
@@ -147,6 +153,8 @@ def kafka_consumer(
     wait = _check_batch(batch, batch_wait, max_in_flight)
     if on_failure not in get_args(Failure):
         raise UsageError(f"@kafka_consumer: on_failure is 'dead_letter', 'park_key' or 'stop', not {on_failure!r}")
+    if dead_letter_topic is not None:
+        _check_dead_letter_topic(dead_letter_topic, names, on_failure)
 
     def decorate(handler: H) -> H:
         check_function(handler, "kafka_consumer")
@@ -166,7 +174,7 @@ def kafka_consumer(
             )
         spec.consumer = ConsumerSpec(
             names, group, ordering, start, identity, max_in_flight, properties, spec, transaction, deserializer,
-            key_deserializer, on_failure, batch, wait, rate_limit,
+            key_deserializer, on_failure, batch, wait, rate_limit, dead_letter_topic,
         )  # fmt: skip
         registry.add_consumer(spec.consumer)
         return handler
@@ -186,6 +194,18 @@ def _check_batch(batch: int | None, wait: Seconds, bound: int | None) -> float:
     if batch is not None and bound is not None and bound < batch:
         raise UsageError(f"@kafka_consumer: max_in_flight={bound} lets no batch of {batch} come together")
     return seconds(wait, "batch_wait=")
+
+
+def _check_dead_letter_topic(topic: str, read: tuple[str, ...], on_failure: Failure) -> None:
+    check_topic(topic)
+    if on_failure != "dead_letter":
+        raise UsageError(
+            f"@kafka_consumer: dead_letter_topic, and on_failure={on_failure!r}, which makes no dead letters"
+        )
+    if topic in read:
+        raise UsageError(
+            f"@kafka_consumer: it reads its dead_letter_topic {topic!r}: what fails would come again, for ever"
+        )
 
 
 def _check_result(handler: Callable[..., Any]) -> None:

@@ -23,7 +23,9 @@ import psycopg
 from eventflow.arrays import BigintArray, ByteaArray, TextArray
 from eventflow.database import Connection, Database, Sent, columns, fenced, judge, lost_claims, rollback
 from eventflow.errors import CodecError, EventflowError, FencedError, UnavailableError, first_line
+from eventflow.idempotency import parse_message_workflow_id
 from eventflow.kafka import headers_json
+from eventflow.outbox import OURS, rider_of
 from eventflow.payloads import Plain
 from eventflow.records import Checkpoint, Rider, Status
 from eventflow.replay import LAST
@@ -56,6 +58,7 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
 }
 # fmt: on
 MAX_ENTRIES = 4000
+_SAID = 1000  # characters of an error's text that go with a message
 MAX_BYTES = 16 * 1024 * 1024
 _BACKOFF = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -362,6 +365,22 @@ def failure(run: Run, error: str) -> list[Rider]:
     return [Rider("insert_failures", (run.workflow_id, run.attempt, json.loads(error)["type"], error))]
 
 
+def forwarded(run: Run, error: str) -> list[Rider]:
+    """What publishes a message that has failed for good, where its consumer wants that, with what it failed with."""
+    consumer, place = run.spec.consumer, parse_message_workflow_id(run.workflow_id)
+    if consumer is None or consumer.dead_letter_topic is None or place is None:
+        return []
+    record = json.loads(error)
+    facts = {
+        "error": record["type"], "error-message": record["message"][:_SAID], "attempts": str(run.attempt),
+        "consumer": run.name, "group": place.group, "topic": place.topic, "partition": str(place.partition),
+        "offset": str(place.offset), "timestamp": str(run.timestamp), "workflow-id": run.workflow_id,
+    }  # fmt: skip
+    headers = [(name, value) for name, value in run.headers or () if not name.startswith(OURS)]
+    headers += [(f"{OURS}{name}", fact.encode("utf-8", "replace")) for name, fact in facts.items()]
+    return [rider_of((consumer.dead_letter_topic, run.key, run.value, headers_json(headers)))]
+
+
 def heralds(run: Run) -> list[Rider]:
     """What tells those who sleep until this workflow has ended; who waits for a message's result is not told, and looks."""
     told: list[Rider] = []
@@ -575,7 +594,8 @@ class Journal:
         kept_back = run.spec.consumer is not None and run.spec.consumer.on_failure != "dead_letter"
         status: Status = "parked" if kept_back else "failed"
         instead = Entry(run, [], status, error=record, reason=_REFUSED, held=not kept_back)
-        instead.riders = [*failure(run, record), *heralds(run)] or None
+        letter = [] if kept_back else forwarded(run, record)
+        instead.riders = [*failure(run, record), *letter, *heralds(run)] or None
         self._write([instead], gaps)
         run.dropped = True
         self._on_dropped([entry])

@@ -17,7 +17,7 @@ from eventflow.payloads import unread
 from eventflow.records import Rider
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
-_OURS = "eventflow-"  # what our own headers begin with
+OURS = "eventflow-"  # what our own headers begin with
 Row = tuple[str, bytes | None, bytes | None, str | None]  # topic, key, value, headers
 
 
@@ -119,7 +119,7 @@ def _headers(headers: object) -> list[tuple[str, bytes]]:
     if headers is None:
         return []
     if isinstance(headers, Headers):  # of a message that was received: what it was known by is not what this will be
-        return [(name, value) for name, value in headers.items() if not name.startswith(_OURS)]
+        return [(name, value) for name, value in headers.items() if not name.startswith(OURS)]
     if not isinstance(headers, Mapping):
         raise UsageError(f"an event's headers are a mapping of names to texts or bytes, not {headers!r}")
     return [_header(name, value) for name, value in cast("Mapping[Any, Any]", headers).items()]
@@ -129,8 +129,8 @@ def _header(name: Any, value: Any) -> tuple[str, bytes]:
     if not isinstance(name, str) or not name or "\0" in name:
         raise UsageError(f"not a header's name: {name!r}")
     _utf8(name, "a header's name")
-    if name.startswith(_OURS):
-        raise UsageError(f"a header's name that begins with {_OURS} is eventflow's own: {name!r}")
+    if name.startswith(OURS):
+        raise UsageError(f"a header's name that begins with {OURS} is eventflow's own: {name!r}")
     if isinstance(value, str):
         return name, _utf8(value, f"the header {name!r}")
     if not isinstance(value, bytes):

@@ -18,7 +18,7 @@ from eventflow.errors import (
     WorkflowCancelledError,
     WorkflowTimeoutError,
 )
-from eventflow.journal import Entry, failure
+from eventflow.journal import Entry, failure, forwarded
 from eventflow.kafka import Unprepared
 from eventflow.records import Rider
 from eventflow.replay import Await, History
@@ -122,7 +122,8 @@ class Outcomes:
             entry = Entry(run, run.history.take_last(), "parked", error=record, reason=reason, held=False)
         else:
             entry = Entry(run, run.history.take_last(), "failed", error=record)
-        entry.riders = failure(run, record) or None
+        letter = [] if policy == "park_key" else forwarded(run, record)
+        entry.riders = [*failure(run, record), *letter] or None
         entry.failed_seq = min((at for at in (run.history.failed_at(error), _cut(run)) if at is not None), default=None)
         self._desk.hand(run, entry, ended=True)
 

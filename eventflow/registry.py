@@ -102,6 +102,7 @@ class ConsumerSpec:
     batch: int | None = None
     batch_wait: float = 0.05
     rate_limit: float | None = None
+    dead_letter_topic: str | None = None
 
     @property
     def foreign(self) -> list[Deserializer]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import Consumer
 
 from eventflow import sync
 from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowStateError
@@ -432,3 +433,44 @@ def test_stop_lets_go_of_nothing_and_tries_again_after_a_restart(world: World, k
     for group in names:
         world.wait_completed(group, 7)
         assert effects(world, group, 1) == ({} if group == "ledger" else {"charged": 1}), "its step is not done again"
+
+
+# ---- forwarded to a topic ------------------------------------------------------------------------
+
+
+@pytest.mark.crash
+def test_dead_letters_are_published_exactly_once(world: World) -> None:
+    """In the commit that makes them dead letters, with what each failed with; one dies around that commit."""
+    dead = world.create_topic(1, f"{world.topic}-dead")
+    fill(world, 1, 2, count=4)
+    for point in ("journal.before_commit", "journal.after_commit"):
+        victim = world.start("letters", crash=f"{point}:4", DEAD=dead, RETRIES="1")
+        world.wait_death(victim)
+    world.start("letters", DEAD=dead, RETRIES="1")
+    with sync.Client(world.database_url) as client:
+        wait_letters(world, client, 9)
+    world.wait(lambda: world.one("select count(*) from eventflow.outbox") == 0, "all are out")
+    consumer = Consumer({
+        "bootstrap.servers": world.bootstrap_servers, "group.id": dead, "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed", "enable.partition.eof": True,
+    })  # fmt: skip
+    consumer.subscribe([dead])
+    events: list[Any] = []
+    while (message := world.wait(lambda: consumer.poll(0.1), "the topic's end")).error() is None:
+        events.append(message)
+    consumer.close()
+    found = {}
+    for event in events:
+        headers = dict(event.headers())
+        found[headers["eventflow-group"].decode(), int(headers["eventflow-offset"])] = (event, headers)
+    assert len(events) == 9
+    assert found.keys() == {(group, offset) for group in GROUPS for offset in (1, 2, 4)}
+    event, headers = found["async", 1]
+    assert (event.key(), json.loads(event.value())) == (b"k1", {"n": 1, "do": "fail"})
+    assert headers["eventflow-error"] == b"letters.RefusedError"
+    assert headers["eventflow-error-message"] == b"order 1 is refused"
+    assert headers["eventflow-topic"] == world.topic.encode()
+    assert headers["eventflow-workflow-id"] == f"kafka:async:{world.topic}:1:0:1".encode()
+    event, headers = found["ledger", 4]
+    assert (event.key(), event.value(), headers["none"]) == (b"\x00\xff", BAD, None)
+    assert [value for name, value in event.headers() if name == "trace"] == [b"abc", b"\x00"]

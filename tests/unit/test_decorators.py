@@ -56,7 +56,7 @@ def test_two_workflows_of_one_name() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"group": ""}, {"group": "g", "ordering": "keys"}, {"group": "g", "identity": "name"}, {"group": "g", "start": "middle"}, {"group": "g", "max_in_flight": 0}, {"group": "g", "on_failure": "skip"},
+    [{"group": ""}, {"group": "g", "ordering": "keys"}, {"group": "g", "identity": "name"}, {"group": "g", "start": "middle"}, {"group": "g", "max_in_flight": 0}, {"group": "g", "on_failure": "skip"}, {"group": "g", "dead_letter_topic": "no topic"}, {"group": "g", "dead_letter_topic": "dead", "on_failure": "stop"},
      {"group": "g", "retries": -1}, {"group": "g", "recoveries": -1}],
 )  # fmt: skip
 def test_options_that_cannot_be(options: Any) -> None:

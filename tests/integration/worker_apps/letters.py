@@ -17,6 +17,7 @@ POLICY = Retry(
     retry_if=lambda error: not isinstance(error, HopelessError),
 )
 ORDERING = cast("Literal['none', 'partition']", os.environ.get("ORDERING", "none"))
+DEAD = os.environ.get("DEAD")
 ON_FAILURE = cast("Failure", os.environ.get("ON_FAILURE", "dead_letter"))
 
 
@@ -46,7 +47,9 @@ async def acharge(message: Message[Order]) -> int:
     return message.value.n
 
 
-@eventflow.kafka_consumer(TOPIC, group="async", retries=POLICY, ordering=ORDERING, on_failure=ON_FAILURE)
+@eventflow.kafka_consumer(
+    TOPIC, group="async", retries=POLICY, ordering=ORDERING, on_failure=ON_FAILURE, dead_letter_topic=DEAD
+)
 async def abill(message: Message[Order]) -> int:
     charged = await acharge(message)
     check(message)
@@ -60,7 +63,9 @@ def charge(message: Message[Order]) -> int:
     return message.value.n
 
 
-@eventflow.kafka_consumer(TOPIC, group="sync", retries=POLICY, ordering=ORDERING, on_failure=ON_FAILURE)
+@eventflow.kafka_consumer(
+    TOPIC, group="sync", retries=POLICY, ordering=ORDERING, on_failure=ON_FAILURE, dead_letter_topic=DEAD
+)
 def bill(message: Message[Order]) -> int:
     charged = charge(message)
     check(message)
@@ -68,7 +73,9 @@ def bill(message: Message[Order]) -> int:
     return charged
 
 
-@eventflow.kafka_consumer(TOPIC, group="ledger", retries=POLICY, ordering=ORDERING, on_failure=ON_FAILURE)
+@eventflow.kafka_consumer(
+    TOPIC, group="ledger", retries=POLICY, ordering=ORDERING, on_failure=ON_FAILURE, dead_letter_topic=DEAD
+)
 @eventflow.transaction
 def enter(connection: psycopg.Connection[Any], message: Message[Order]) -> None:
     connection.execute(INSERT, row("ledger", message, f"booked {message.value.pad}".strip()))
