@@ -40,7 +40,7 @@ from eventflow.errors import (
 )
 from eventflow.idempotency import check_workflow_id
 from eventflow.ids import new_id
-from eventflow.incarnation import Fired, Incarnation, Others, done_with, lane_count
+from eventflow.incarnation import REAL, Fired, Incarnation, Others, Surroundings, done_with, lane_count
 from eventflow.journal import Entry
 from eventflow.ledger import Ledger, define_schedules
 from eventflow.migrations import check_schema
@@ -79,9 +79,9 @@ class App:
 
     def __init__(
         self, settings: Settings, consumers: bool | Sequence[str], queues: bool | Sequence[str], declared: Registry,
-        schedules: bool | Sequence[str] = True,
+        schedules: bool | Sequence[str] = True, surroundings: Surroundings = REAL,
     ) -> None:  # fmt: skip
-        self._settings = settings
+        self._settings, self._surroundings = settings, surroundings
         self.application = settings.application
         self._declared = declared
         self._consumers = _chosen({c.spec.name: c for c in declared.consumers}, consumers, "consumer")
@@ -149,6 +149,11 @@ class App:
             finally:
                 slot.runtime = None  # not before: what drains may call transactions and `run_step`
                 self._calls.stop()
+
+    @property
+    def incarnation(self) -> Incarnation | None:
+        """The executor that runs now; None between two."""
+        return self._incarnation
 
     def hurry(self) -> None:
         """Let go at once of what still runs, where the application drains."""
@@ -222,16 +227,9 @@ class App:
             settings.application_version,
         )  # fmt: skip
         incarnation = Incarnation(
-            self._loop,
-            settings,
-            self._database,
-            specs,
-            self._consumers,
-            self._queues,
-            self._fired,
-            identity,
-            self._others,
-        )
+            self._loop, settings, self._database, specs, self._consumers, self._queues, self._fired, identity,
+            self._others, self._surroundings,
+        )  # fmt: skip
         incarnation.start()
         self._incarnation = incarnation
 
@@ -581,10 +579,10 @@ class Running:
 
     def __init__(
         self, settings: Settings | None, consumers: bool | Sequence[str], queues: bool | Sequence[str],
-        schedules: bool | Sequence[str],
+        schedules: bool | Sequence[str], surroundings: Surroundings = REAL,
     ) -> None:  # fmt: skip
         self._settings = settings
-        self._wanted = consumers, queues, registry, schedules
+        self._wanted = consumers, queues, registry, schedules, surroundings
         self._stack: contextlib.AsyncExitStack | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None

@@ -60,6 +60,7 @@ class Intake:
         desk: Desk,
         run_of: Callable[[Any], Run],
         on_fatal: Callable[[Exception], None],
+        brokers: Callable[..., Brokers] = Brokers,
     ) -> None:
         self.spec = spec
         self.name = spec.spec.name
@@ -86,7 +87,7 @@ class Intake:
         self._waits_for: list[Run] = []  # the same, recorded
         self._full_since: float | None = None
         self._folded_at = 0.0
-        self._brokers = Brokers(
+        self._brokers = brokers(
             bootstrap_servers, properties, spec.kafka, spec.group, f"eventflow-{executor}", self._on_error
         )
         self._ledger = KeptConnection(database, f"consumer {self.name}"[:60])

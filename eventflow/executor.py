@@ -29,14 +29,14 @@ from eventflow.outcomes import Outcomes
 from eventflow.preparation import Preparation
 from eventflow.records import FINAL, Rider
 from eventflow.registry import Spec
-from eventflow.replay import Await, Branch
+from eventflow.replay import Await, Branch, Pace
 from eventflow.runs import Claim, Dropped, How, Life, Run
 from eventflow.scopes import Scope
 from eventflow.suspects import Suspects
 from eventflow.swallowed import place_of
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads, give_up, works_for_a_pool
-from eventflow.waits import Ask, Wait, Waits, life_of
+from eventflow.waits import Ask, Later, Wait, Waits, life_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +90,17 @@ class Executor:
     """All runs of one incarnation of this process."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, draw: Callable[[], float],
-        now: Callable[[], float], ask: Ask, suspend_after: float = 5.0, application: str = "default",
-        longest: int = 50_000,
+        self, loop: asyncio.AbstractEventLoop, *, accept_after: float, threads: int, pace: Pace, ask: Ask,
+        later: Later | None = None, suspend_after: float = 5.0, application: str = "default", longest: int = 50_000,
     ) -> None:  # fmt: skip
+        """`later` calls a function on the loop in so many seconds, by the clock of `pace`."""
         self.loop = loop
+        self.later: Later = later or loop.call_later
+        self.pace, self.now = pace, pace.now
         self._loop_thread = threading.get_ident()
         self.journal: Journal
         self.transactions: TransactionLanes
-        self.waits = Waits(loop, ask, now=now, suspend_after=suspend_after, crowded=self.crowded)
-        self.now = now
+        self.waits = Waits(loop, ask, now=pace.now, later=self.later, suspend_after=suspend_after, crowded=self.crowded)
         self._longest, self._long = longest, min(_LONG, longest // 2)
         self.application = application
         self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
@@ -114,7 +115,7 @@ class Executor:
         self.on_stop: Callable[[Run, str], None]  # a message has failed for good, and why: its consumer stands still
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
-        self.outcomes = Outcomes(self, draw)
+        self.outcomes = Outcomes(self, pace.draw)
         self.interrupts = Interrupts(self, self.outcomes, self.waits)
         self._suspects = Suspects(self, self.outcomes)
         self._preparation = Preparation(self.when_settled)
@@ -1029,6 +1030,10 @@ class Executor:
         return (
             len(self._queue) + self._active + self._threads.active() + self._threads.waiting() + self.batches.waiting()
         )
+
+    def acting(self) -> int:
+        """How many runs do something, or are about to, and do not only wait for a time or for something from outside."""
+        return self.busy() - self.waits.standing() + self._suspects.under_way()
 
     async def drain(self, left: Callable[[], bool]) -> None:
         """Let running work end while there is time `left`; then let go of the rest."""

@@ -11,6 +11,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -18,12 +19,13 @@ from uuid import UUID
 import psycopg
 
 from eventflow.adoption import Adoption
+from eventflow.brokers import Brokers
 from eventflow.consumer import Intake
 from eventflow.context import Start
 from eventflow.database import Connection, Database
 from eventflow.dispatcher import Dispatcher
 from eventflow.elsewhere import Elsewhere
-from eventflow.errors import UnavailableError, UnreadableError, WorkflowExistsError
+from eventflow.errors import FencedError, UnavailableError, UnreadableError, WorkflowExistsError
 from eventflow.executor import Executor
 from eventflow.journal import Identity, Journal, Lane, rider_statements
 from eventflow.ledger import who
@@ -33,11 +35,13 @@ from eventflow.records import Rider
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec, TransactionSpec
 from eventflow.relay import Relay
+from eventflow.replay import LONG, Pace
 from eventflow.runs import Claim, How, Life, Request, Run
 from eventflow.scheduler import Scheduler
 from eventflow.settings import Settings
 from eventflow.slots import Slots
 from eventflow.transactions import Transactions
+from eventflow.waits import Later
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +77,29 @@ class Fired:
     any: bool
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What stands around an executor: Kafka, time and chance. The test harness has others.
+
+    Attributes:
+        brokers: makes what a consumer knows Kafka by. clock: the ledger's, of how far it is ahead.
+        later: calls a function on the loop in so many seconds of that clock; the loop's own by default.
+        draw, long, live, hold: as a `replay.Pace` has them.
+
+    """
+
+    brokers: Callable[..., Any] = Brokers
+    clock: Callable[[float], LedgerClock] = LedgerClock
+    later: Later | None = None
+    draw: Callable[[], float] = random.random
+    long: float = LONG
+    live: bool = True
+    hold: float = 1.0
+
+
+REAL = Surroundings()
+
+
 class Incarnation:
     """One executor of this process, from its birth to its end."""
 
@@ -87,6 +114,7 @@ class Incarnation:
         schedules: Fired,
         identity: Identity,
         others: Others,
+        surroundings: Surroundings,
     ) -> None:
         self._loop, self._settings, self.database = loop, settings, database
         self._specs, self._fired = specs, schedules
@@ -95,9 +123,11 @@ class Incarnation:
         self.ended: asyncio.Future[BaseException] = loop.create_future()
         application = settings.application
         self.id = identity.executor
-        clock, self._reader = LedgerClock(identity.ahead), Reader(database, self._stopped)
+        self._acknowledged = identity.acknowledged
+        clock, self._reader = surroundings.clock(identity.ahead), Reader(database, self._stopped)
+        pace = Pace(clock.now, surroundings.draw, surroundings.long, surroundings.live, surroundings.hold)
         self.executor = Executor(
-            loop, accept_after=settings.accept_after, threads=settings.threads, draw=random.random, now=clock.now,
+            loop, accept_after=settings.accept_after, threads=settings.threads, pace=pace, later=surroundings.later,
             ask=self._reader.ask, suspend_after=settings.suspend_after, application=application,
             longest=settings.max_checkpoints,
         )  # fmt: skip
@@ -157,7 +187,7 @@ class Incarnation:
                 bootstrap_servers=settings.kafka_bootstrap_servers, properties=settings.kafka,
                 max_in_flight=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes, dispatch=self.executor.dispatch,
                 accept=self.executor.accept_claims, desk=self.executor, run_of=adoption.run_of,
-                has_lease=self._lease.held, on_fatal=self._end,
+                has_lease=self._lease.held, on_fatal=self._end, brokers=surroundings.brokers,
             )
             for consumer in consumers
         ]  # fmt: skip
@@ -211,6 +241,41 @@ class Incarnation:
 
     def _request(self, requests: list[Request]) -> None:
         self._loop.call_soon_threadsafe(self.executor.interrupts.request, requests)
+
+    # ---- for a test harness ----
+
+    def acting(self) -> bool:
+        """Whether anything goes on here that does not only wait."""
+        transactions = self.transactions
+        return bool(self.executor.acting() or transactions.active or transactions.waiting())
+
+    async def flushed(self) -> None:
+        """Wait until all that was recorded before is durable, or this executor has ended."""
+        reached: asyncio.Future[None] = self._loop.create_future()
+
+        def tell() -> None:
+            self._loop.call_soon_threadsafe(done_with, reached, None)
+
+        self.journal.mark(tell)
+        await asyncio.wait({reached, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+
+    def flushes(self) -> int:
+        """A number that grows with each flush."""
+        return sum(self._acknowledged)
+
+    def crash(self, error: FencedError) -> None:
+        """Be as dead as a process that was killed; on the loop."""
+        done_with(self.ended, error)
+
+    def suspect(self, dead: int) -> None:
+        """Take over an executor that is known to be dead."""
+        self._lease.suspect(dead)
+
+    def look_again(self) -> None:
+        """Time has passed otherwise than by itself: whoever sleeps may be due."""
+        self._lease.requested()
+        self.queues.look()
+        self.schedules.look()
 
     def requested(self) -> None:
         """A person of this process has asked for something."""

@@ -3,7 +3,6 @@
 Its code is told once, where it acts next or waits, and that place is recorded: a replay is told there, and nowhere else.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ from eventflow.journal import Entry
 from eventflow.outcomes import Desk, Outcomes
 from eventflow.replay import TOLD, Await, Branch
 from eventflow.runs import Dropped, Life, Request, Run
-from eventflow.waits import Waits, life_of
+from eventflow.waits import Timer, Waits, life_of
 
 
 class RunsDesk(Desk, Protocol):
@@ -29,11 +28,11 @@ class Interrupts:
 
     def __init__(self, desk: RunsDesk, outcomes: Outcomes, waits: Waits) -> None:
         self._desk, self._outcomes, self._waits = desk, outcomes, waits
-        self._deadlines: dict[Run, asyncio.TimerHandle] = {}
+        self._deadlines: dict[Run, Timer] = {}
 
     def watch(self, run: Run, deadline: float) -> None:
         """Have it end when its time is over. On the loop."""
-        self._deadlines[run] = self._desk.loop.call_later(max(0.0, deadline - self._desk.now()), self._overdue, run)
+        self._deadlines[run] = self._desk.later(max(0.0, deadline - self._desk.now()), self._overdue, run)
 
     def unwatch(self, run: Run) -> None:
         """It has ended. From any thread."""

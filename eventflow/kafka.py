@@ -345,6 +345,10 @@ class by_header:  # noqa: N801  # used as a function
         self._decode: dict[str, Callable[[bytes], Any]] = {}
         self.prepare = getattr(deserializer, "prepare", None)
 
+    def with_inner(self, deserializer: Deserializer | None) -> "by_header":
+        """The same, with another deserializer behind it."""
+        return by_header(self._name, self._types, deserializer=deserializer)
+
     def check(self, type: Any) -> None:  # noqa: A002  # the protocol's name
         """Whether the handler's annotation has each of the types, and values of them can be made.
 

@@ -24,7 +24,7 @@ from eventflow.records import Rider
 from eventflow.replay import Await, History
 from eventflow.runs import Dropped, Life, Run
 from eventflow.swallowed import place_of
-from eventflow.waits import life_of
+from eventflow.waits import Later, Timer, life_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Desk(Protocol):
     """What the executor does for those who see to how its runs end."""
 
     loop: asyncio.AbstractEventLoop
+    later: Later
     stopping: bool
 
     def now(self) -> float: ...
@@ -48,7 +49,7 @@ class Outcomes:
 
     def __init__(self, desk: Desk, draw: Callable[[], float]) -> None:
         self._desk, self._draw = desk, draw
-        self._timers: dict[Run, asyncio.TimerHandle] = {}  # until the next attempt
+        self._timers: dict[Run, Timer] = {}  # until the next attempt
         self._stopped = set[Run]()  # for which their consumers stand still
 
     def finish(self, run: Run, output: str, result: Any) -> None:
@@ -225,7 +226,7 @@ class Outcomes:
 
     def _later(self, run: Run, wait: float) -> None:
         if not self._desk.stopping:
-            self._timers[run] = self._desk.loop.call_later(wait, self._again, run)
+            self._timers[run] = self._desk.later(wait, self._again, run)
 
     def _again(self, run: Run) -> None:
         self._timers.pop(run, None)

@@ -212,6 +212,11 @@ class Lease:
             self._asleep = True
             self._work.set()
 
+    def suspect(self, peer: int) -> None:
+        """This peer is dead, as somebody knows: take it over now."""
+        self._suspects.add(peer)
+        self._work.set()
+
     def requested(self) -> None:
         """A person of this process has asked for something: look now, and not with the next beat."""
         self._requested = True

@@ -63,6 +63,10 @@ class Spec:
         batch = consumer is not None and consumer.batch is not None
         return message_reader(message_annotation(self.function, batch=batch), *foreign)
 
+    def forget_reader(self) -> None:
+        """Its consumer's deserializers are others now."""
+        self.__dict__.pop("reader", None)
+
     def check(self) -> None:
         """Whether what it takes and gives can be read and written.
 

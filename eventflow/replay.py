@@ -293,7 +293,24 @@ class Kind(NamedTuple):
     encode_error: Callable[[BaseException], str]
     decode_error: Callable[[str], Exception]
     clock: Callable[[], float]
+
+
+class Pace(NamedTuple):
+    """Time and chance as an executor has them.
+
+    Attributes:
+        now: in seconds since 1970. draw: chance, from 0 to 1.
+        long: a policy that may wait for so many seconds between two attempts has them recorded.
+        live: whether a step's result is handed on as it came, and not as its record reads.
+        hold: what share of the waits between a transaction's attempts, which nothing records, is waited.
+
+    """
+
+    now: Callable[[], float]
     draw: Callable[[], float]
+    long: float = LONG
+    live: bool = True
+    hold: float = 1.0
 
 
 class Gathers(Protocol):
@@ -305,7 +322,7 @@ class Gathers(Protocol):
 
 
 def step(
-    history: History, position: str, kind: Kind, settled: Callable[[], bool], now: Callable[[], float], scope: Gathers
+    history: History, position: str, kind: Kind, settled: Callable[[], bool], pace: Pace, scope: Gathers
 ) -> Generator[Effect, Any, Any]:
     """Return the recorded result of this step, or run it until it succeeds or its retries are spent, and record that.
 
@@ -331,7 +348,7 @@ def step(
     attempts, policy = 0, kind.policy
     if history.recorded is not None and policy.retries:
         attempts, until = _attempts(history, position, name)
-        if until > now():
+        if until > pace.now():
             yield Await(until)
     if not settled():
         yield BARRIER
@@ -344,11 +361,11 @@ def step(
         except Exception as error:
             scope.riders = ()
             if policy.wants(error, attempts):
-                wait = policy.wait(attempts, kind.draw())
-                if policy.longest() < LONG:
+                wait = policy.wait(attempts, pace.draw())
+                if policy.longest() < pace.long:
                     yield wait
                 else:
-                    until = now() + wait
+                    until = pace.now() + wait
                     history.add(
                         f"{position}~{attempts}", name, repr(until), kind.encode_error(error), attempts, clock() - began
                     )
@@ -372,7 +389,7 @@ def step(
         riders = (*scope.riders, *scope.end())
         if riders:
             history.ride(checkpoint, riders)
-        return result
+        return result if pace.live else kind.decode(output)
 
 
 def _attempts(history: History, position: str, name: str) -> tuple[int, float]:

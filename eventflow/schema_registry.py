@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from pydantic import TypeAdapter, ValidationError
 
 from eventflow.errors import CodecError, SettingsError, UnavailableError, UsageError, first_line
-from eventflow.kafka import Deserializer, Headers, union_member, union_members
+from eventflow.kafka import Deserializer, Headers, by_header, union_member, union_members
 from eventflow.settings import RegistryProperties, Settings
 
 _UNKNOWN = frozenset({40401, 40402, 40403})  # no such subject, version, schema: the registry's own words
@@ -344,6 +344,21 @@ def connect(deserializers: Sequence[Deserializer], settings: Settings, handler: 
                 inner.connect(settings)
             except SettingsError as error:
                 raise SettingsError(f"{error}; the handler {handler!r} reads {type(inner).__name__}") from None
+
+
+def without_registry(deserializer: Deserializer | None) -> Deserializer | None:
+    """What reads the same values where there is no registry: JSON in place of Avro, Protobuf without a schema's id."""
+    if isinstance(deserializer, by_header):
+        return deserializer.with_inner(without_registry(deserializer.inner))
+    if isinstance(deserializer, Protobuf):
+        return _bare_protobuf
+    return None if isinstance(deserializer, _Registered) else deserializer
+
+
+def _bare_protobuf(data: bytes, *, topic: str, headers: Headers, type: Any) -> object:  # noqa: A002, ARG001
+    if union_members(type) != (type,):
+        raise CodecError("without a registry nothing tells which of several Protobuf messages it is")
+    return type.FromString(data)
 
 
 def _is_away(error: Exception) -> bool:

@@ -6,7 +6,6 @@ of `replay` runs it, by one of the two drivers here.
 
 import asyncio
 import functools
-import random
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -58,8 +57,7 @@ class StepSpec:
         """What the step protocol wants to know of it."""
         codec = self.result
         return Kind(
-            self.name, self.policy, codec.encode, codec.decode, encode_error, decode_error, time.perf_counter,
-            random.random,
+            self.name, self.policy, codec.encode, codec.decode, encode_error, decode_error, time.perf_counter
         )  # fmt: skip
 
 
@@ -73,7 +71,7 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
     await checked(branch)
     position = branch.next_position()
     scope = StepScope(branch, position, spec.name)
-    procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.now, scope)
+    procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.pace, scope)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
     function, limit = spec.function, spec.timeout
@@ -138,7 +136,7 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     executor.check(run)
     position = branch.next_position()
     scope = StepScope(branch, position, spec.name)
-    procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.now, scope)
+    procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.pace, scope)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
     function, limit = spec.function, spec.timeout

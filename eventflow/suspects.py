@@ -40,6 +40,10 @@ class Suspects:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    def under_way(self) -> bool:
+        """Whether one runs alone, or is to."""
+        return self._task is not None and not self._task.done()
+
     def add(self, runs: list[Run]) -> None:
         """Run them, too. On the loop."""
         self._waiting.extend(runs)

@@ -568,7 +568,7 @@ class Transactions:
             return self._step_once(seat, call)
 
         def pause(seconds: float) -> Ask:
-            return (self._stopped.wait, seconds)
+            return (self._stopped.wait, seconds * self._executor.pace.hold)
 
         return (yield from persistently(spec, branch, position, once, pause))
 

@@ -8,7 +8,7 @@ with `Suspended`, it unwinds, and the ledger knows when and by what to wake it. 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from eventflow.context import Suspended
 from eventflow.payloads import unread
@@ -19,6 +19,19 @@ from eventflow.runs import Life, Run
 logger = logging.getLogger(__name__)
 
 Ask = Callable[[Source, Callable[[Rows], None]], None]  # `Reader.ask`
+
+
+class Timer(Protocol):
+    """A call that is yet to be made."""
+
+    def cancel(self) -> None: ...
+
+
+class Later(Protocol):
+    """Calls a function on the loop in so many seconds."""
+
+    def __call__(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer: ...
+
 
 _LOOK_EVERY = 0.25  # seconds; what another process did is seen after so long at the latest
 _SOON = 0.005  # seconds until an inbox is read again whose receipts are on their way to the ledger
@@ -35,7 +48,7 @@ class Wait:
         self.run = run
         self.awaited = awaited
         self.resolve = resolve
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: Timer | None = None
         self.asked: dict[Source, bool] = {}  # questions under way, and whether they are to be asked again
         self.over = False
         self.expired = False  # its time has come, and the ledger is asked once more
@@ -50,10 +63,11 @@ class Waits:
         ask: Ask,
         *,
         now: Callable[[], float],
+        later: "Later",
         suspend_after: float,
         crowded: Callable[[], bool],
     ) -> None:
-        self._loop, self._ask, self._now = loop, ask, now
+        self._loop, self._ask, self._now, self._later = loop, ask, now, later
         self._suspend_after, self._crowded = suspend_after, crowded
         self._sources: dict[Source, set[Wait]] = {}
         self._runs: set[Run] = set()
@@ -80,7 +94,7 @@ class Waits:
             self._in_threads.add(wait.run)
         until = wait.awaited.until
         if until is not None:
-            wait.timer = self._loop.call_later(max(0.0, until - self._now()), self._expired, wait)
+            wait.timer = self._later(max(0.0, until - self._now()), self._expired, wait)
         for source in wait.awaited.sources:
             self._sources.setdefault(source, set()).add(wait)
             self._look(wait, source)
@@ -94,6 +108,10 @@ class Waits:
                 self._look(wait, source)
             else:
                 self._end(wait, (source, what))
+
+    def standing(self) -> int:
+        """How many runs do nothing but wait."""
+        return sum(1 for run in self._runs if not run.acting and not life_of(run).suspending)
 
     def awaited(self, source: Source) -> bool:
         """Whether a run of this process waits for it."""

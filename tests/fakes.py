@@ -11,13 +11,14 @@ from eventflow.executor import Executor
 from eventflow.journal import Identity
 from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import Spec
+from eventflow.replay import Pace
 
 
 def new_executor(*, accept_after: float = 10.0, threads: int = 1) -> Executor:
     """One on the running loop, whose waits no ledger answers."""
     return Executor(
         asyncio.get_running_loop(),
-        accept_after=accept_after, threads=threads, draw=random.random, now=time.time, ask=lambda *_: None,
+        accept_after=accept_after, threads=threads, pace=Pace(time.time, random.random), ask=lambda *_: None,
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def environment(postgres_url: str, kafka_bootstrap: str, request: pytest.Fixture
         yield {
             "DATABASE_URL": url, "EVENTFLOW_SUSPEND_AFTER": request.param,
             "EVENTFLOW_DATABASES": json.dumps({"shop": shop}), "KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap,
+            "EVENTFLOW_TEST_DATABASE_URL": postgres_url,
         }  # fmt: skip
         admin.execute(f"drop database {name} with (force)".encode())
         admin.execute(f"drop database {name}_shop with (force)".encode())

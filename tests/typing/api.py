@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 import eventflow
-from eventflow import Fire, Handle, Message, Retry, durable, sync
+from eventflow import Fire, Handle, Message, Retry, durable, sync, testing
 from eventflow.client import Client
 from eventflow.encryption import AesGcm
 from eventflow.kafka import Deserializer, Headers, by_header
@@ -275,6 +275,17 @@ async def codecs() -> None:
     settings = Settings(database_url="postgresql://db/shop", payload_codec=own)
     with sync.Client(payload_codec=Squeezed()), eventflow.running(settings):
         pass
+
+
+async def tested() -> None:
+    async with testing.harness(suspend=False) as flow:
+        testing.fail_once(charge, ConnectionError("x"), times=2)
+        workflow_id = await flow.deliver("orders", Order(order_id=1, amount=2), key="1", group="billing")
+        await flow.advance(timedelta(seconds=1))
+        await flow.settle()
+        assert_type((await flow.workflow(workflow_id)).attempt, int)
+        [letter] = await flow.dead_letters()
+        assert_type(letter.message, Message[bytes])
 
 
 def plain() -> None:

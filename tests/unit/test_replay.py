@@ -9,7 +9,7 @@ import pytest
 from eventflow.codec import codec_for, decode_error, encode_error
 from eventflow.errors import DeterminismError
 from eventflow.records import Rider
-from eventflow.replay import BARRIER, CALL, Branch, History, Kind, patch, step
+from eventflow.replay import BARRIER, CALL, Branch, History, Kind, Pace, patch, step
 from eventflow.retry import Retry
 
 
@@ -17,10 +17,10 @@ def protocol(history: History, position: str = "1.1", name: str = "charge", retr
              settled: Callable[[], bool] = lambda: True) -> Generator[Any, Any, Any]:  # fmt: skip
     codec = codec_for(int | None)
     kind = Kind(
-        name, Retry(retries, delay=1, jitter=0), codec.encode, codec.decode, encode_error, decode_error, lambda: 0.0,
-        lambda: 0.5,
+        name, Retry(retries, delay=1, jitter=0), codec.encode, codec.decode, encode_error, decode_error, lambda: 0.0
     )  # fmt: skip
-    return step(history, position, kind, settled, lambda: 0.0, SimpleNamespace(riders=(), end=tuple))
+    pace = Pace(lambda: 0.0, lambda: 0.5)
+    return step(history, position, kind, settled, pace, SimpleNamespace(riders=(), end=tuple))
 
 
 def finish(generator: Generator[Any, Any, Any], value: Any) -> Any:
