@@ -170,7 +170,7 @@ class App:
             _ = schedule.takes_fire
         for transaction in self._declared.transactions.values():
             transaction.check(self._databases)
-        if self._consumers and not self._settings.kafka_bootstrap_servers:
+        if self._consumers and self._surroundings.kafka and not self._settings.kafka_bootstrap_servers:
             raise SettingsError("KAFKA_BOOTSTRAP_SERVERS is not set, and there are consumers to run")
 
     def _check_database(self) -> None:

@@ -82,12 +82,13 @@ class Surroundings:
     """What stands around an executor: Kafka, time and chance. The test harness has others.
 
     Attributes:
-        brokers: makes what a consumer knows Kafka by. clock: the ledger's, of how far it is ahead.
+        kafka: whether there is one. brokers: makes what a consumer knows it by. clock: the ledger's, of how far it is ahead.
         later: calls a function on the loop in so many seconds of that clock; the loop's own by default.
         draw, long, live, hold: as a `replay.Pace` has them.
 
     """
 
+    kafka: bool = True
     brokers: Callable[..., Any] = Brokers
     clock: Callable[[float], LedgerClock] = LedgerClock
     later: Later | None = None

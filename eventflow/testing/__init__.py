@@ -90,8 +90,8 @@ class Harness:
             stack.callback(_failures.clear)
             settings = self._settings()
             self._running = Running(settings, True, True, True, Surroundings(
-                brokers=self._topics.brokers, clock=lambda _: self._clock, later=self._clock.later, draw=lambda: 0.5,
-                long=0.0, hold=0.0, live=False,
+                kafka=False, brokers=self._topics.brokers, clock=lambda _: self._clock, later=self._clock.later,
+                draw=lambda: 0.5, long=0.0, hold=0.0, live=False,
             ))  # fmt: skip
             await stack.enter_async_context(self._running)
             self._stack = stack.pop_all()
@@ -104,7 +104,7 @@ class Harness:
 
     def _settings(self) -> Settings:
         return load_settings(
-            database_url=self._ledger.clocked_url, database_schema=self._ledger.schema, kafka_bootstrap_servers="testing",
+            database_url=self._ledger.clocked_url, database_schema=self._ledger.schema, kafka_bootstrap_servers="",
             beat=_BEAT, lease=600.0, accept_after=0.0, suspend_after=0.0 if self._suspend else _NEVER, drain=0.5,
         )  # fmt: skip
 
