@@ -194,6 +194,26 @@ async def test_a_partition_in_order_waits_for_whom_it_must(shop: Shop) -> None:
         assert (shop.did, await status(flow, third)) == ([1, 3], "succeeded")
 
 
+async def test_keys_in_order_and_batches(shop: Shop) -> None:
+    @eventflow.kafka_consumer("orders", group="key", ordering="key")
+    async def follow(message: Message[Order, str]) -> None:
+        if message.value.number == 1:
+            await durable.sleep(3600)
+        shop.did.append((message.key, message.value.number))
+
+    @eventflow.kafka_consumer("orders", group="batch", batch=10, batch_wait=0.2)
+    async def index(messages: list[Message[Order]]) -> None:
+        shop.did.append(sorted(message.value.number for message in messages))
+
+    async with testing.harness() as flow:
+        for number, key in ((1, "a"), (2, "a"), (3, "b")):
+            await flow.deliver("orders", Order(number=number), key=key, group="key")
+        await flow.settle()
+        assert sorted(map(str, shop.did)) == ["('b', 3)", "[1, 2, 3]"]
+        await flow.advance(3600)
+        assert shop.did[2:] == [("a", 1), ("a", 2)]
+
+
 # ---- effects -------------------------------------------------------------------------------------------
 
 
