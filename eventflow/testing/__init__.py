@@ -27,7 +27,7 @@ from eventflow.codec import recorded_line
 from eventflow.errors import FencedError, UsageError
 from eventflow.idempotency import message_workflow_id, parse_message_workflow_id
 from eventflow.incarnation import Incarnation, Surroundings
-from eventflow.kafka import Headers, Message, by_header, headers_from_json
+from eventflow.kafka import Headers, Message, by_header, headers_from_json, message_reader
 from eventflow.records import WorkflowRecord
 from eventflow.registry import ConsumerSpec, registry
 from eventflow.retry import Seconds, seconds
@@ -37,7 +37,7 @@ from eventflow.testing.clock import Clock
 from eventflow.testing.ledger import Ledger, database
 from eventflow.testing.memory import Topics
 
-__all__ = ["DeadLetter", "Harness", "fail_once", "harness"]
+__all__ = ["DeadLetter", "Harness", "Published", "fail_once", "harness"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,26 @@ class DeadLetter:
     message: Message[bytes]
     error: str
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An event as it would be in Kafka."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    def decode(self, type: type[T], /) -> T:  # noqa: A002
+        """The value, as a handler that takes `Message[type]` reads it.
+
+        Raises:
+            CodecError: it cannot be decoded.
+
+        """
+        annotation: Any = Message[type]
+        return message_reader(annotation).read(self.value, None, None, self.topic, 0, 0, 1, None).value
 
 
 class Harness:
@@ -134,6 +154,13 @@ class Harness:
     async def dead_letters(self) -> list[DeadLetter]:
         """The messages that failed for good or are held for a person, in the order in which they did."""
         return [_dead_letter(row) for row in await self._query("failed_messages")]
+
+    async def published(self, topic: str | None = None) -> list[Published]:
+        """What was published, to this topic or to all, in order; no event leaves a harness."""
+        rows = await asyncio.to_thread(self._app.query, "published_events", {"topic": topic})
+        return [
+            Published(topic, key, value, Headers.received(headers_from_json(raw))) for topic, key, value, raw in rows
+        ]
 
     async def workflow(self, workflow_id: str, /) -> WorkflowRecord:
         """A workflow as the ledger has it.

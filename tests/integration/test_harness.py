@@ -257,6 +257,38 @@ async def test_effects_in_a_database_of_the_tests_own(shop: Shop, tables: str) -
     assert schemas == []
 
 
+async def test_what_is_published(shop: Shop) -> None:
+    """By the attempt that succeeds, and nothing of one that fails."""
+
+    @eventflow.kafka_consumer("orders", group="g", retries=1)
+    async def bill(message: Message[Order]) -> None:
+        await eventflow.publish("receipts", message.value, key="k", headers={"a": "b"})
+        await durable.sleep(3600)
+        await eventflow.publish("gone", None, key=b"k")
+
+    @eventflow.step(retries=1)
+    async def tells() -> None:
+        await eventflow.publish("told", "once")
+        shop.did.append(1)
+        if len(shop.did) == 1:
+            raise ConnectionError("not yet")
+
+    @eventflow.workflow
+    async def tell() -> None:
+        await tells()
+
+    async with testing.harness() as flow:
+        await flow.deliver("orders", Order(number=7))
+        await eventflow.start(tell)
+        await flow.settle()
+        [event] = await flow.published("receipts")
+        assert (event.decode(Order), event.key, event.headers.text("a")) == (Order(number=7), b"k", "b")
+        await flow.advance(3600)
+        assert [(e.topic, e.value) for e in await flow.published()][1:] == [("told", b"once"), ("gone", None)]
+        [told] = await flow.published("told")
+        assert told.decode(str) == "once"
+
+
 # ---- time ------------------------------------------------------------------------------------------------
 
 

@@ -284,6 +284,8 @@ async def tested() -> None:
         await flow.advance(timedelta(seconds=1))
         await flow.settle()
         assert_type((await flow.workflow(workflow_id)).attempt, int)
+        [event] = await flow.published("receipts")
+        assert_type(event.decode(Order), Order)
         [letter] = await flow.dead_letters()
         assert_type(letter.message, Message[bytes])
 
