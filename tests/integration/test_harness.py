@@ -316,7 +316,7 @@ async def test_time_goes_from_one_thing_that_is_due_to_the_next(shop: Shop) -> N
 
 
 async def test_schedules_fire_in_the_harness_time(shop: Shop) -> None:
-    @eventflow.scheduled("0 2 * * *", timezone="Europe/Berlin")
+    @eventflow.scheduled("0 2 * * *", timezone="Europe/Berlin", overlap="allow")
     async def close_day(fire: Fire) -> None:
         shop.did.append(fire.time.isoformat())
 
