@@ -28,6 +28,7 @@ BATCH = 100  # fire times of one schedule in one transaction
 _LOOK = timedelta(seconds=1)  # between two looks at whether what a fire time waits for has ended
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MOMENT = timedelta(microseconds=1)
+_MINUTE, _HOUR = timedelta(minutes=1), timedelta(hours=1)
 _FIELDS = (
     ("minute", "0-59"), ("hour", "0-23"), ("day of the month", "1-31, L, LW"), ("month", "1-12, JAN-DEC"),
     ("day of the week", "0-7, SUN-SAT, 1#2, 5L"),
@@ -214,12 +215,18 @@ class Rule:
         return began + ((moment - began) // every + 1) * every
 
     def _cron_after(self, moment: datetime) -> datetime | None:
-        ticks = CronSim(self.cron or "", moment.astimezone(zone_of(self.timezone)))
+        zone, expression = zone_of(self.timezone), self.cron or ""
+        # Within an hour that is repeated CronSim goes on from its first pass: what has been is passed by.
+        ticks = (tick.astimezone(UTC) for tick in CronSim(expression, moment.astimezone(zone)))
         try:
-            # Within an hour that is repeated it goes on from its first pass: what has been is passed by.
-            return next(found for tick in ticks if (found := tick.astimezone(UTC)) > moment)
+            found = next(time for time in ticks if time > moment)
         except (StopIteration, RuntimeError, OverflowError, ValueError):  # 50 years, or the calendar's end
             return None
+        if not any(part.startswith("*") for part in expression.split()[:2]):
+            return found
+        # It goes hour by hour: where a clock is moved by half of one, it passes by what is in the other half.
+        times = (_by_the_wall(expression, zone, max(change, moment)) for change in _changes(zone, moment, found))
+        return min((time for time in times if moment < time < found), default=found)
 
     def before(self, moment: datetime) -> datetime | None:
         """The last fire time before a moment, in UTC; None where there is none within 60 years."""
@@ -255,6 +262,36 @@ def rule_of(text: str) -> Rule:
 
     """
     return Rule.of(json.loads(text))
+
+
+def _by_the_wall(expression: str, zone: ZoneInfo, begin: datetime) -> datetime:
+    """The first fire time from a moment on, by a clock that nobody moves from there."""
+    wall = begin.astimezone(zone).replace(tzinfo=None)
+    return next(CronSim(expression, wall - _MINUTE)).replace(tzinfo=zone, fold=1).astimezone(UTC)
+
+
+def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:
+    return moment.astimezone(zone).utcoffset() or timedelta()
+
+
+def _changes(zone: ZoneInfo, moment: datetime, found: datetime) -> Iterator[datetime]:
+    """When the zone's clocks are moved by less than an hour: from two hours before a moment until another one."""
+    low = moment - 2 * _HOUR
+    while low < found:
+        high = min(low + 24 * _HOUR, found)
+        moved = _offset(zone, high) - _offset(zone, low)
+        if moved % _HOUR:
+            yield _change(zone, low, high)
+        low = high
+
+
+def _change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
+    """The moment between two others from which on the clock is that of the later one."""
+    after = _offset(zone, high)
+    while high - low > _MOMENT:
+        middle = low + (high - low) / 2
+        low, high = (low, middle) if _offset(zone, middle) == after else (middle, high)
+    return high
 
 
 # ---- what is to be done at a moment ----------------------------------------------------------------

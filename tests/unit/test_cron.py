@@ -6,6 +6,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,10 @@ def times(cron: str, zone: str, after: str, count: int) -> list[str]:
             "*/30 1 * * *", LORD_HOWE, "2026-04-04T12:00",
             ["04-05 01:00 +1100", "04-05 01:30 +1100", "04-05 01:30 +1030", "04-06 01:00 +1030"],
         ),
+        (
+            "0 */2 * * *", LORD_HOWE, "2026-04-04T23:00",
+            ["04-05 00:00 +1100", "04-05 02:00 +1030", "04-05 04:00 +1030", "04-05 06:00 +1030"],
+        ),
         # A zone that left a day out, one that stayed with summer time, one that gave it up: midnight does not exist.
         ("0 12 * * *", "Pacific/Apia", "2011-12-29T11:00", ["12-29 12:00 -1000", "12-31 00:00 +1400", "12-31 12:00 +1400"]),
         ("30 3 * * *", "Europe/Istanbul", "2016-03-26T12:00", ["03-27 04:00 +0300", "03-28 03:30 +0300"]),
@@ -80,6 +85,25 @@ def test_who_asks_in_the_second_pass_of_an_hour_is_not_sent_back_to_the_first() 
     rule = Rule(cron="30 2 * * *", timezone=BERLIN)
     second_pass = datetime(2026, 10, 25, 2, 15, fold=1, tzinfo=ZoneInfo(BERLIN))
     assert rule.after(second_pass) == datetime(2026, 10, 26, 2, 30, tzinfo=ZoneInfo(BERLIN))
+
+
+@pytest.mark.parametrize("cron", ["0 */2 * * *", "*/15 * * * *", "5,35 */3 * * *", "30 * * * *", "0 * * * SUN"])
+@pytest.mark.parametrize(
+    ("zone", "begin"),
+    [
+        (LORD_HOWE, "2024-04-06T10:00"), (LORD_HOWE, "2024-10-05T10:00"), (BERLIN, "2024-03-30T20:00"),
+        (BERLIN, "2024-10-26T20:00"), ("Asia/Pyongyang", "2018-05-04T12:00"), ("America/Caracas", "2016-05-01T04:00"),
+    ],
+)  # fmt: skip
+def test_by_the_clock_on_the_wall_it_fires_whenever_that_shows_such_a_time(cron: str, zone: str, begin: str) -> None:
+    first = datetime.fromisoformat(begin).replace(tzinfo=UTC)
+    minutes = [first + timedelta(minutes=n) for n in range(12 * 60 + 1)]
+
+    def shows(moment: datetime) -> bool:
+        wall = moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+        return next(CronSim(cron, wall - timedelta(minutes=1))) == wall
+
+    assert list(Rule(cron=cron, timezone=zone).between(minutes[0], minutes[-1])) == [m for m in minutes if shows(m)]
 
 
 crons = st.builds(
