@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -20,7 +20,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # pyright: ignore[reportPrivateImportUsage]
 from confluent_kafka.cimpl import NewTopic
 
 from eventflow.brokers import Brokers, logger, reason
@@ -320,7 +320,8 @@ class Slots:
     def is_out(self, batch: Batch, events: Sequence[Event]) -> bool:
         """Whether a batch of which Kafka has forgotten the number is out, by its events themselves.
 
-        All or nothing holds for a Kafka transaction: so one topic is enough. "No" needs every partition read to its end.
+        All or nothing holds for a Kafka transaction: so one topic is enough. "No" needs every partition read to its end, in a
+        log of which nothing was deleted since the batch was numbered.
 
         Raises:
             MismatchError: that cannot be told.
@@ -331,7 +332,7 @@ class Slots:
         wanted = {self.event_id(event.id).encode() for event in events if event.topic == topic}
         asking = Consumer(self._config(), logger=logger)
         try:
-            begin, ends = self._stretch(asking, topic, int((batch.at.timestamp() - _EARLIER) * 1000))
+            begin, ends, gone = self._stretch(asking, topic, int((batch.at.timestamp() - _EARLIER) * 1000))
             asking.assign(begin)
             left, until = {place for place, end in ends.items() if end}, time.monotonic() + _SCAN
             while left:
@@ -344,20 +345,32 @@ class Slots:
                     left.discard(message.partition() or 0)
                 elif any(name == "eventflow-id" and value in wanted for name, value in message.headers() or ()):
                     return True
+            if gone or self._is_compacted(topic):
+                raise MismatchError(
+                    f"whether batch {batch.n} is out: topic {topic!r} may have had its events and lost them"
+                )
             return False
         finally:
             asking.close()
 
-    def _stretch(self, asking: Consumer, topic: str, since: int) -> tuple[list[TopicPartition], dict[int, int]]:
-        """From where to read each partition of a topic, and up to where."""
+    def _stretch(self, asking: Consumer, topic: str, since: int) -> tuple[list[TopicPartition], dict[int, int], bool]:
+        """From where to read each partition of a topic, up to where, and whether more was there once."""
         partitions = self._brokers.partitions(topic)
         begin = asking.offsets_for_times([TopicPartition(topic, p, since) for p in partitions], timeout=_ASK)
         ends: dict[int, int] = {}
+        gone = False
         for place in begin:
-            _, ends[place.partition] = asking.get_watermark_offsets(TopicPartition(topic, place.partition), _ASK)
+            low, high = asking.get_watermark_offsets(TopicPartition(topic, place.partition), _ASK)
+            ends[place.partition] = high
+            gone = gone or (low > 0 and (low == high or 0 <= place.offset <= low))
             if place.offset < 0:
                 place.offset = OFFSET_BEGINNING
-        return begin, ends
+        return begin, ends, gone
+
+    def _is_compacted(self, topic: str) -> bool:
+        admin, asked = cast("Any", self._brokers.admin), cast("Any", ConfigResource)(ResourceType.TOPIC, topic)
+        configs: dict[str, Any] = admin.describe_configs([asked], request_timeout=_ASK)[asked].result(_ASK)
+        return "compact" in (configs["cleanup.policy"].value or "")
 
 
 def why(error: KafkaError | None) -> str:
