@@ -47,7 +47,7 @@ from eventflow.migrations import check_schema
 from eventflow.outbox import Row
 from eventflow.pruner import Pruner
 from eventflow.queues import DEFAULT, Order
-from eventflow.records import Operation, Rider
+from eventflow.records import Choice, Operation, Rider
 from eventflow.recovery import birth
 from eventflow.registry import Registry, TransactionSpec, names_with_files, registry
 from eventflow.runs import Run
@@ -495,6 +495,10 @@ class App:
             self._incarnation.schedules.look()
         self._take_rows()
         return found
+
+    async def settle(self, incident_id: int, choice: Choice) -> None:
+        """Settle an incident."""
+        await self._ledger.settle(incident_id, choice)
 
     def row(self, workflow_id: str) -> tuple[Any, ...]:
         """The workflow's row. Blocks."""

@@ -2,14 +2,15 @@
 
 import logging
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import confluent_kafka
-from confluent_kafka import Consumer, KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
 
 from eventflow.errors import SettingsError, UnavailableError
 from eventflow.settings import KafkaProperties
@@ -66,6 +67,8 @@ _CONSUMERS_ONLY = frozenset({
     "queued.min.messages", "session.timeout.ms", "share.acknowledgement.mode",
 })  # fmt: skip
 _NO_ANSWER = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
+_ASK = 10  # seconds for a question
+Identity = tuple[str, str]  # the cluster's id, the topic's id
 
 
 class UnknownTopicError(UnavailableError):
@@ -118,23 +121,20 @@ class Brokers:
             everyones = refusal == _refusal(self._config(self.properties))
             raise SettingsError(f"{'EVENTFLOW_KAFKA' if everyones else f'kafka= of the handler {name!r}'}: {refusal}")
 
-    def identity(self, topic: str) -> tuple[str, str]:
-        """(cluster id, topic id) as the brokers have them.
+    def identities(self, topics: Iterable[str]) -> dict[str, Identity | UnavailableError]:
+        """What each topic is, or why that cannot be told: an `UnknownTopicError` where there is none of this name.
 
         Raises:
-            UnknownTopicError: they do not know the topic.
-            UnavailableError: they do not answer, or the topic has no id.
+            UnavailableError: the brokers do not answer.
 
         """
+        names = list(topics)
         try:
-            return self._describe(topic)
+            return self._describe(names) if names else {}
         except TimeoutError as error:
             raise UnavailableError(self.no_answer) from error
         except KafkaException as error:
-            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                hint = "there is no such topic; create it; it is read as soon as it exists"
-                raise UnknownTopicError(f"Kafka at {self.servers}, topic {topic!r}: {hint}") from error
-            raise self.unavailable(error, f", topic {topic!r}") from error
+            raise self.unavailable(error) from error
         finally:
             self.admin.poll(0)  # what the client has to say meanwhile would else be kept, and said all at once later
 
@@ -142,6 +142,18 @@ class Brokers:
     def no_answer(self) -> str:
         """What is said of brokers that are away: by all consumers alike, so that it is said once."""
         return f"Kafka at {self.servers} does not answer"
+
+    def topics(self) -> list[str]:
+        """The names of all topics but Kafka's own.
+
+        Raises:
+            UnavailableError: the brokers do not answer.
+
+        """
+        try:
+            return [name for name in self.admin.list_topics(timeout=5).topics if not name.startswith("__")]
+        except KafkaException as error:
+            raise self.unavailable(error) from error
 
     def partitions(self, topic: str) -> list[int]:
         """The partitions that the topic has now.
@@ -155,21 +167,77 @@ class Brokers:
         """
         return list(self.admin.list_topics(topic, timeout=10).topics[topic].partitions)
 
+    def epochs(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The epoch of each partition's leader.
+
+        Raises:
+            KafkaException: the brokers do not answer.
+
+        """
+        admin: Any = self.admin
+        asked = admin.list_offsets({TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions})
+        return {place.partition: future.result(timeout=_ASK).leader_epoch for place, future in asked.items()}
+
+    def cut_off(self, topic: str, read: dict[int, tuple[int, int]]) -> dict[int, int]:
+        """Where those partitions' logs were cut off that do not have any more what was read: an offset, by its leader's epoch.
+
+        A consumer of its own asks: librdkafka validates an assignment (KIP-320) where it has yet to learn who leads.
+
+        Raises:
+            KafkaException: the brokers do not answer.
+
+        """
+        consumer = Consumer(self.config | {"enable.partition.eof": True, "fetch.message.max.bytes": 1}, logger=logger)
+        cut: dict[int, int] = {}
+        waiting, until = set(read), time.monotonic() + _ASK
+        try:
+            consumer.assign(
+                [TopicPartition(topic, p, offset, leader_epoch=epoch) for p, (offset, epoch) in read.items()]
+            )
+            while waiting:
+                message: Any = consumer.poll(0.1)
+                if message is not None and message.partition() in waiting:
+                    end = None if message.error() is None else cut_at(message.error())
+                    cut |= {} if end is None else {message.partition(): end}
+                    waiting.discard(message.partition())
+                elif time.monotonic() > until:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        finally:
+            consumer.close()
+        return cut
+
     def unavailable(self, error: KafkaException, where: str = "") -> UnavailableError:
         """An error of asking the brokers, in one line that names them."""
         if error.args[0].code() in _NO_ANSWER:
             return UnavailableError(self.no_answer)
         return UnavailableError(f"Kafka at {self.servers}{where}: {reason(error)}")
 
-    def _describe(self, topic: str) -> tuple[str, str]:
+    def _describe(self, topics: list[str]) -> dict[str, Identity | UnavailableError]:
         admin: Any = self.admin  # its futures are not typed
-        asked = admin.describe_topics(confluent_kafka.TopicCollection([topic]), request_timeout=5)
-        description = asked[topic].result(timeout=6)
-        cluster = admin.describe_cluster(request_timeout=5).result(timeout=6)
-        topic_id = str(description.topic_id)
-        if not topic_id or set(topic_id) <= set("A-0") or not cluster.cluster_id:
-            raise UnavailableError(f"topic {topic!r} has no id; Apache Kafka 3.7 or newer is needed")
-        return cluster.cluster_id, topic_id
+        asked = admin.describe_topics(confluent_kafka.TopicCollection(topics), request_timeout=5)
+        cluster_id = admin.describe_cluster(request_timeout=5).result(timeout=6).cluster_id
+        return {topic: self._identity(topic, cluster_id, asked[topic]) for topic in topics}
+
+    def _identity(self, topic: str, cluster_id: str | None, asked: Any) -> Identity | UnavailableError:
+        try:
+            topic_id = str(asked.result(timeout=6).topic_id)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in _NO_ANSWER:
+                raise
+            if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return self.unavailable(error, f", topic {topic!r}")
+            hint = "there is no such topic; create it; it is read as soon as it exists"
+            return UnknownTopicError(f"Kafka at {self.servers}, topic {topic!r}: {hint}")
+        if not topic_id or set(topic_id) <= set("A-0") or not cluster_id:
+            return UnavailableError(f"topic {topic!r} has no id; Apache Kafka 3.7 or newer is needed")
+        return cluster_id, topic_id
+
+
+def cut_at(error: KafkaError) -> int | None:
+    """Where the log ends for what was read, if that is what the error says."""
+    cut = re.search(r"truncation detected.*broker end offset is (\d+)", error.str())
+    return None if cut is None else int(cut[1])
 
 
 def _refusal(config: dict[str, Any]) -> str | None:

@@ -4,22 +4,24 @@ The ledger's side of a consumer (PROTOCOL.md R5, R7, R8, R11). Kafka assigns par
 ledger counts: where a partition goes on, and what of it is accepted.
 """
 
+import contextlib
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from eventflow.database import Connection, KeptConnection, evicting
 from eventflow.errors import EventflowError, UnavailableError
-from eventflow.idempotency import message_workflow_id_prefix
+from eventflow.idempotency import message_workflow_id_prefix, message_workflow_id_suffix
 from eventflow.journal import Journal, Lane, backoff
 from eventflow.payloads import unread
+from eventflow.records import Choice
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Early, Fingerprint, fingerprint
+from eventflow.runs import Claim, Early, Fingerprint, fingerprint, place
 from eventflow.scopes import Left, Scope, Scopes
 from eventflow.sources import Source, Sources
 
@@ -38,12 +40,43 @@ class _Taken:
     id: int
     partition: int
     epoch: int
-    released: bool
-    former_bound: int
-    verified: int
-    accepted: Any
+    former: "_Former"
+    read: "_Read"
     left: list[Left]
     early: Early
+    stop: "_Stop | None"
+
+
+@dataclass(frozen=True, slots=True)
+class _Former:
+    """What the former owner has left."""
+
+    released: bool
+    bound: int
+    verified: int
+    generation: int
+    leader_epoch: int
+    epoch_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What is accepted, and what the deltas tell of the last message that was read."""
+
+    accepted: Any
+    leader_epoch: int = -1
+    epoch_to: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """An incident that a partition has not gone on after."""
+
+    id: int
+    kind: str
+    first: int
+    choice: Choice | None
+    detail: str
 
 
 class Claims:
@@ -54,6 +87,8 @@ class Claims:
         stop: threading.Event,
     ) -> None:  # fmt: skip
         self.held: dict[Key, Claim] = {}
+        self.stopped: dict[Key, int] = {}  # the claims of those that an incident stops
+        self.bereft: list[Claim] = []  # lost without a hand-over: the topic may be gone
         self._spec, self._executor, self._bound = spec, executor, bound
         self._ledger, self._sources, self._journal, self._stop = ledger, sources, journal, stop
         self._positions: dict[Claim, int] = {}
@@ -78,6 +113,7 @@ class Claims:
     def drop(self, keys: Iterable[Key]) -> None:
         """They are lost."""
         for key in list(keys):
+            self.stopped.pop(key, None)
             claim = self.held.pop(key, None)
             if claim is not None:
                 claim.lose()
@@ -85,7 +121,7 @@ class Claims:
     # ---- taking ----
 
     def take(self, consumer: Consumer, keys: list[Key]) -> list[Claim]:
-        """Claim these partitions, once; those whose position is still in Kafka's log are held from then on.
+        """Claim these partitions, once; those that no incident stops are held from then on.
 
         Raises:
             psycopg.Error, UnavailableError, KafkaException: not now; nothing was claimed, or it is to be claimed again.
@@ -107,13 +143,29 @@ class Claims:
             with evicting(self._ledger.database, connection, after=1.0):
                 return self._take_rows(connection, source, partitions)
 
-        claims = [self._make(topic, source, taken) for taken in self._ledger.transact(work)]
-        usable = [claim for claim in claims if self._in_log(consumer, claim)]
+        usable: list[Claim] = []
+        moved: list[Key] = []
+        made = [(self._make(topic, source, taken), taken.stop) for taken in self._ledger.transact(work)]
+        cut = self._sources.cut_off(topic, [claim for claim, stop in made if stop is None])
+        for claim, found in made:
+            key = claim.topic, claim.partition
+            self.stopped.pop(key, None)
+            stop = found or self._gone(consumer, claim, cut.get(claim.partition))
+            if stop is None:
+                usable.append(claim)
+            elif (choice := stop.choice or self._policy()) is None:
+                self.stopped[key] = claim.id
+                self.release([claim])
+                logger.error("%s stands still until incident %d is settled (`eventflow incidents settle %d`): %s: %s",
+                             claim, stop.id, stop.id, stop.kind, stop.detail)  # fmt: skip
+            else:
+                self._go_on(consumer, claim, stop, choice)
+                moved.append(key)
         for claim in usable:
             wary = ", its last owner did not let go of it" if claim.wary else ""
-            logger.info("%s claims %s/%d from offset %d (epoch %d%s)", self._spec.spec.name, claim.topic,
-                        claim.partition, claim.next_offset, claim.epoch, wary)  # fmt: skip
-        return usable
+            logger.info("%s claims %s from offset %d (epoch %d%s)", self._spec.spec.name, claim,
+                        claim.next_offset, claim.epoch, wary)  # fmt: skip
+        return usable + (self._take_topic(consumer, topic, moved) if moved else [])
 
     def _take_rows(self, connection: Connection, source: Source, partitions: list[int]) -> list[_Taken]:
         """R7, statement by statement: what is read comes later than the lock that it relies on."""
@@ -123,18 +175,19 @@ class Claims:
             self._sources.doubt()
             raise UnavailableError(f"source {source.id} was superseded; asking for the topic's id again")
         where = {"group": self._spec.group, "source": source.id, "partitions": partitions}
-        left = {row[0]: row for row in run(connection, "lock_claims", where)}
-        ids = sorted(left)
+        former = {row[0]: _Former(*row[2:]) for row in run(connection, "lock_claims", where)}
+        ids = sorted(former)
         early = self._end_former(connection, source, partitions) if source.incarnation > 1 else {}
         taken = run(connection, "take_claims", {"executor": self._executor, "in_flight": self._bound, "claims": ids})
-        positions = dict(run(connection, "read_positions", {"claims": ids}))
+        read = {claim: _Read(*what) for claim, *what in run(connection, "read_positions", {"claims": ids})}
         if self._spec.ordering != "key":
             run(connection, "free_lines", {"claims": ids})
         left_over = run(connection, "read_unfinished", {"claims": ids})
+        stops = {claim: _Stop(*stop) for claim, *stop in run(connection, "read_stops", {"claims": ids})}
         return [
             _Taken(
-                i, partition, epoch, left[i][2], left[i][3], left[i][4], positions[i],
-                [(scope, *what) for claim, scope, *what in left_over if claim == i], early.get(partition, {}),
+                i, partition, epoch, former[i], read[i],
+                [(scope, *what) for claim, scope, *what in left_over if claim == i], early.get(partition, {}), stops.get(i),
             )
             for i, partition, epoch in sorted(taken)
         ]  # fmt: skip
@@ -151,14 +204,16 @@ class Claims:
             {"source": source.id, "group": self._spec.group, "partitions": partitions},
         )  # fmt: skip
         suspects = _suspects(former)
-        positions = dict(run(connection, "read_positions", {"claims": [claim for claim, *_ in suspects]}))
+        read = run(connection, "read_positions", {"claims": [claim for claim, *_ in suspects]})
+        positions = {claim: accepted for claim, accepted, *_ in read}
         early: dict[int, Early] = {}
-        for claim, incarnation, partition, verified in suspects:
+        for claim, incarnation, partition, verified, generation in suspects:
             prefix = message_workflow_id_prefix(self._spec.group, source.topic, incarnation, partition)
+            suffix = message_workflow_id_suffix(generation)
             position = max(r.upper for r in positions[claim])
             known = early.setdefault(partition, {})
             for low in range(verified, position, _EARLY):
-                ids = [f"{prefix}{offset}" for offset in range(low, min(low + _EARLY, position))]
+                ids = [f"{prefix}{offset}{suffix}" for offset in range(low, min(low + _EARLY, position))]
                 for offset, *what in run(connection, "read_early", {"ids": ids}):
                     known[offset] = (*known.get(offset, ()), self._told(*what))
         return early
@@ -173,31 +228,101 @@ class Claims:
         return (timestamp,) if unread([headers]) is not None else fingerprint(timestamp, key, value)
 
     def _make(self, topic: str, source: Source, taken: _Taken) -> Claim:
-        first, *above = list(taken.accepted)
+        former = taken.former
+        first, *above = list(taken.read.accepted)
+        last = taken.read if taken.read.epoch_to > former.epoch_to else former
         prefix = message_workflow_id_prefix(self._spec.group, topic, source.incarnation, taken.partition)
         claim = Claim(
             taken.id, taken.epoch, self._spec.group, topic, taken.partition, source.id, source.incarnation, prefix,
-            first.upper,
+            first.upper, former.generation,
         )  # fmt: skip
+        claim.leader_epoch, claim.jumped = last.leader_epoch, (last.epoch_to, first.upper)
+        claim.vacant = former.released
         claim.accepted_above = [(r.lower, r.upper) for r in above]
         if self._spec.ordering == "partition":
             claim.scope = Scope(str(taken.id), [one for _, ids, *_ in taken.left for one in ids])
         elif self._spec.ordering == "key":
             claim.scopes = Scopes(taken.id, taken.left)
-        claim.verified = min(taken.verified, claim.next_offset)
+        claim.verified = min(former.verified, claim.next_offset)
         claim.early = taken.early
-        if not taken.released:
-            claim.wary = taken.former_bound
+        if not former.released:
+            claim.wary = former.bound
         return claim
 
-    def _in_log(self, consumer: Consumer, claim: Claim) -> bool:
-        """Whether the position is still in Kafka's log; where it is not, the partition stops, loudly (R5, R16)."""
+    # ---- incidents (R16) ----
+
+    def _policy(self) -> Choice | None:
+        return None if self._spec.on_incident == "stop" else self._spec.on_incident
+
+    def _gone(self, consumer: Consumer, claim: Claim, cut: int | None) -> _Stop | None:
+        """What stops a partition whose position is not in Kafka's log any more, or of which what was read was cut off."""
+        if cut is not None and cut < claim.next_offset:  # else what was read and not accepted is another one now
+            return self.stop(claim, "truncation", cut, cut_off(claim, cut))
         low, high = consumer.get_watermark_offsets(TopicPartition(claim.topic, claim.partition), timeout=_ASK)
-        if low <= claim.next_offset <= high:
-            return True
-        kind = "retention" if claim.next_offset < low else "truncation"
-        self.halt(claim, kind, f"the position {claim.next_offset} is not in the log, which has {low} to {high}")
-        return False
+        where = f"the position {claim.next_offset} is not in the log, which has {low} to {high}"
+        if claim.next_offset < low:
+            return self.stop(
+                claim, "retention", claim.next_offset, f"{where}: what lies before {low} was deleted unread"
+            )
+        if high < claim.next_offset:
+            return self.stop(
+                claim, "truncation", high, f"{where}: its end was cut off; what is sent next takes offsets anew"
+            )
+        if claim.jumped[0] < low:
+            claim.leader_epoch = -1
+        return None
+
+    def stop(
+        self, claim: Claim, kind: str, first: int, detail: str, choice: Choice | None = None, who: str | None = None
+    ) -> _Stop:
+        """Record what stops a partition until it is settled.
+
+        Raises:
+            psycopg.Error, UnavailableError: not now.
+
+        """
+        self._ledger.run(
+            "insert_stop",
+            {"kind": kind, "subject": str(claim), "detail": detail, "claim": claim.id, "first": first, "choice": choice,
+             "who": who},
+        )  # fmt: skip
+        [(_, *stop)] = self._ledger.run("read_stops", {"claims": [claim.id]})
+        return _Stop(*stop)
+
+    def _go_on(self, consumer: Consumer, claim: Claim, stop: _Stop, choice: Choice) -> None:
+        """Let a partition go on where a person or the policy has chosen; it is claimed again then."""
+        low, high = consumer.get_watermark_offsets(TopicPartition(claim.topic, claim.partition), timeout=_ASK)
+        anew = stop.kind == "truncation" and choice != "retry"
+        first = stop.first if anew else claim.next_offset
+        where = {"earliest": max(first, low), "latest": max(first, high), "retry": claim.next_offset}[choice]
+        self._ledger.run(
+            "go_on",
+            {"executor": self._executor, "claim": claim.id, "epoch": claim.epoch, "incident": stop.id, "choice": choice,
+             "who": "on_incident", "skip_from": first, "next": where, "anew": anew},
+        )  # fmt: skip
+        skipped = f", offsets {first} to {where} are skipped" if where > first else ""
+        logger.warning("%s goes on at offset %d (%s)%s", claim, where, choice, skipped)
+
+    def settled(self) -> list[Key]:
+        """Those of the stopped partitions that may go on."""
+        if not self.stopped:
+            return []
+        try:
+            rows = self._ledger.run("read_stops", {"claims": list(self.stopped.values())})
+        except (psycopg.Error, UnavailableError):
+            return []  # asked again soon
+        still = {claim for claim, _, _, _, choice, _ in rows if choice is None}
+        return [key for key, claim in self.stopped.items() if claim not in still]
+
+    def start(self, claim: Claim) -> TopicPartition:
+        """Where to fetch from. The leader's epoch of what was read lets Kafka tell whether the log still has it.
+
+        It is that of the last message, a few before the position where the last owner died: these are fetched once more,
+        and are known.
+        """
+        if claim.leader_epoch < 0 or claim.jumped[0] > claim.next_offset:
+            return TopicPartition(claim.topic, claim.partition, claim.next_offset)
+        return TopicPartition(claim.topic, claim.partition, claim.jumped[0], leader_epoch=claim.leader_epoch)
 
     # ---- where a partition begins ----
 
@@ -210,29 +335,49 @@ class Claims:
         everything = self._sources.partitions(topic)
         unseen = sorted((set(everything) | set(partitions)) - known)
         chosen = self._choose(consumer, topic, unseen, first=not rows)
-        self._ledger.run(
-            "insert_claims",
-            {
-                "group": self._spec.group, "source": source.id, "partition": unseen,
-                "position": [chosen[p][0] for p in unseen], "began": [chosen[p][1] for p in unseen],
-            },
-        )  # fmt: skip
+        begin = {
+            "group": self._spec.group, "source": source.id, "partition": unseen,
+            "position": [chosen[p][0] for p in unseen], "began": [chosen[p][1] for p in unseen],
+        }  # fmt: skip
+
+        def work(connection: Connection) -> None:
+            made = self._ledger.database.run(connection, "insert_claims", begin)
+            for claim, partition in made if rows else ():
+                self._note_begun(connection, source, claim, partition, chosen[partition][0], added=bool(known))
+
+        self._ledger.transact(work)
         for partition in unseen:
             logger.info("%s: %s/%d begins at %d (%s)", self._spec.spec.name, topic, partition, *chosen[partition])
 
+    def _note_begun(
+        self, connection: Connection, source: Source, claim: int, partition: int, first: int, *, added: bool
+    ) -> None:
+        """A group that has read the topic begins with a partition that is new to it: why it is new is an incident."""
+        note = {
+            "subject": place(self._spec.group, source.topic, source.incarnation, partition), "claim": claim, "first": first,
+            "choice": source.begins, "who": source.begins and "the cluster's incident",
+        }  # fmt: skip
+        if added:
+            detail = f"the partition was added; it is read from offset {first} on, and its keys' older messages lie elsewhere"
+            note |= {"kind": "partitions", "detail": detail, "choice": "earliest", "who": "eventflow"}
+        else:
+            detail = f"the topic is another one than the one that was read; its log begins at offset {first}"
+            note |= {"kind": "recreated", "detail": detail}
+        self._ledger.database.run(connection, "insert_stop", note)
+
     def _choose(self, consumer: Consumer, topic: str, unseen: list[int], *, first: bool) -> dict[int, tuple[int, str]]:
-        places = [TopicPartition(topic, partition) for partition in unseen]
-        committed = {p.partition: p.offset for p in consumer.committed(places, timeout=_ASK)} if first else {}
+        spots = [TopicPartition(topic, partition) for partition in unseen]
+        committed = {p.partition: p.offset for p in consumer.committed(spots, timeout=_ASK)} if first else {}
         chosen: dict[int, tuple[int, str]] = {}
-        for place in places:
-            low, high = consumer.get_watermark_offsets(place, timeout=_ASK)
-            offset = committed.get(place.partition, -1)
+        for spot in spots:
+            low, high = consumer.get_watermark_offsets(spot, timeout=_ASK)
+            offset = committed.get(spot.partition, -1)
             if offset >= 0:
-                chosen[place.partition] = (max(low, min(offset, high)), "committed")
+                chosen[spot.partition] = (max(low, min(offset, high)), "committed")
             elif first and self._spec.start == "latest":
-                chosen[place.partition] = (high, "latest")
+                chosen[spot.partition] = (high, "latest")
             else:
-                chosen[place.partition] = (low, "earliest" if first else "added")
+                chosen[spot.partition] = (low, "earliest" if first else "added")
         return chosen
 
     # ---- letting go ----
@@ -242,6 +387,7 @@ class Claims:
         held = sorted((c for c in claims if not c.lost), key=lambda c: c.id)
         release = {
             "claims": [c.id for c in held], "epochs": [c.epoch for c in held], "verified": [c.verified for c in held],
+            "leader_epochs": [c.leader_epoch for c in held], "epochs_to": [c.epoch_to() for c in held],
             "executor": self._executor,
         }  # fmt: skip
 
@@ -254,20 +400,23 @@ class Claims:
         except (psycopg.Error, EventflowError) as error:
             logger.warning("%s: claims not released: %s", self._spec.spec.name, error)
 
-    def halt(self, claim: Claim, kind: str, detail: str) -> None:
-        """Stop a partition until a person has looked, and record why."""
-        claim.lose()
-        logger.error("%s stops: %s", claim, detail)
-        self.record(kind, str(claim), detail)
+    def note_changed(self, changed: Mapping[str, str], consumer: Consumer) -> None:
+        """Record what may have been read of a topic under the id that it had before, and what was not read of it (R16)."""
+        for claim in [*self.held.values(), *self.bereft]:
+            what = changed.get(claim.topic)
+            if what is not None:
+                detail = self._become(claim, what, consumer)
+                logger.error("%s: %s", claim, detail)
+                self.record("deleted" if what == "deleted" else "recreated", str(claim), detail)
 
-    def note_changed(self, topics: set[str]) -> None:
-        """Record what may have been read of a topic under the id that it had before (R16)."""
-        for claim in self.held.values():
-            if claim.topic in topics:
-                logger.error("%s: the topic was deleted or recreated; its partitions begin anew", claim)
-                suspect = f"offsets {claim.verified} to {claim.next_offset} may be those of the new one"
-                detail = f"was deleted or recreated; read under its old id, {suspect}"
-                self.record("recreated", str(claim), detail)
+    def _become(self, claim: Claim, what: str, consumer: Consumer) -> str:
+        end = claim.next_offset
+        with contextlib.suppress(KafkaException):  # where it never heard of an end
+            end = max(end, consumer.get_watermark_offsets(TopicPartition(claim.topic, claim.partition), cached=True)[1])
+        if what == "deleted":
+            return f"the topic was deleted; it was read up to offset {claim.next_offset}, and went at least to {end}"
+        suspect = f"read under its old id, offsets {claim.verified} to {claim.next_offset} may be those of the new one"
+        return f"the topic is {what}; {suspect}, and the old one's went at least to {end}"
 
     def record(self, kind: str, subject: str, detail: str) -> None:
         """Record an incident, if need be after a while; the log has it in any case."""
@@ -306,7 +455,10 @@ class Claims:
         if claim.revoked:
             return
         database, connection = self._ledger.database, lane.connection()
-        params = {"executor": lane.executor, "claim": claim.id, "epoch": claim.epoch, "verified": claim.verified}
+        params = {
+            "executor": lane.executor, "claim": claim.id, "epoch": claim.epoch, "verified": claim.verified,
+            "leader_epoch": claim.leader_epoch, "epoch_to": claim.epoch_to(),
+        }  # fmt: skip
         try:
             [(accepted,)] = database.run(connection, "fold_claim", params)
         except psycopg.Error as error:
@@ -314,8 +466,10 @@ class Claims:
             if error.sqlstate == "EF005":
                 claim.lose()
                 logger.error("%s stops: %s", claim, error)
-                incident = {"kind": "overlap", "subject": str(claim), "detail": str(error)}
-                database.run(connection, "insert_incident", incident)
+                incident = {"kind": "overlap", "subject": str(claim), "detail": str(error), "claim": claim.id}
+                nobody = {"first": claim.next_offset, "choice": None, "who": None}
+                database.run(connection, "insert_stop", incident | nobody)
+                self.stopped[claim.topic, claim.partition] = claim.id
             elif error.sqlstate == "EF007":
                 self._sources.doubt()
             else:
@@ -324,17 +478,24 @@ class Claims:
         self._positions[claim] = next(iter(accepted)).upper
 
 
-def _suspects(former: list[Any]) -> list[tuple[int, int, int, int]]:
+def cut_off(claim: Claim, end: int) -> str:
+    """What is said of a log that has lost its end."""
+    return f"the log was cut off at offset {end}; it had been read to {claim.next_offset}, and offsets come anew"
+
+
+def _suspects(former: list[Any]) -> list[tuple[int, int, int, int, int]]:
     """Which of the claims that have been ended may have read messages of what the topic is now.
 
     The newest of each partition, and those before it down to one whose topic was seen to be the same after something was
     read of it: before that could be read, all older ones had ended.
     """
-    suspects: list[tuple[int, int, int, int]] = []
+    suspects: list[tuple[int, int, int, int, int]] = []
     settled: set[int] = set()
-    for claim, incarnation, partition, verified in sorted(former, key=lambda row: row[1], reverse=True):
-        if partition not in settled:
-            suspects.append((claim, incarnation, partition, verified))
+    for claim, incarnation, partition, verified, generation, ended in sorted(
+        former, key=lambda row: row[1], reverse=True
+    ):
+        if partition not in settled and not ended:
+            suspects.append((claim, incarnation, partition, verified, generation))
             if verified > 0:
                 settled.add(partition)
     return suspects

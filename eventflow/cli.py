@@ -1,4 +1,4 @@
-"""The command line: `eventflow dev | migrate | run | schedules | dead-letters | demo`.
+"""The command line: `eventflow dev | migrate | run | schedules | dead-letters | incidents | demo`.
 
 A mistake is one line on stderr, never a stack trace.
 
@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from eventflow.cli_dead_letters import app as dead_letters
 from eventflow.cli_dead_letters import show
+from eventflow.cli_incidents import app as incidents
 from eventflow.cli_schedules import app as schedules
 from eventflow.errors import EventflowError, SchemaError, SettingsError, UnavailableError, UsageError
 from eventflow.local import LocalServiceError, LocalServices, services
@@ -82,6 +83,7 @@ def _root(
 
 
 app.add_typer(schedules, name="schedules")
+app.add_typer(incidents, name="incidents")
 app.add_typer(dead_letters, name="dead-letters")
 
 

@@ -37,7 +37,17 @@ from eventflow.outbox import Undelivered, rider_of, undelivered_of
 from eventflow.payloads import PayloadCodec
 from eventflow.publishing import row_of
 from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, settings_json
-from eventflow.records import DeadLetter, DeadLetterDetails, Operation, Redelivery, Status, WorkflowRecord
+from eventflow.records import (
+    Choice,
+    DeadLetter,
+    DeadLetterDetails,
+    IncidentRecord,
+    Operation,
+    Redelivery,
+    Status,
+    WorkflowRecord,
+    incident_of,
+)
 from eventflow.registry import check_name
 from eventflow.retry import Seconds
 from eventflow.schedules import ScheduleRecord, called, make_rule
@@ -603,6 +613,27 @@ class Client:
         """Let no more of a redelivery go; false where it had ended. What has gone goes on, the rest are dead letters still."""
         await self.redelivery(number)
         return bool(await self.ledger.manage("stop_redelivery", (), redelivery=number))
+
+    # ---- incidents ----
+
+    async def incidents(self, *, settled: bool = False) -> list[IncidentRecord]:
+        """What a person should look at, newest first, at most 1,000; with `settled`, also what was settled."""
+        rows = await asyncio.to_thread(self.ledger.query, "list_incidents", {"settled": settled})
+        return [incident_of(*row) for row in rows]
+
+    async def settle(self, incident_id: int, choice: Choice, /) -> None:
+        """Settle an incident; what it has stopped goes on within seconds, in whichever process has the partition.
+
+        "earliest": at the first message that was not read, and of a log that was cut off, where it was; "latest": at the end,
+        and what is skipped stands in the incident; "retry": where it stood, if that can be now, else there is a new incident.
+        What stops nothing is settled by "retry": it was seen.
+
+        Raises:
+            UsageError: no such incident, it is settled, or it cannot be settled so.
+            UnavailableError: the server is away; it may be settled.
+
+        """
+        await self.ledger.settle(incident_id, choice)
 
     async def _manage(self, operation: Operation, workflow_ids: Sequence[str]) -> int:
         return await self.ledger.manage(operation, workflow_ids)

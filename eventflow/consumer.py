@@ -16,8 +16,8 @@ import confluent_kafka
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from eventflow.brokers import Brokers
-from eventflow.claims import Claims, Key
+from eventflow.brokers import Brokers, cut_at
+from eventflow.claims import Claims, Key, cut_off
 from eventflow.database import Database, KeptConnection, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.flow import HEAVY, Flow
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 1000
 _FOLD_EVERY = 5.0
+_LOOK_EVERY = 1.0
 _PAUSE_AFTER = 1.0
 _LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
@@ -76,6 +77,10 @@ class Intake:
         self._unsure = False  # in a doubt all was thrown away: it is fetched again before anything else is taken
         self._rebalanced = False
         self._lost: deque[Claim] = deque()
+        self._halted: deque[tuple[Claim, str, int, str]] = (
+            deque()
+        )  # what stops them: kind, first offset in doubt, detail
+        self._granted: set[Key] = set()  # what the group gives us, read or stopped
         self._consumer: Consumer
         self._paused: set[Key] = set()
         self._skipped: set[Claim] = set()  # of these, messages that found no room were thrown away
@@ -86,12 +91,12 @@ class Intake:
         self._failed: deque[tuple[Run, str]] = deque()  # by whose policy it stands still, and why; not recorded yet
         self._waits_for: list[Run] = []  # the same, recorded
         self._full_since: float | None = None
-        self._folded_at = 0.0
+        self._folded_at = self._looked_at = 0.0
         self._brokers = brokers(
             bootstrap_servers, properties, spec.kafka, spec.group, f"eventflow-{executor}", self._on_error
         )
         self._ledger = KeptConnection(database, f"consumer {self.name}"[:60])
-        self._sources = Sources(spec.topics, self._brokers, self._ledger, self._stop)
+        self._sources = Sources(spec, self._brokers, self._ledger, self._stop)
         self.claims = Claims(spec, executor, self._bound, self._ledger, self._sources, journal, self._stop)
         self._turns = Turns(executor, self.claims, self._bound, self._ledger, desk, run_of, self.lose)
         self._thread = threading.Thread(target=self._main, name=f"eventflow {self.name}", daemon=True)
@@ -154,13 +159,14 @@ class Intake:
             return
         self._consumer = self._brokers.consumer()
         self._paused.clear()
+        self._granted.clear()
+        self._halted.clear()
+        self.claims.bereft.clear()
         over = threading.Event()
         asked = (over, lambda: list(self.claims.held.values()))
         watch = threading.Thread(target=self._sources.watch, args=asked, name="eventflow topic ids", daemon=True)
         try:
-            self._consumer.subscribe(
-                list(self.spec.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+            self._subscribe()
             watch.start()
             while not self._stop.is_set() and not self._sources.changed and self._has_lease():
                 self._turn()
@@ -169,11 +175,15 @@ class Intake:
             if not self._has_lease() and not self._abandoned:
                 logger.warning("%s leaves its group: the lease was not renewed in time", self.name)
             self._give_up(list(self.claims.held))
-            self.claims.note_changed(self._sources.changed)
+            self.claims.note_changed(self._sources.changed, self._consumer)
             self.claims.drop(self.claims.held)
             self._skipped.clear()
             self._fallen.clear()
             self._consumer.close()
+
+    def _subscribe(self) -> None:
+        topics = self._sources.topics()
+        self._consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def _wait_for_lease(self) -> bool:
         while not self._has_lease():
@@ -190,7 +200,7 @@ class Intake:
     # ---- a turn of the loop ----
 
     def _turn(self) -> None:
-        if self._lost:
+        if (self._lost or self._halted) and not self._sources.suspect.is_set():  # a topic that is new is no log cut off
             self._claim_again()
         if self._rebalanced:
             self._may_join_at_once()
@@ -228,10 +238,24 @@ class Intake:
         now = time.monotonic()
         if self.spec.ordering != "none":
             self._turns.tend(now)
+        if now - self._looked_at > _LOOK_EVERY:
+            self._looked_at = now
+            self._look()
         if now - self._folded_at > _FOLD_EVERY:
             self._folded_at = now
             self.claims.fold()
             self._commit_advisory()
+
+    def _look(self) -> None:
+        """For topics that have come since, and for incidents that were settled."""
+        try:
+            if self._sources.found and self._sources.adopt():
+                self._subscribe()
+        except (psycopg.Error, UnavailableError) as error:
+            logger.debug("registering topics: %s", error)
+        settled = self.claims.settled()
+        if settled:
+            self._read(self._claim(settled))
 
     def _commit_advisory(self) -> None:
         offsets = self.claims.folded_positions()
@@ -289,7 +313,8 @@ class Intake:
         for claim in claims:
             self._skipped.discard(claim)
             if not claim.revoked:
-                self._consumer.seek(TopicPartition(claim.topic, claim.partition, claim.next_offset))
+                epoch = claim.leader_epoch if claim.epoch_to() == claim.next_offset else -1
+                self._consumer.seek(TopicPartition(claim.topic, claim.partition, claim.next_offset, leader_epoch=epoch))
 
     def _has_no_room(self, claim: Claim) -> bool:
         return not claim.revoked and claim.in_flight() * 2 >= self._share(claim)
@@ -333,12 +358,14 @@ class Intake:
                 self._cover_to(claim, offset)
                 continue
             if offset < claim.next_offset or (claim.accepted_above and self._accepted(claim, offset)):
+                claim = self._passed_by(claim, offset)
                 continue
             if left <= 0:
                 self._skipped.add(claim)
                 claim = None
                 continue
             if message.leader_epoch() != claim.leader_epoch and not self._same_log(claim, message):
+                claim = None
                 continue
             if claim.early and self._handled_early(claim, message):
                 continue
@@ -346,7 +373,7 @@ class Intake:
                 self._skipped.add(claim)
                 claim = None
                 continue
-            run = Run(spec, claim.id_prefix + str(offset), application)
+            run = Run(spec, claim.id_prefix + str(offset) + claim.id_suffix, application)
             run.claim, run.offset, run.first = claim, offset, claim.next_offset
             run.value, run.key, run.headers = message.value(), message.key(), message.headers()
             run.timestamp = message.timestamp()[1]
@@ -393,13 +420,21 @@ class Intake:
             return True
         detail = f"the leader epoch fell from {claim.leader_epoch} to {epoch} at offset {message.offset()}"
         if claim in self._fallen:
-            self.claims.halt(claim, "truncation", detail)
+            self._halt(claim, "truncation", message.offset(), detail)
         else:
             logger.warning("%s: %s; asking for the topic's id", claim, detail)
             self._fallen.add(claim)
             self._sources.doubt()
             self._unsure = True
         return False
+
+    def _passed_by(self, claim: Claim, offset: int) -> Claim | None:
+        """The claim, where a message at this offset may have been read before; else it is another log, and the claim stops."""
+        low, high = claim.jumped
+        if not claim.vacant or not low <= offset < high:
+            return claim
+        self._halt(claim, "truncation", offset, f"there was no message at offset {offset}, and there is one now")
+        return None
 
     def _handled_early(self, claim: Claim, message: Any) -> bool:
         """Whether this very message was handled when the topic's recreation had not been noticed yet (R16)."""
@@ -421,7 +456,8 @@ class Intake:
             low, high = above[0]
             if claim.next_offset < low:
                 self._journal.cover((claim, claim.next_offset, low))
-            claim.next_offset = max(claim.next_offset, high)
+            claim.jumped = claim.next_offset, max(claim.next_offset, high)
+            claim.next_offset = claim.jumped[1]
             above.pop(0)
         return offset < claim.next_offset
 
@@ -429,28 +465,48 @@ class Intake:
         """The rest of the partition's log, up to its end as it is now, holds no message."""
         if end > claim.next_offset and not claim.accepted_above:
             self._journal.cover((claim, claim.next_offset, end))
+            claim.jumped = claim.epoch_to(), end
             claim.next_offset = end
 
     def _problem(self, message: Any, error: KafkaError) -> None:
         code, claim = error.code(), self.claims.get(message.topic(), message.partition())
-        lost = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
+        gone = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
         if code in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}:
             self._on_fatal(UnavailableError(f"{self.name}: {error.str()}"))
             return
         self._sources.doubt()
-        if code in lost and claim is not None:
-            kind = "truncation" if code == KafkaError._LOG_TRUNCATION else "retention"
-            self.claims.halt(claim, kind, f"offset {claim.next_offset} is no longer in the log: {error.str()}")
-        else:
+        if code not in gone or claim is None:
             logger.warning("%s: %s", self.name, error.str())
+        elif (end := cut_at(error)) is not None:
+            self._halt(claim, "truncation", end, cut_off(claim, end))
+        else:
+            logger.warning("%s: offset %d is not in the log: %s", claim, claim.next_offset, error.str())
+            claim.revoked = True
+            self._lost.append(claim)  # claimed again, it is compared with the log
+
+    def _halt(self, claim: Claim, kind: str, first: int, detail: str) -> None:
+        """Read no more of it; it stops, unless its topic proves to be another one."""
+        if not claim.revoked:
+            claim.revoked = True
+            self._halted.append((claim, kind, first, detail))
+            self._sources.doubt()
 
     # ---- who owns what ----
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        claims = self._claim([(p.topic, p.partition) for p in partitions])
-        consumer.incremental_assign([TopicPartition(c.topic, c.partition, c.next_offset) for c in claims])
-        consumer.resume([TopicPartition(c.topic, c.partition) for c in claims])  # a pause outlives its assignment
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        keys = [(p.topic, p.partition) for p in partitions]
+        self._granted.update(keys)
+        self._read(self._claim(keys))
         self._rebalanced = True
+
+    def _read(self, claims: list[Claim]) -> None:
+        """Fetch from where these claims stand."""
+        assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
+        again = [TopicPartition(c.topic, c.partition) for c in claims if (c.topic, c.partition) in assigned]
+        if again:
+            self._consumer.incremental_unassign(again)
+        self._consumer.incremental_assign([self.claims.start(claim) for claim in claims])
+        self._consumer.resume([TopicPartition(c.topic, c.partition) for c in claims])  # a pause outlives its assignment
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = [(p.topic, p.partition) for p in partitions]
@@ -465,16 +521,22 @@ class Intake:
         """
         self._rebalanced = False
         with contextlib.suppress(KafkaException):
-            self._consumer.list_topics(self.spec.topics[0], timeout=1)
+            self._consumer.list_topics(self._sources.topics()[0], timeout=1)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = [(p.topic, p.partition) for p in partitions]
         logger.warning("%s lost %s without a hand-over", self.name, gone)
+        self.claims.bereft += [claim for key in gone if (claim := self.claims.get(*key)) is not None]
         self._forget(consumer, gone)
 
     def _forget(self, consumer: Consumer, gone: list[Key]) -> None:
-        assigned = {(p.topic, p.partition) for p in consumer.assignment()}
         self.claims.drop(gone)
+        self._granted.difference_update(gone)
+        self._stand_still(consumer, gone)
+
+    def _stand_still(self, consumer: Consumer, gone: Iterable[Key]) -> None:
+        """Fetch no more of these."""
+        assigned = {(p.topic, p.partition) for p in consumer.assignment()}
         self._paused.difference_update(gone)
         held = [TopicPartition(*key) for key in gone if key in assigned]
         if held:
@@ -505,16 +567,35 @@ class Intake:
         return unavailable(error, self._ledger.database.url)
 
     def _claim_again(self) -> None:
-        """R7: refused, yet Kafka still assigns it to us."""
+        """R7: refused, yet Kafka still assigns it to us; or its position is not in the log any more."""
+        self._record_halted()
         lost = [self._lost.popleft() for _ in range(len(self._lost))]
-        assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
-        again = sorted({(c.topic, c.partition) for c in lost} & assigned)
-        self.claims.drop((c.topic, c.partition) for c in lost if self.claims.get(c.topic, c.partition) is c)
+        again = sorted({(c.topic, c.partition) for c in lost} & self._granted)
+        mine = [(c.topic, c.partition) for c in lost if self.claims.get(c.topic, c.partition) is c]
+        self._give_up(mine)
+        self.claims.drop(mine)
+        self._skipped.difference_update(lost)
         if not again:
             return
-        logger.warning("%s: claims of %s were lost while Kafka still assigns them", self.name, again)
-        for claim in self._claim(again):
-            self._consumer.seek(TopicPartition(claim.topic, claim.partition, claim.next_offset))
+        logger.warning("%s claims %s again", self.name, again)
+        claims = self._claim(again)
+        self._stand_still(self._consumer, set(again) - {(c.topic, c.partition) for c in claims})
+        self._read(claims)
+
+    def _record_halted(self) -> None:
+        """What has stopped is recorded before it is claimed again; where that fails, in the next turn."""
+        try:
+            while self._halted:
+                claim, kind, first, detail = self._halted[0]
+                if self.claims.get(claim.topic, claim.partition) is claim:
+                    self.claims.stop(claim, kind, first, detail)
+                    self._lost.append(claim)
+                self._halted.popleft()
+        except (psycopg.Error, UnavailableError) as error:
+            seldom.say(
+                logger, f"{unavailable(error, self._ledger.database.url)}; {self.name} records an incident later"
+            )
+            self._ledger.close()
 
     def _give_up(self, keys: list[Key]) -> None:
         """Start nothing new, accept what has started, then let go of the claims (R8); without a lease, just drop them."""

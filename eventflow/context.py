@@ -17,7 +17,7 @@ from eventflow.codec import Codec
 from eventflow.errors import BlockingCallError, NotRunningError, UsageError
 from eventflow.outbox import Row
 from eventflow.queues import Order
-from eventflow.records import Operation, Rider
+from eventflow.records import Choice, Operation, Rider
 from eventflow.registry import Spec, TransactionSpec
 from eventflow.replay import Branch
 
@@ -155,6 +155,7 @@ class Backend(Protocol):
     async def change_queue(
         self, name: str, changed: str, *, reset: bool = False, paused: bool | None = None
     ) -> None: ...
+    async def settle(self, incident_id: int, choice: Choice) -> None: ...
     async def write(self, riders: list[Rider]) -> None: ...
     async def enqueue(self, order: Order) -> str: ...
     def enqueue_sync(self, order: Order) -> str: ...

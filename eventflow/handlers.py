@@ -16,6 +16,7 @@ from eventflow.kafka import Deserializer, Failure, Message
 from eventflow.outbox import check_topic
 from eventflow.registry import (
     ConsumerSpec,
+    OnIncident,
     Ordering,
     check_function,
     hints,
@@ -42,7 +43,7 @@ class _BatchHandler(Protocol):
 
 @overload
 def kafka_consumer(
-    topics: str | Sequence[str],
+    topics: str | re.Pattern[str] | Sequence[str],
     /,
     *,
     group: str,
@@ -56,6 +57,7 @@ def kafka_consumer(
     identity: Literal["topic_id", "name"] = "topic_id",
     on_failure: Failure = "dead_letter",
     dead_letter_topic: str | None = None,
+    on_incident: OnIncident = "stop",
     deserializer: Deserializer | None = None,
     key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
@@ -65,7 +67,7 @@ def kafka_consumer(
 ) -> _BatchHandler: ...
 @overload
 def kafka_consumer(
-    topics: str | Sequence[str],
+    topics: str | re.Pattern[str] | Sequence[str],
     /,
     *,
     group: str,
@@ -77,6 +79,7 @@ def kafka_consumer(
     identity: Literal["topic_id", "name"] = "topic_id",
     on_failure: Failure = "dead_letter",
     dead_letter_topic: str | None = None,
+    on_incident: OnIncident = "stop",
     deserializer: Deserializer | None = None,
     key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
@@ -85,7 +88,7 @@ def kafka_consumer(
     kafka: Mapping[str, str | int | float | bool] | None = None,
 ) -> _Handler: ...
 def kafka_consumer(
-    topics: str | Sequence[str],
+    topics: str | re.Pattern[str] | Sequence[str],
     /,
     *,
     group: str,
@@ -99,6 +102,7 @@ def kafka_consumer(
     identity: Literal["topic_id", "name"] = "topic_id",
     on_failure: Failure = "dead_letter",
     dead_letter_topic: str | None = None,
+    on_incident: OnIncident = "stop",
     deserializer: Deserializer | None = None,
     key_deserializer: Deserializer | None = None,
     max_in_flight: int | None = None,
@@ -116,7 +120,7 @@ def kafka_consumer(
     What it calls is plain, as in a step: it records no steps and cannot wait.
 
     Args:
-        topics: one name or several.
+        topics: one name, several, or a pattern: all topics whose whole name matches it, also those that come later.
         group: the consumer group; a message is handled once by each.
         batch: how many messages a batch handler takes at most.
         batch_wait: seconds that it waits for so many, from the first on.
@@ -133,6 +137,10 @@ def kafka_consumer(
             the message is tried again when the process is started again.
         dead_letter_topic: where each dead letter is published, too, exactly once, as it came, with headers that say where it
             was and what it failed with. The topic must exist.
+        on_incident: what comes of a partition whose log is not what was read: its topic recreated or in another cluster, its
+            position deleted by retention, its end cut off. "stop": it stands still until a person settles the incident;
+            "earliest": it goes on at the first message that was not read; "latest": at the end. What is skipped stands in
+            the incident.
         deserializer: makes the values, in place of JSON: Avro of `eventflow.schema_registry`, say, or one of your own.
         key_deserializer: the same for keys, which otherwise are text, or JSON where their type has parts.
         max_in_flight: messages in flight in this process; `EVENTFLOW_MAX_IN_FLIGHT` by default.
@@ -148,13 +156,20 @@ def kafka_consumer(
     """
     properties = dict(kafka or {})
     names = _topics(topics)
-    check_kafka_properties(properties, f"@kafka_consumer({names[0]!r})")
+    check_kafka_properties(properties, f"@kafka_consumer({topics!r})")
     _check_consumer(group, ordering, start, identity, max_in_flight, rate_limit)
     wait = _check_batch(batch, batch_wait, max_in_flight)
     if on_failure not in get_args(Failure):
         raise UsageError(f"@kafka_consumer: on_failure is 'dead_letter', 'park_key' or 'stop', not {on_failure!r}")
     if dead_letter_topic is not None:
         _check_dead_letter_topic(dead_letter_topic, names, on_failure)
+    if isinstance(names, re.Pattern) and start != "earliest":
+        raise UsageError(
+            "@kafka_consumer: start='latest' and a pattern: a topic that comes later would begin at its end, and what was "
+            "sent to it before it was found would be skipped; name the topics, or start at 'earliest'"
+        )
+    if on_incident not in get_args(OnIncident):
+        raise UsageError(f"@kafka_consumer: on_incident is 'stop', 'earliest' or 'latest', not {on_incident!r}")
 
     def decorate(handler: H) -> H:
         check_function(handler, "kafka_consumer")
@@ -174,7 +189,7 @@ def kafka_consumer(
             )
         spec.consumer = ConsumerSpec(
             names, group, ordering, start, identity, max_in_flight, properties, spec, transaction, deserializer,
-            key_deserializer, on_failure, batch, wait, rate_limit, dead_letter_topic,
+            key_deserializer, on_failure, batch, wait, rate_limit, dead_letter_topic, on_incident,
         )  # fmt: skip
         registry.add_consumer(spec.consumer)
         return handler
@@ -196,13 +211,13 @@ def _check_batch(batch: int | None, wait: Seconds, bound: int | None) -> float:
     return seconds(wait, "batch_wait=")
 
 
-def _check_dead_letter_topic(topic: str, read: tuple[str, ...], on_failure: Failure) -> None:
+def _check_dead_letter_topic(topic: str, read: tuple[str, ...] | re.Pattern[str], on_failure: Failure) -> None:
     check_topic(topic)
     if on_failure != "dead_letter":
         raise UsageError(
             f"@kafka_consumer: dead_letter_topic, and on_failure={on_failure!r}, which makes no dead letters"
         )
-    if topic in read:
+    if topic in read if isinstance(read, tuple) else read.fullmatch(topic) is not None:
         raise UsageError(
             f"@kafka_consumer: it reads its dead_letter_topic {topic!r}: what fails would come again, for ever"
         )
@@ -236,7 +251,11 @@ def _resolvable(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _topics(topics: str | Sequence[str]) -> tuple[str, ...]:
+def _topics(topics: str | re.Pattern[str] | Sequence[str]) -> tuple[str, ...] | re.Pattern[str]:
+    if isinstance(topics, re.Pattern):
+        if not isinstance(cast("object", topics.pattern), str):
+            raise UsageError(f"@kafka_consumer: a pattern of text, not of bytes: {topics!r}")
+        return topics
     names = (topics,) if isinstance(topics, str) else tuple(topics)
     if not names:
         raise UsageError("@kafka_consumer needs a topic")

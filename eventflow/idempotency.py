@@ -1,8 +1,8 @@
 """Every id is derived here: pure, injective, readable. The formats are a contract and never change.
 
 A message's workflow id is `kafka:{group}:{topic}:{incarnation}:{partition}:{offset}`, group and topic percent-escaped,
-with `:g{n}` behind it from the second generation of a reprocessed topic on. The ledger counts `incarnation` per topic
-name over all (cluster id, topic id), so the id needs no cluster.
+with `:g{n}` behind it from the second generation on: that of a log that was truncated, whose offsets come again. The ledger
+counts `incarnation` per topic name over all (cluster id, topic id), so the id needs no cluster.
 
 A fire time's is `schedule:{application}:{schedule}:{time}`, application and schedule percent-escaped, the time in UTC as
 `2026-11-27T02:00:00Z`, with its microseconds behind the seconds where it has some.
@@ -70,8 +70,13 @@ def message_workflow_id(
     """
     if offset < 0 or generation < 1:
         raise UsageError(f"not an offset and a generation: {offset}, {generation}")
-    suffix = f":g{generation}" if generation > 1 else ""
-    return f"{message_workflow_id_prefix(group, topic, incarnation, partition)}{offset}{suffix}"
+    prefix = message_workflow_id_prefix(group, topic, incarnation, partition)
+    return f"{prefix}{offset}{message_workflow_id_suffix(generation)}"
+
+
+def message_workflow_id_suffix(generation: int) -> str:
+    """What follows the offset in a message's workflow id: nothing in the first generation."""
+    return f":g{generation}" if generation > 1 else ""
 
 
 def parse_message_workflow_id(workflow_id: str) -> MessageIdentity | None:

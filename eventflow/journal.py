@@ -789,6 +789,7 @@ def _delta_params(ranges: dict[Claim, list[tuple[int, int]]]) -> dict[str, Any]:
     return {
         "claims": [c.id for c in claims], "epochs": [c.epoch for c in claims],
         "ranges": [multirange(ranges[c]) for c in claims],
+        "leader_epochs": [c.leader_epoch for c in claims], "epochs_to": [c.epoch_to() for c in claims],
     }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from eventflow.errors import (
 from eventflow.journal import RIDERS, packed, rider_statements
 from eventflow.outbox import Row
 from eventflow.queues import Order
-from eventflow.records import Operation, Rider
+from eventflow.records import Choice, Operation, Rider
 from eventflow.registry import Registry
 from eventflow.turnstile import Answer, Turnstile
 
@@ -200,6 +200,11 @@ class Ledger:
         """New workflows of these ids, from what the others recorded before the position: all of them or none."""
         asked = {"ids": _checked(ids), "position": position, "fork_ids": list(fork_ids), "who": self._who}
         await asyncio.to_thread(self.query, "fork", asked, writes=True)
+
+    async def settle(self, incident_id: int, choice: Choice) -> None:
+        """Settle an incident; whose partition it has stopped, notices."""
+        asked = {"incident": incident_id, "choice": choice, "who": self._who}
+        await asyncio.to_thread(self.query, "settle", asked, writes=True)
 
     async def write(self, riders: list[Rider]) -> None:
         """Commit rows that no workflow writes."""

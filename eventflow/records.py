@@ -53,6 +53,48 @@ class WorkflowRecord:
     version: str | None = None
 
 
+Choice = Literal["earliest", "latest", "retry"]
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentRecord:
+    """Something that a person should look at, as the ledger has it.
+
+    Attributes:
+        kind: "recreated", "deleted" and "partitions" of a topic; "cluster"; "retention" and "truncation" of a partition's
+            log; "overlap" and "duplicate": a guard of the ledger's fired.
+        subject: the group and partition, the topic, or the workflow.
+        first_at, last_at, times: when it was seen, and how often.
+        stops: whether something stands still until it is settled.
+        first_offset: the first one in doubt.
+        choice: what comes of it; None: it is not settled. settled_by: who chose, "on_incident" where the policy did.
+        went_on_at: the offset at which the partition went on; None: not yet.
+        skipped: what was passed over, from which offset to which, the latter exclusive.
+
+    """
+
+    id: int
+    kind: str
+    subject: str
+    detail: str
+    first_at: datetime
+    last_at: datetime
+    times: int
+    stops: bool
+    first_offset: int | None
+    choice: Choice | None
+    settled_by: str | None
+    settled_at: datetime | None
+    went_on_at: int | None
+    skipped: tuple[int, int] | None
+
+
+def incident_of(*row: Any) -> IncidentRecord:
+    """What `list_incidents.sql` has of an incident."""
+    *columns, low, high = row
+    return IncidentRecord(*columns, skipped=None if low is None else (low, high))
+
+
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """A checkpoint as the ledger has it; `error` is the exception that it came to, as "Type: message", else None."""

@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from eventflow.retry import Retry
 from eventflow.settings import KafkaProperties
 
 Ordering = Literal["none", "partition", "key"]
+OnIncident = Literal["stop", "earliest", "latest"]
 Isolation = Literal["read committed", "repeatable read", "serializable"]
 
 
@@ -91,7 +93,7 @@ class ConsumerSpec:
 
     """
 
-    topics: tuple[str, ...]
+    topics: tuple[str, ...] | re.Pattern[str]  # their names, or what their whole names match
     group: str
     ordering: Ordering
     start: Literal["earliest", "latest"]
@@ -107,6 +109,19 @@ class ConsumerSpec:
     batch_wait: float = 0.05
     rate_limit: float | None = None
     dead_letter_topic: str | None = None
+    on_incident: OnIncident = "stop"
+
+    def shares(self, other: "ConsumerSpec") -> str | None:
+        """A topic that both read, or may read."""
+        if isinstance(other.topics, tuple):
+            return next((topic for topic in sorted(other.topics) if self.reads(topic)), None)
+        if isinstance(self.topics, tuple):
+            return other.shares(self)
+        return f"{self.topics.pattern} and {other.topics.pattern}"
+
+    def reads(self, topic: str) -> bool:
+        """Whether it reads the topic of this name."""
+        return topic in self.topics if isinstance(self.topics, tuple) else self.topics.fullmatch(topic) is not None
 
     @property
     def foreign(self) -> list[Deserializer]:
@@ -261,16 +276,16 @@ class Registry:
         """Register a Kafka handler.
 
         Raises:
-            UsageError: its group already reads one of its topics, or the name is taken.
+            UsageError: its group already reads one of its topics, or may, or the name is taken.
 
         """
         self.add(consumer.spec)
         for other in self.consumers:
-            both = set(other.topics) & set(consumer.topics)
-            if other.group == consumer.group and both:
+            both = consumer.shares(other) if other.group == consumer.group else None
+            if both is not None:
                 del self.specs[consumer.spec.name]
                 raise UsageError(
-                    f"two handlers read topic {min(both)!r} in group {consumer.group!r}: "
+                    f"two handlers read topic {both!r} in group {consumer.group!r}: "
                     f"{other.spec.name!r} and {consumer.spec.name!r}; give each its own group="
                 )
         self.consumers.append(consumer)

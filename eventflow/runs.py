@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from eventflow.codec import decode_error, encode_error
 from eventflow.errors import UnreadableError
-from eventflow.idempotency import child_workflow_id, operation_key
+from eventflow.idempotency import child_workflow_id, message_workflow_id_suffix, operation_key
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
 from eventflow.scopes import Scope, Scopes
@@ -34,6 +34,11 @@ def fingerprint(timestamp: int, key: bytes | None, value: bytes | None) -> Finge
     return timestamp, key if key is None else sha256(key).digest(), value if value is None else sha256(value).digest()
 
 
+def place(group: str, topic: str, incarnation: int, partition: int) -> str:
+    """A partition as logs and incidents name it."""
+    return f"{group} {topic}{f'#{incarnation}' if incarnation > 1 else ''}/{partition}"
+
+
 class Dropped(BaseException):
     """Unwinds a run whose attempt is over: what it does can no longer be recorded."""
 
@@ -45,6 +50,8 @@ class Claim:
         next_offset: everything below was handed out under this claim, or is covered by a gap.
         verified: everything below was read before the topic was last seen to be still the same (R16).
         leader_epoch: that of the last message; one that falls means another log (R16).
+        jumped: the last stretch that was passed over without a message: `leader_epoch` says nothing of it. At first, from
+            the last message of which that is known to the position; vacant: there was no message in it.
         early: messages that were handled under the topic's former incarnation and may be this one's, by offset (R16).
         accepted_above: ranges above the position that the ledger has accepted already.
         scope: what its messages keep in order where that is the partition. scopes: the same where it is their keys.
@@ -59,14 +66,14 @@ class Claim:
     """
 
     __slots__ = (
-        "accepted_above", "early", "epoch", "finished", "folded", "group", "handed", "id", "id_prefix", "incarnation",
-        "isolated", "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked", "scope", "scopes", "source",
-        "topic", "verified", "wary", "weight",
+        "accepted_above", "early", "epoch", "finished", "folded", "generation", "group", "handed", "id", "id_prefix",
+        "id_suffix", "incarnation", "isolated", "jumped", "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked",
+        "scope", "scopes", "source", "topic", "vacant", "verified", "wary", "weight",
     )  # fmt: skip
 
     def __init__(
         self, id: int, epoch: int, group: str, topic: str, partition: int, source: int, incarnation: int,  # noqa: A002
-        id_prefix: str, next_offset: int,
+        id_prefix: str, next_offset: int, generation: int = 1,
     ) -> None:  # fmt: skip
         self.id = id
         self.epoch = epoch
@@ -75,7 +82,8 @@ class Claim:
         self.partition = partition
         self.source = source
         self.incarnation = incarnation
-        self.id_prefix = id_prefix
+        self.id_prefix, self.id_suffix = id_prefix, message_workflow_id_suffix(generation)
+        self.generation = generation
         self.next_offset = next_offset
         self.accepted_above: list[tuple[int, int]] = []
         self.early: Early = {}
@@ -85,6 +93,8 @@ class Claim:
         self.wary = 0
         self.verified = next_offset
         self.leader_epoch = -1
+        self.jumped: tuple[int, int] = (0, 0)
+        self.vacant = False
         self.handed = 0
         self.finished = 0
         self.isolated = 0
@@ -95,8 +105,12 @@ class Claim:
 
     def __str__(self) -> str:
         """As logs and incidents name it."""
-        incarnation = f"#{self.incarnation}" if self.incarnation > 1 else ""
-        return f"{self.group} {self.topic}{incarnation}/{self.partition}"
+        return place(self.group, self.topic, self.incarnation, self.partition) + self.id_suffix
+
+    def epoch_to(self) -> int:
+        """Up to where `leader_epoch` tells the log from another one: behind the last message."""
+        low, high = self.jumped
+        return low if high == self.next_offset else self.next_offset
 
     def in_flight(self) -> int:
         """How many of its messages were handed out and have not ended."""

@@ -8,25 +8,24 @@ error on until the id is known, nothing is taken.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import psycopg
 
-from eventflow.brokers import Brokers, UnknownTopicError
+from eventflow.brokers import Brokers, Identity, UnknownTopicError
 from eventflow.database import KeptConnection, unavailable
-from eventflow.errors import EventflowError, UnavailableError
+from eventflow.errors import UnavailableError
+from eventflow.records import Choice
+from eventflow.registry import ConsumerSpec
 from eventflow.runs import Claim
 from eventflow.telemetry import seldom
 
 logger = logging.getLogger(__name__)
 
 _ASK_EVERY = 2.0
+_LIST_EVERY = 5.0
 _LAG = 2.0  # seconds for which a broker may still answer with a topic that others serve no more
-
-
-class ClusterChangedError(EventflowError):
-    """Another cluster stands behind the brokers' addresses: a person looks first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,8 @@ class Source:
     topic: str
     incarnation: int
     topic_id: str
+    cluster_id: str
+    begins: Choice | None = None  # as was chosen when its cluster took another one's place
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class _Read:
     at: float
     offsets: list[tuple[Claim, int]]
 
-    def verify(self, changed: set[str]) -> None:
+    def verify(self, changed: Mapping[str, str]) -> None:
         """It was read of topics that are still what they were."""
         for claim, offset in self.offsets:
             if claim.topic not in changed:
@@ -58,41 +59,60 @@ class Sources:
 
     Attributes:
         suspect: set from the first doubt until the ids were asked anew; nothing may be taken meanwhile.
-        changed: topics that are not what they were; the session that reads them is over.
+        changed: topics that are not what they were, and what has become of them; the session that reads them is over.
+        found: topics that exist and are not read yet, and their identities.
 
     """
 
-    def __init__(self, topics: Iterable[str], brokers: Brokers, ledger: KeptConnection, stop: threading.Event) -> None:
+    def __init__(self, spec: ConsumerSpec, brokers: Brokers, ledger: KeptConnection, stop: threading.Event) -> None:
         self.suspect = threading.Event()
-        self.changed: set[str] = set()
-        self._topics, self._brokers, self._ledger, self._stop = tuple(topics), brokers, ledger, stop
+        self.changed: dict[str, str] = {}
+        self.found: dict[str, Identity] = {}
+        self._spec, self._brokers, self._ledger, self._stop = spec, brokers, ledger, stop
         self._known: dict[str, Source] = {}
+        self._validated: dict[tuple[int, int], int] = {}  # the leader's epoch at which a claim's log had what was read
+        self._matching: list[str] = []
+        self._listed_at = -_LIST_EVERY
         self._doubts = 0
 
     def get(self, topic: str) -> Source | None:
         """What the topic is, if it was asked."""
         return self._known.get(topic)
 
+    def topics(self) -> list[str]:
+        """Those that are known, to be read."""
+        return list(self._known)
+
     def identify(self) -> bool:
-        """Ask what the topics are, and register them; until they exist, say so and try again. False: stopped.
-
-        Raises:
-            ClusterChangedError: the ledger knows a topic from another cluster.
-
-        """
+        """Ask what the topics are, and register them; until there is one to read, say so and try again. False: stopped."""
         attempt = 0
+        self._known = {}
         while not self._stop.is_set():
             try:
-                self._known = {topic: self._register(topic) for topic in self._topics}
+                self.found = self._identities(self._wanted())
+                self.adopt()
             except (psycopg.Error, UnavailableError) as error:
-                attempt += 1
                 seldom.say(logger, f"{unavailable(error, self._ledger.database.url)}; trying again")
-                self._stop.wait(min(0.1 * attempt, 2.0))
-                continue
-            self.changed.clear()
-            self.suspect.clear()
-            return True
+            if self._known:
+                self.changed = {}
+                self.suspect.clear()
+                return True
+            attempt += 1
+            self._stop.wait(min(0.1 * attempt, 2.0))
         return False
+
+    def adopt(self) -> bool:
+        """Register what was found; whether there is more to read now.
+
+        Raises:
+            psycopg.Error, UnavailableError: not now; it is found again.
+
+        """
+        found, self.found = self.found, {}
+        registered = [self._register(topic, *identity) for topic, identity in found.items()]
+        new = {source.topic: source for source in registered if source is not None}
+        self._known = {**self._known, **new}
+        return bool(new)
 
     def partitions(self, topic: str) -> list[int]:
         """The partitions that the topic has now.
@@ -103,16 +123,73 @@ class Sources:
         """
         return self._brokers.partitions(topic)
 
-    def _register(self, topic: str) -> Source:
-        cluster_id, topic_id = self._brokers.identity(topic)
-        [(source, incarnation, foreign)] = self._ledger.run(
-            "register_source", {"topic": topic, "cluster_id": cluster_id, "topic_id": topic_id}
+    def cut_off(self, topic: str, claims: Iterable[Claim]) -> dict[int, int]:
+        """Where the logs of those partitions were cut off that do not have what was read any more, as the leaders' epochs tell.
+
+        Asked where a partition has another leader's epoch than what was read of it, once for each epoch.
+
+        Raises:
+            KafkaException: the brokers do not answer.
+
+        """
+        known = {c.partition: c for c in claims if c.leader_epoch >= 0}
+        epochs = self._brokers.epochs(topic, known) if known else {}
+        read = {
+            p: (c.jumped[0], c.leader_epoch)
+            for p, c in known.items()
+            if epochs[p] not in {c.leader_epoch, self._validated.get((c.id, c.jumped[0]))}
+        }
+        cut = self._brokers.cut_off(topic, read) if read else {}
+        self._validated |= {(known[p].id, known[p].jumped[0]): epochs[p] for p in read.keys() - cut.keys()}
+        return cut
+
+    def _wanted(self) -> list[str]:
+        """The topics to be read; of those that a pattern matches, as many as there are.
+
+        Raises:
+            UnavailableError: the brokers do not answer.
+
+        """
+        topics = self._spec.topics
+        if isinstance(topics, tuple):
+            return list(topics)
+        now = time.monotonic()
+        if now - self._listed_at >= _LIST_EVERY:
+            self._matching = [topic for topic in self._brokers.topics() if topics.fullmatch(topic)]
+            self._listed_at = now
+        if not self._matching:
+            seldom.say(logger, f"Kafka at {self._brokers.servers}: there is no topic that matches {topics.pattern!r}")
+        return self._matching
+
+    def _identities(self, topics: Iterable[str]) -> dict[str, Identity]:
+        """Those of the topics that exist; what is said of the others.
+
+        Raises:
+            UnavailableError: the brokers do not answer.
+
+        """
+        identities: dict[str, Identity] = {}
+        for topic, what in self._brokers.identities(topics).items():
+            if isinstance(what, UnavailableError):
+                seldom.say(logger, f"{what}; trying again")
+            else:
+                identities[topic] = what
+        return identities
+
+    def _register(self, topic: str, cluster_id: str, topic_id: str) -> Source | None:
+        """The source that the topic is; None where another cluster's is read, and nobody has chosen this one."""
+        policy = None if self._spec.on_incident == "stop" else self._spec.on_incident
+        [(source, incarnation, foreign, begins)] = self._ledger.run(
+            "register_source", {"topic": topic, "cluster_id": cluster_id, "topic_id": topic_id, "policy": policy}
         )
         if foreign:
-            detail = f"the brokers are now cluster {cluster_id}; the ledger knows the topic from another one"
-            self._ledger.run("insert_incident", {"kind": "cluster", "subject": topic, "detail": detail})
-            raise ClusterChangedError(f"topic {topic!r}: {detail}")
-        return Source(source, topic, incarnation, topic_id)
+            seldom.say(
+                logger, f"topic {topic!r}: the brokers at {self._brokers.servers} are cluster {cluster_id}, the topic was "
+                "read in another one; nothing of it is read until a person settles the incident (`eventflow incidents list`)",
+                level=logging.ERROR,
+            )  # fmt: skip
+            return None
+        return Source(source, topic, incarnation, topic_id, cluster_id, begins)
 
     # ---- while reading ----
 
@@ -127,19 +204,22 @@ class Sources:
         What was read before the question was asked is verified by its answer, once that cannot come from a broker which had
         not heard of the topic's recreation when another one served the new log.
         """
-        known, unverified = self._known, _Read(0.0, [])
-        while not over.is_set() and not self.changed:
+        changed, unverified = self.changed, _Read(0.0, [])  # an answer that comes late is its own session's
+        while not over.is_set() and not changed:
             self.suspect.wait(_ASK_EVERY)
-            doubts = self._doubts
+            doubts, known = self._doubts, self._known
             read = _Read(time.monotonic(), [(claim, claim.next_offset) for claim in claims()])
             try:
-                changed = {topic for topic, source in known.items() if not self._is(topic, source)}
+                now = self._brokers.identities(known)
+                became = {topic: _what_became(source, now[topic]) for topic, source in known.items()}
+                found = self._identities(topic for topic in self._wanted() if topic not in known)
             except UnavailableError as error:
                 logger.debug("asking for topic ids: %s", error)
             else:
-                if self._known is not known:
-                    return  # the answer came after its session's end, and the next one has asked for itself
-                self.changed |= changed
+                if self.changed is not changed:
+                    return  # its session is over, and the next one has asked for itself
+                changed |= {topic: what for topic, what in became.items() if what is not None}
+                self.found = found
                 if read.at - unverified.at >= _LAG:
                     unverified.verify(changed)
                     unverified = read
@@ -148,8 +228,18 @@ class Sources:
                     self.suspect.set()  # a doubt that is younger than the question
             over.wait(0.2)
 
-    def _is(self, topic: str, source: Source) -> bool:
-        try:
-            return self._brokers.identity(topic)[1] == source.topic_id
-        except UnknownTopicError:
-            return False
+
+def _what_became(source: Source, now: Identity | UnavailableError) -> str | None:
+    """What the topic is instead of what it was; None where it is the same.
+
+    Raises:
+        UnavailableError: that cannot be told.
+
+    """
+    if isinstance(now, UnknownTopicError):
+        return "deleted"
+    if isinstance(now, UnavailableError):
+        raise now
+    if now[0] != source.cluster_id:
+        return "another cluster's"
+    return None if now[1] == source.topic_id else "recreated"

@@ -43,7 +43,16 @@ from eventflow.payloads import PayloadCodec
 from eventflow.publishing import refuse_in_workflow as refuse_publishing_in_workflow
 from eventflow.publishing import row_of
 from eventflow.queues import DEFAULT, IfExists, QueueRecord
-from eventflow.records import DeadLetter, DeadLetterDetails, Redelivery, Status, StepRecord, WorkflowRecord
+from eventflow.records import (
+    Choice,
+    DeadLetter,
+    DeadLetterDetails,
+    IncidentRecord,
+    Redelivery,
+    Status,
+    StepRecord,
+    WorkflowRecord,
+)
 from eventflow.replay import Branch
 from eventflow.retry import Retry, Seconds, seconds
 from eventflow.schedules import ScheduleRecord
@@ -772,6 +781,14 @@ class Client:
     def stop_redelivery(self, number: int, /) -> bool:
         """Let no more of a redelivery go; see `eventflow.client.Client.stop_redelivery`."""
         return self._run("stop_redelivery", self._client.stop_redelivery, number)
+
+    def incidents(self, *, settled: bool = False) -> list[IncidentRecord]:
+        """What a person should look at; see `eventflow.client.Client.incidents`."""
+        return self._run("incidents", self._client.incidents, settled=settled)
+
+    def settle(self, incident_id: int, choice: Choice, /) -> None:
+        """Settle an incident; see `eventflow.client.Client.settle`."""
+        self._run("settle", self._client.settle, incident_id, choice)
 
     def _run(self, name: str, ask: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> R:
         refuse_loop(f"sync.Client.{name}", f"await eventflow.client.Client.{name}")

@@ -234,6 +234,10 @@ class World:
         self.wait(lambda: topic not in admin.list_topics(timeout=5).topics, f"{topic} is deleted")
         self._producer = None  # its sequence numbers go on where the deleted log ended
 
+    def forget_clients(self) -> None:
+        """They know what was: another cluster, a log that is not the same any more."""
+        self._producer = self._admin = None
+
     @property
     def producer(self) -> Producer:
         if self._producer is None:

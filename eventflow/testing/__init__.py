@@ -109,7 +109,8 @@ class Harness:
             stack.enter_context(_read_without_registry())
             stack.callback(_failures.clear)
             settings = self._settings()
-            self._running = Running(settings, True, True, True, Surroundings(
+            named = [c.spec.name for c in registry.consumers if isinstance(c.topics, tuple)]
+            self._running = Running(settings, named or False, True, True, Surroundings(
                 kafka=False, brokers=self._topics.brokers, clock=lambda _: self._clock, later=self._clock.later,
                 draw=lambda: 0.5, long=0.0, hold=0.0, live=False,
             ))  # fmt: skip
@@ -343,9 +344,14 @@ def fail_once(step: Callable[..., Any], error: Exception, /, *, times: int = 1) 
 
 
 def _reader_of(topic: str, group: str | None) -> ConsumerSpec:
-    reading = [c for c in registry.consumers if topic in c.topics]
+    reading = [c for c in registry.consumers if c.reads(topic)]
+    for consumer in reading:
+        if not isinstance(consumer.topics, tuple):
+            raise UsageError(
+                f"{consumer.spec.name!r} reads a pattern, and a harness serves handlers of named topics only"
+            )
     if not reading:
-        topics = sorted({t for c in registry.consumers for t in c.topics})
+        topics = sorted({t for c in registry.consumers if isinstance(c.topics, tuple) for t in c.topics})
         raise UsageError(f"no handler reads the topic {topic!r}; those that are read: {', '.join(topics) or 'none'}")
     found = [c for c in reading if group in {None, c.group}]
     if len(found) == 1:

@@ -108,8 +108,11 @@ class Brokers:
     def consumer(self) -> "Consumer":
         return Consumer(self._topics)
 
-    def identity(self, topic: str) -> tuple[str, str]:
-        return "testing", topic
+    def identities(self, topics: Iterable[str]) -> dict[str, tuple[str, str]]:
+        return {topic: ("testing", topic) for topic in topics}
+
+    def epochs(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:  # of every topic
+        return dict.fromkeys(partitions, 0)
 
     def partitions(self, topic: str) -> list[int]:  # of every topic
         return [0]

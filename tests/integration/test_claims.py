@@ -19,12 +19,13 @@ from eventflow.runs import Claim, Fingerprint, fingerprint
 from eventflow.sources import Source
 
 PLACE = ("t", 0)
+EPOCH: dict[str, list[int]] = {"leader_epochs": [-1], "epochs_to": [0]}
 
 
 class Log:
     """A Kafka consumer whose partitions hold offsets 0 to 99."""
 
-    def get_watermark_offsets(self, place: Any, timeout: float) -> tuple[int, int]:
+    def get_watermark_offsets(self, place: Any, timeout: float = 1, *, cached: bool = False) -> tuple[int, int]:
         return 0, 100
 
 
@@ -43,8 +44,10 @@ class Ledger:
         return self.database.run(self.connection, name, params)
 
     def register(self, topic_id: str) -> Source:
-        [(source, incarnation, _)] = self.run("register_source", topic="t", cluster_id="c", topic_id=topic_id)
-        return Source(source, "t", incarnation, topic_id)
+        [(source, incarnation, *_)] = self.run(
+            "register_source", topic="t", cluster_id="c", topic_id=topic_id, policy=None
+        )
+        return Source(source, "t", incarnation, topic_id, "c")
 
     def recreate(self, topic_id: str) -> None:
         """The topic is another one; the ledger knows its partition, and nobody has claimed it yet."""
@@ -99,7 +102,11 @@ class Holder:
         """These messages come, and are committed; each was sent in the millisecond that is its offset."""
         ledger, first = self.ledger, claim.next_offset
         claim.next_offset += len(values)
-        deltas = {"claims": [claim.id], "epochs": [claim.epoch], "ranges": [f"{{[{first},{claim.next_offset})}}"]}
+        deltas = {
+            "claims": [claim.id],
+            "epochs": [claim.epoch],
+            "ranges": [f"{{[{first},{claim.next_offset})}}"],
+        } | EPOCH
         offsets = list(range(first, claim.next_offset))
         ledger.run("insert_deltas", **deltas)
         ledger.run(
@@ -187,7 +194,7 @@ def test_what_was_read_of_a_topic_that_was_recreated_is_an_incident(ledger: Ledg
     holder = ledger.consumer()
     claim = holder.take()
     claim.verified, claim.next_offset = 30, 42
-    holder.intake.claims.note_changed({"t"})
+    holder.intake.claims.note_changed({"t": "recreated"}, Log())
     [(kind, subject, detail)] = ledger.connection.execute(
         "select kind, subject, detail from eventflow.incidents"
     ).fetchall()

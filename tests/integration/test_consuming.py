@@ -57,6 +57,26 @@ def test_positions_reach_the_ends_over_gaps_and_kafka_is_told(world: World) -> N
     world.check_no_incidents()
 
 
+def test_a_pattern_reads_what_matches_and_what_comes_later(world: World) -> None:
+    """In the session that there is: nothing that is read already stands still for it."""
+    names = [world.create_topic(1), world.create_topic(1, f"{world.topic}-a"), world.create_topic(1, f"x{world.topic}")]
+    worker = world.start("pattern", ready=True)
+    for topic in names:
+        world.send({"n": 1}, topic=topic)
+    world.flush()
+    read = """select topic, count(*) from effects group by 1 order by 1"""
+    world.wait(lambda: world.sql(read) == [(name, 1) for name in sorted(names[:2])], "both are read, the third is not")
+    late = world.create_topic(2, f"{world.topic}-b")
+    for partition in (0, 1):
+        world.send({"n": 2}, topic=late, partition=partition)
+    world.flush()
+    world.wait(lambda: world.one("select count(*) from effects where topic = %s", late) == 2, "the new one is read")
+    epochs = """select distinct c.epoch from eventflow.claims c join eventflow.sources s on s.id = c.source where s.topic <> %s"""
+    assert world.sql(epochs, late) == [(1,)], "nobody had to claim anew"
+    world.check_no_incidents()
+    assert worker.stop() == 0
+
+
 def members(world: World, group: str) -> list[tuple[str, str | None]]:
     """Who is in the group: its id, and the one it has given itself."""
     described = world.admin.describe_consumer_groups([group])[group].result(20)

@@ -462,7 +462,7 @@ class Bench:
         identity = birth(self.database, "a", {}, 2, threading.Event())
         with self.database.connect("test") as connection:
             say = functools.partial(self.database.run, connection)
-            [(source, _, _)] = say("register_source", {"topic": "t", "cluster_id": "c", "topic_id": "i"})
+            [(source, *_)] = say("register_source", {"topic": "t", "cluster_id": "c", "topic_id": "i", "policy": None})
             say(
                 "insert_claims",
                 {"group": "g", "source": source, "partition": [0], "position": [0], "began": ["earliest"]},

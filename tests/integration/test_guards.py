@@ -55,7 +55,7 @@ class Ledger:
         self.sessions: list[Session] = []
         self.observer = self.session()
         self.a, self.b = self.birth(), self.birth()
-        [(self.source, _, _)] = self.observer.run("register_source", topic="t", cluster_id="c", topic_id="i")
+        [(self.source, *_)] = self.observer.run("register_source", topic="t", cluster_id="c", topic_id="i", policy=None)
         self.observer.run(
             "insert_claims", group="g", source=self.source, partition=[0], position=[0], began=["earliest"]
         )
@@ -86,11 +86,18 @@ class Ledger:
         )  # fmt: skip
 
     def accept(self, session: Session, low: int, high: int) -> None:
-        session.run("insert_deltas", claims=[self.claim], epochs=[self.epoch], ranges=[f"{{[{low},{high})}}"])
+        session.run(
+            "insert_deltas",
+            claims=[self.claim],
+            epochs=[self.epoch],
+            ranges=[f"{{[{low},{high})}}"],
+            leader_epochs=[3],
+            epochs_to=[high],
+        )
 
     def fold(self, session: Session, verified: int = 0) -> Rows:
         return session.run(
-            "fold_claim", executor=self.a, claim=self.claim, epoch=self.epoch, verified=verified
+            "fold_claim", executor=self.a, claim=self.claim, epoch=self.epoch, verified=verified, leader_epoch=-1, epoch_to=0,
         )  # fmt: skip
 
     def take_over(self, session: Session, dead: int, taker: int) -> None:
@@ -356,7 +363,7 @@ def test_a_claim_waits_for_an_open_flush_and_sees_its_deltas(ledger: Ledger) -> 
     waiting = ledger.blocked(claimer, claim)
     flush.commit()
     waiting.join(10)
-    assert [accepted[0].upper for _, accepted in positions] == [10]
+    assert [(accepted[0].upper, *last) for _, accepted, *last in positions] == [(10, 3, 10)]
 
 
 def test_a_claim_that_was_lost_accepts_nothing(ledger: Ledger) -> None:
@@ -408,20 +415,38 @@ def test_a_fold_finds_an_overlap(ledger: Ledger, ranges: str) -> None:
     ledger.accept(session, 0, 5)
     ledger.fold(session)
     ledger.accept(session, 5, 10)
-    session.run("insert_deltas", claims=[ledger.claim], epochs=[ledger.epoch], ranges=[ranges])
+    session.run(
+        "insert_deltas", claims=[ledger.claim], epochs=[ledger.epoch], ranges=[ranges], leader_epochs=[3], epochs_to=[0]
+    )
     with refused("EF005"):
         ledger.fold(session)
 
 
 def test_only_the_owner_folds(ledger: Ledger) -> None:
     with refused("EF002"):
-        ledger.session().run("fold_claim", executor=ledger.b, claim=ledger.claim, epoch=ledger.epoch, verified=0)
+        ledger.session().run(
+            "fold_claim",
+            executor=ledger.b,
+            claim=ledger.claim,
+            epoch=ledger.epoch,
+            verified=0,
+            leader_epoch=-1,
+            epoch_to=0,
+        )
 
 
 def test_a_release_after_the_claim_has_gone_changes_nothing(ledger: Ledger) -> None:
     session = ledger.session()
     ledger.take(session, ledger.b)
-    session.run("release_claims", claims=[ledger.claim], epochs=[ledger.epoch], verified=[9], executor=ledger.a)
+    session.run(
+        "release_claims",
+        claims=[ledger.claim],
+        epochs=[ledger.epoch],
+        verified=[9],
+        leader_epochs=[3],
+        epochs_to=[8],
+        executor=ledger.a,
+    )
     assert session.connection.execute("select released from eventflow.claims").fetchall() == [(False,)]
 
 
@@ -430,16 +455,20 @@ def test_a_release_after_the_claim_has_gone_changes_nothing(ledger: Ledger) -> N
 
 def test_a_recreated_topic_supersedes_the_old_one(ledger: Ledger) -> None:
     session = ledger.session()
-    [(second, incarnation, foreign)] = session.run("register_source", topic="t", cluster_id="c", topic_id="j")
+    [(second, incarnation, foreign, _)] = session.run(
+        "register_source", topic="t", cluster_id="c", topic_id="j", policy=None
+    )
     assert (incarnation, foreign) == (2, False)
-    assert session.run("register_source", topic="t", cluster_id="c", topic_id="j") == [(second, 2, False)]
+    assert session.run("register_source", topic="t", cluster_id="c", topic_id="j", policy=None) == [
+        (second, 2, False, None)
+    ]
     assert session.run("lock_source", source=ledger.source) == [], "the old one is not claimed any more"
     assert session.run("lock_source", source=second)
 
 
 def test_a_claim_on_a_new_topic_ends_those_on_the_old_one(ledger: Ledger) -> None:
     """It waits for their open flush, and nothing more is accepted under them: what was read early is complete."""
-    [(new, _, _)] = ledger.observer.run("register_source", topic="t", cluster_id="c", topic_id="j")
+    [(new, *_)] = ledger.observer.run("register_source", topic="t", cluster_id="c", topic_id="j", policy=None)
     flush, claimer = ledger.session(), ledger.session()
     flush.begin()
     ledger.guard(flush, ledger.a, 1, claim=True)
@@ -448,7 +477,7 @@ def test_a_claim_on_a_new_topic_ends_those_on_the_old_one(ledger: Ledger) -> Non
     waiting = ledger.blocked(claimer, lambda: ended.extend(claimer.run("end_former_claims", **former)))
     flush.commit()
     waiting.join(10)
-    assert ended == [(ledger.claim, 1, 0, 0)]
+    assert ended == [(ledger.claim, 1, 0, 0, 1, False)]
     with refused("EF002"):
         ledger.guard(flush, ledger.a, 2, claim=True)
 
@@ -456,7 +485,7 @@ def test_a_claim_on_a_new_topic_ends_those_on_the_old_one(ledger: Ledger) -> Non
 def test_a_superseded_source_is_not_folded(ledger: Ledger) -> None:
     session = ledger.session()
     ledger.accept(session, 0, 5)
-    session.run("register_source", topic="t", cluster_id="c", topic_id="j")
+    session.run("register_source", topic="t", cluster_id="c", topic_id="j", policy=None)
     with refused("EF007"):
         ledger.fold(session)
 
@@ -469,7 +498,7 @@ def test_what_a_dead_owner_may_have_read_of_the_new_topic_is_an_incident(ledger:
     ledger.accept(session, 7, 9)
     incidents = "select subject, detail, times from eventflow.incidents where kind = 'recreated'"
     for topic_id in ("j", "i2"):
-        session.run("register_source", topic="t", cluster_id="c", topic_id=topic_id)
+        session.run("register_source", topic="t", cluster_id="c", topic_id=topic_id, policy=None)
     [(subject, detail, times)] = session.connection.execute(incidents).fetchall()
     assert (subject, times) == ("g t/0", 1)
     assert "offsets 5 to 9 may be those of the new one" in detail
@@ -477,12 +506,20 @@ def test_what_a_dead_owner_may_have_read_of_the_new_topic_is_an_incident(ledger:
 
 def test_a_partition_that_was_let_go_of_is_no_incident_of_a_new_topic(ledger: Ledger) -> None:
     session = ledger.session()
-    session.run("release_claims", claims=[ledger.claim], epochs=[ledger.epoch], verified=[9], executor=ledger.a)
-    session.run("register_source", topic="t", cluster_id="c", topic_id="j")
+    session.run(
+        "release_claims",
+        claims=[ledger.claim],
+        epochs=[ledger.epoch],
+        verified=[9],
+        leader_epochs=[3],
+        epochs_to=[8],
+        executor=ledger.a,
+    )
+    session.run("register_source", topic="t", cluster_id="c", topic_id="j", policy=None)
     assert session.connection.execute("select released, verified from eventflow.claims").fetchall() == [(True, 9)]
     assert session.connection.execute("select * from eventflow.incidents").fetchall() == []
 
 
 def test_another_cluster_is_told_apart(ledger: Ledger) -> None:
-    [(_, _, foreign)] = ledger.session().run("register_source", topic="t", cluster_id="d", topic_id="i")
+    [(_, _, foreign, _)] = ledger.session().run("register_source", topic="t", cluster_id="d", topic_id="i", policy=None)
     assert foreign

@@ -37,7 +37,7 @@ class Ledger:
         self.database = Database(url)
         self.observer: Connection = self.database.connect("test")
         self.a, self.b = self.birth(), self.birth()
-        [(self.source, _, _)] = self.run("register_source", topic="t", cluster_id="c", topic_id="i")
+        [(self.source, *_)] = self.run("register_source", topic="t", cluster_id="c", topic_id="i", policy=None)
         self.run("insert_claims", group="g", source=self.source, partition=[0], position=[0], began=["earliest"])
         [(claim_id,)] = self.observer.execute("select id from eventflow.claims").fetchall()
         self.claim = Claim(claim_id, self.take(claim_id, self.a), "g", "t", 0, self.source, 1, "id:", 0)
@@ -163,7 +163,16 @@ def test_a_refusal_after_a_lost_answer_closes_the_number_first(ledger: Ledger) -
 
 
 def refused(send: Send, guard: dict[str, Any], statements: list[Any]) -> None:
-    send(guard, [*statements, (sql("insert_deltas"), {"claims": [1], "epochs": [1], "ranges": ["no range"]})])
+    send(
+        guard,
+        [
+            *statements,
+            (
+                sql("insert_deltas"),
+                {"claims": [1], "epochs": [1], "ranges": ["no range"], "leader_epochs": [-1], "epochs_to": [0]},
+            ),
+        ],
+    )
 
 
 def test_a_refusal_without_a_lost_answer_leaves_the_number_free(ledger: Ledger) -> None:
@@ -254,7 +263,7 @@ class Desk:
         self.calls += 1
         if self.failing and self.calls % self.failing == 0:
             raise ValueError("for good")
-        return "insert into eventflow.incidents (kind, subject, detail) values ('effect', 's', 'd') on conflict (kind, subject) do update set times = incidents.times + 1"
+        return "insert into eventflow.incidents (kind, subject, detail) values ('effect', 's', 'd') on conflict (kind, subject) where settled_at is null do update set times = incidents.times + 1"
 
     def message(self, offset: int) -> Run:
         desk = self

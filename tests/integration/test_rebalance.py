@@ -149,7 +149,7 @@ def altered(world: World, places: list[TopicPartition]) -> bool:
 def test_topic_deleted_and_recreated(world: World, running: bool, again: int) -> None:
     """The new topic's messages are new messages, whatever their offsets; the old ones stay done."""
     world.create_topic(2)
-    worker = world.start("ledger_psycopg", ready=True)
+    worker = world.start("ledger_psycopg", ready=True, ON_INCIDENT="earliest")
     world.produce(300)
     world.wait_completed("ledger")
     world.check("ledger", effects=True)
@@ -160,7 +160,7 @@ def test_topic_deleted_and_recreated(world: World, running: bool, again: int) ->
     world.create_topic(2)
     world.produce(again)
     if not running:
-        world.start("ledger_psycopg")
+        world.start("ledger_psycopg", ON_INCIDENT="earliest")
     wait_new(world, again)
     assert world.sql("select incarnation, superseded from eventflow.sources order by 1") == [
         (1, True), (2, False),
@@ -173,7 +173,7 @@ def test_topic_deleted_and_recreated(world: World, running: bool, again: int) ->
 def test_topic_recreated_under_two_workers(world: World) -> None:
     """One of them notices first and leaves; the other is given its partitions under an id that is no more."""
     world.create_topic(4)
-    workers = [world.start("ledger_psycopg", ready=True) for _ in range(2)]
+    workers = [world.start("ledger_psycopg", ready=True, ON_INCIDENT="earliest") for _ in range(2)]
     for worker in workers:
         world.wait_owner(worker, 2)
     world.produce(100)
@@ -257,6 +257,9 @@ def test_partitions_added(world: World) -> None:
     world.flush()
     world.wait_completed("ledger")
     world.check("ledger", effects=True)
+    assert world.sql("select kind, subject, settled_by, skipped from eventflow.incidents order by 2") == [
+        ("partitions", f"ledger {world.topic}/{n}", "eventflow", None) for n in (1, 2)
+    ]
 
 
 @pytest.mark.parametrize("committed", [None, 40])

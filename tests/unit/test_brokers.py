@@ -2,6 +2,8 @@
 
 import logging
 import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,13 +72,22 @@ def test_a_property_that_librdkafka_refuses_is_blamed_on_who_set_it(bad: dict[st
 
 
 class FakeAdmin:
-    """Answers each question with an error."""
+    """Answers each question with an error: when it is asked, or of the topic."""
 
-    def __init__(self, error: Exception) -> None:
-        self._error, self.polls = error, 0
+    def __init__(self, error: Exception | None = None, of_topic: Exception | None = None) -> None:
+        self._error, self._of_topic, self.polls = error, of_topic, 0
 
     def describe_topics(self, *_: Any, **__: Any) -> Any:
-        raise self._error
+        if self._error is not None:
+            raise self._error
+        asked: Future[Any] = Future()
+        asked.set_exception(self._of_topic or AssertionError)
+        return {"orders": asked}
+
+    def describe_cluster(self, **_: Any) -> Any:
+        asked: Future[Any] = Future()
+        asked.set_result(SimpleNamespace(cluster_id="c"))
+        return asked
 
     def poll(self, _: float) -> None:
         self.polls += 1
@@ -89,26 +100,31 @@ class FakeAdmin:
         TimeoutError(),
     ],
 )  # fmt: skip
-def test_brokers_that_do_not_answer(error: Exception) -> None:
-    made, admin = brokers(), FakeAdmin(error)
+@pytest.mark.parametrize("where", ["error", "of_topic"])
+def test_brokers_that_do_not_answer(error: Exception, where: str) -> None:
+    made, admin = brokers(), FakeAdmin(**{where: error})
     vars(made)["admin"] = admin
     with pytest.raises(UnavailableError, match=r"^Kafka at 127\.0\.0\.1:1 does not answer$"):
-        made.identity("orders")
+        made.identities(["orders"])
     assert admin.polls == 1, "its log and its errors are served, not kept"
 
 
-def test_what_else_the_brokers_say_comes_with_their_address_and_the_topic() -> None:
+def said_of(code: int) -> str:
     made = brokers()
-    vars(made)["admin"] = FakeAdmin(KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
-    with pytest.raises(UnavailableError, match=r"^Kafka at 127\.0\.0\.1:1, topic 'orders': Broker: Topic auth"):
-        made.identity("orders")
+    vars(made)["admin"] = FakeAdmin(of_topic=KafkaException(KafkaError(code)))
+    what = made.identities(["orders"])["orders"]
+    assert isinstance(what, UnknownTopicError if code == KafkaError.UNKNOWN_TOPIC_OR_PART else UnavailableError)
+    return str(what)
+
+
+def test_what_else_the_brokers_say_comes_with_their_address_and_the_topic() -> None:
+    said = said_of(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    assert said.startswith("Kafka at 127.0.0.1:1, topic 'orders': Broker: Topic auth")
 
 
 def test_a_topic_that_is_not_there_comes_with_what_to_do() -> None:
-    made = brokers()
-    vars(made)["admin"] = FakeAdmin(KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)))
-    with pytest.raises(UnknownTopicError, match="'orders': there is no such topic; create it; it is read as soon as"):
-        made.identity("orders")
+    said = said_of(KafkaError.UNKNOWN_TOPIC_OR_PART)
+    assert said.endswith("'orders': there is no such topic; create it; it is read as soon as it exists")
 
 
 # ---- what repeats ----

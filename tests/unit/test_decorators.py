@@ -1,6 +1,8 @@
 """What the decorators refuse, at the earliest moment."""
 
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import psycopg
@@ -52,6 +54,31 @@ def test_two_workflows_of_one_name() -> None:
     eventflow.workflow(name="same")(make(0))
     with pytest.raises(UsageError, match="same"):
         eventflow.workflow(name="same")(make(1))
+
+
+@pytest.mark.parametrize("others", ["orders-eu", ["payments", "orders-us"], re.compile("orders-.*|x")])
+def test_a_pattern_and_what_it_may_match_are_not_of_one_group(others: Any) -> None:
+    async def handler(message: Message[bytes]) -> None: ...
+
+    async def other(message: Message[bytes]) -> None: ...
+
+    eventflow.kafka_consumer(re.compile("orders-.*"), group="patterns", name="one")(handler)
+    eventflow.kafka_consumer("payments", group="patterns", name="three")(handler)
+    for group in ("other patterns", "patterns"):
+        with pytest.raises(UsageError, match="two handlers read topic") if group == "patterns" else nullcontext():
+            eventflow.kafka_consumer(others, group=group, name=f"two {others} {group}")(other)
+
+
+def test_a_pattern_begins_at_the_beginning() -> None:
+    with pytest.raises(UsageError, match="a topic that comes later would begin at its end"):
+        eventflow.kafka_consumer(re.compile("a"), group="g", start="latest")
+    with pytest.raises(UsageError, match="a pattern of text"):
+        eventflow.kafka_consumer(re.compile(b"a"), group="g")  # type: ignore[call-overload]
+
+
+def test_what_comes_of_an_incident_is_one_of_three() -> None:
+    with pytest.raises(UsageError, match="on_incident is 'stop', 'earliest' or 'latest', not 'skip'"):
+        eventflow.kafka_consumer("t", group="g", on_incident="skip")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

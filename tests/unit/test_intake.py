@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ from psycopg.types.range import Range
 
 from eventflow import consumer
 from eventflow.brokers import UnknownTopicError
-from eventflow.claims import _Taken
+from eventflow.claims import _Former, _Read, _Taken
 from eventflow.consumer import Intake
 from eventflow.database import Database
 from eventflow.errors import UnavailableError
@@ -27,9 +27,11 @@ from eventflow.telemetry import Seldom
 class FakeMessage:
     """As the client hands it over."""
 
-    def __init__(self, partition: int, offset: int, error: int | None = None, *, epoch: int | None = None) -> None:
+    def __init__(
+        self, partition: int, offset: int, error: int | None = None, *, epoch: int | None = None, reason: str = ""
+    ) -> None:
         self._partition, self._offset, self._epoch = partition, offset, epoch
-        self._error = None if error is None else KafkaError(error)
+        self._error = None if error is None else KafkaError(error, reason)
 
     def topic(self) -> str:
         return "orders"
@@ -72,6 +74,9 @@ class FakeConsumer:
         self.sought: list[int] = []
         self.paused: set[int] = set()
 
+    def assignment(self) -> list[Any]:
+        return []
+
     def seek(self, place: Any) -> None:
         self.sought.append(place.offset)
 
@@ -84,11 +89,14 @@ class FakeConsumer:
 
 class FakeLedger:
     def __init__(self) -> None:
-        self.incidents: list[str] = []
+        self.incidents: list[tuple[str, int]] = []
 
     def run(self, name: str, params: Any) -> list[Any]:
-        assert name == "insert_incident"
-        self.incidents.append(params["kind"])
+        if name == "insert_stop":
+            self.incidents.append((params["kind"], params["first"]))
+        return [(1, 1, "truncation", 0, None, "")] if name == "read_stops" else []
+
+    def transact(self, work: Any) -> list[Any]:
         return []
 
 
@@ -114,6 +122,11 @@ class Desk:
         if ordered:
             self.intake.claims.held["orders", 2] = self.other
             self.claim.scope, self.other.scope = Scope("1", []), Scope("2", [])
+
+    def settle(self) -> None:
+        """The topic's id was asked, and is the same: what has stopped is recorded."""
+        self.intake._sources.suspect.clear()
+        self.intake._claim_again()
 
     def take(self, *messages: FakeMessage) -> list[int | None]:
         self.runs.clear()
@@ -222,14 +235,45 @@ def test_a_leader_epoch_that_falls_is_a_doubt_and_then_a_stop() -> None:
     desk.intake._sources.suspect.clear()
     desk.intake._fetch_again()
     assert desk.consumer.sought == [102]
-    assert desk.take(FakeMessage(1, 102, epoch=2)) == []
-    assert (desk.ledger.incidents, desk.claim.lost) == (["truncation"], True)
+    assert desk.take(FakeMessage(1, 102, epoch=2), FakeMessage(1, 103, epoch=4)) == []
+    desk.settle()
+    assert (desk.ledger.incidents, desk.claim.lost) == ([("truncation", 102)], True)
 
 
 def test_a_log_that_was_truncated_stops_its_partition() -> None:
     desk = Desk()
-    assert desk.take(FakeMessage(1, 100, KafkaError._LOG_TRUNCATION)) == []
-    assert (desk.ledger.incidents, desk.claim.lost) == (["truncation"], True)
+    cut = "Partition log truncation detected at offset 100 (leader epoch 0): broker end offset is 60 (offset leader epoch 0)."
+    assert desk.take(FakeMessage(1, 0, KafkaError._AUTO_OFFSET_RESET, reason=cut), FakeMessage(1, 100)) == []
+    assert (desk.ledger.incidents, desk.claim.revoked) == ([], True), "its topic may be another one"
+    desk.settle()
+    assert (desk.ledger.incidents, desk.claim.lost) == ([("truncation", 60)], True)
+
+
+def test_a_message_where_there_was_none_is_another_log() -> None:
+    """The position lay behind a transaction's marker, which was lost: what is there now is no message that was read."""
+    desk = Desk()
+    desk.claim.jumped, desk.claim.vacant = (98, 100), True
+    assert desk.take(FakeMessage(1, 97), FakeMessage(1, 98), FakeMessage(1, 100)) == []
+    desk.settle()
+    assert desk.ledger.incidents == [("truncation", 98)]
+
+
+def test_what_was_read_before_the_owner_died_is_no_other_log() -> None:
+    desk = Desk()
+    desk.claim.jumped = (98, 100)
+    assert desk.take(FakeMessage(1, 98), FakeMessage(1, 99), FakeMessage(1, 100)) == [100]
+
+
+def test_a_leader_epoch_is_that_of_the_last_message() -> None:
+    """What lies behind it, up to the partition's end, may be another leader's."""
+    desk = Desk()
+    desk.take(FakeMessage(1, 100, epoch=3))
+    assert desk.claim.epoch_to() == 101
+    desk.take(FakeMessage(1, 103, KafkaError._PARTITION_EOF))
+    desk.take(FakeMessage(1, 105, KafkaError._PARTITION_EOF))
+    assert (desk.claim.next_offset, desk.claim.epoch_to()) == (105, 101)
+    desk.take(FakeMessage(1, 105, epoch=4))
+    assert desk.claim.epoch_to() == 106
 
 
 def test_a_message_that_was_handled_before_its_topic_was_noticed_to_be_new_is_covered() -> None:
@@ -251,18 +295,21 @@ def test_one_that_cannot_be_read_is_told_by_its_time() -> None:
 # ---- what the topic is (R16) -----------------------------------------------------------------------
 
 
-def watched(desk: Desk, *answers: Callable[[], str]) -> set[str]:
+def watched(desk: Desk, *answers: Callable[[], Any]) -> dict[str, str]:
     """The topics that have changed, after so many questions; the first is asked at once, for want of certainty."""
     waiting, over = list(answers), threading.Event()
 
-    def ask(topic: str) -> tuple[str, str]:
+    def ask(topics: Iterable[str]) -> dict[str, Any]:
+        if not list(topics):
+            return {}
         answer = waiting.pop(0)
         if not waiting:
             over.set()
-        return "cluster", answer()
+        said = answer()
+        return {"orders": said if isinstance(said, Exception) else ("cluster", said)}
 
     sources = desk.intake._sources
-    sources._known = {"orders": Source(1, "orders", 1, "id-1")}
+    sources._known = {"orders": Source(1, "orders", 1, "id-1", "cluster")}
     sources._brokers = Brokers(ask)
     sources.doubt()
     sources.watch(over, lambda: list(desk.intake.claims.held.values()))
@@ -270,8 +317,8 @@ def watched(desk: Desk, *answers: Callable[[], str]) -> set[str]:
 
 
 class Brokers:
-    def __init__(self, identity: Callable[[str], tuple[str, str]]) -> None:
-        self.identity = identity
+    def __init__(self, identities: Callable[[Iterable[str]], dict[str, Any]]) -> None:
+        self.identities = identities
 
 
 def fails(error: Exception) -> Callable[[], str]:
@@ -293,16 +340,16 @@ def meanwhile(desk: Desk, read: int) -> Callable[[], str]:
 
 
 def test_a_topic_of_another_id_has_changed() -> None:
-    assert watched(Desk(), lambda: "id-2") == {"orders"}
+    assert watched(Desk(), lambda: "id-2") == {"orders": "recreated"}
 
 
 def test_a_topic_that_is_gone_has_changed() -> None:
-    assert watched(Desk(), fails(UnknownTopicError("gone"))) == {"orders"}
+    assert watched(Desk(), lambda: UnknownTopicError("gone")) == {"orders": "deleted"}
 
 
 def test_a_doubt_is_settled_by_the_answer_that_the_topic_is_what_it_was() -> None:
     desk = Desk()
-    assert watched(desk, lambda: "id-1") == set()
+    assert watched(desk, lambda: "id-1") == {}
     assert not desk.intake._sources.suspect.is_set()
 
 
@@ -314,21 +361,21 @@ def test_what_was_read_is_verified_by_an_answer_that_cannot_be_older(
     desk, clock = Desk(), iter([5.0, 5.0 + seconds])
     desk.take(FakeMessage(1, 100))
     monkeypatch.setattr("eventflow.sources.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert watched(desk, meanwhile(desk, 102), lambda: "id-1") == set()
+    assert watched(desk, meanwhile(desk, 102), lambda: "id-1") == {}
     assert desk.claim.verified == verified
 
 
 def test_a_doubt_stays_while_the_brokers_do_not_answer() -> None:
     desk = Desk()
     desk.take(FakeMessage(1, 100))
-    assert watched(desk, fails(UnavailableError("away"))) == set()
+    assert watched(desk, fails(UnavailableError("away"))) == {}
     assert desk.intake._sources.suspect.is_set()
     assert desk.claim.verified == 100
 
 
 def test_an_answer_settles_no_doubt_that_is_younger_than_the_question() -> None:
     desk = Desk()
-    assert watched(desk, meanwhile(desk, 102)) == set()
+    assert watched(desk, meanwhile(desk, 102)) == {}
     assert desk.intake._sources.suspect.is_set()
 
 
@@ -337,10 +384,13 @@ def test_an_answer_that_comes_after_its_session_says_nothing_of_the_next_one() -
     desk = Desk()
 
     def late() -> str:
-        desk.intake._sources._known = {"orders": Source(2, "orders", 2, "id-2")}
+        desk.intake._sources._known, desk.intake._sources.changed = (
+            {"orders": Source(2, "orders", 2, "id-2", "cluster")},
+            {},
+        )
         return "id-2"
 
-    assert watched(desk, late) == set()
+    assert watched(desk, late) == {}
 
 
 def test_while_in_doubt_nothing_is_received() -> None:
@@ -380,14 +430,16 @@ def test_a_claim_that_waits_for_a_broker_is_not_told_before_it_is_held(
         return 0, 200
 
     desk.consumer.get_watermark_offsets = watermarks  # type: ignore[attr-defined]
-    desk.ledger.transact = lambda _: [_Taken(7, 3, 5, False, 10, 0, [Range(None, 120)], [], {})]  # type: ignore[attr-defined]
-    desk.intake._sources._known["orders"] = Source(1, "orders", 1, "id")
+    desk.ledger.transact = lambda _: [
+        _Taken(7, 3, 5, _Former(False, 10, 0, 1, -1, 0), _Read([Range(None, 120)]), [], {}, None)
+    ]  # type: ignore[attr-defined]
+    desk.intake._sources._known["orders"] = Source(1, "orders", 1, "id", "cluster")
     desk.intake.claims._first_positions = lambda *_: None
     monkeypatch.setattr(desk.intake._stop, "wait", lambda _: False)
     assert [claim.next_offset for claim in desk.intake._claim([("orders", 3)])] == [120]
     assert [r.getMessage() for r in caplog.records] == [
         "claiming for intake handler: Kafka at kafka:9092 does not answer; trying again",
-        "intake handler claims orders/3 from offset 120 (epoch 5, its last owner did not let go of it)",
+        "intake handler claims g orders/3 from offset 120 (epoch 5, its last owner did not let go of it)",
     ]
 
 
@@ -398,7 +450,9 @@ def test_a_rebalance_asks_for_the_partitions_past_its_own_consumer() -> None:
     vars(desk.intake._brokers)["admin"] = SimpleNamespace(list_topics=lambda *_, **__: metadata)
     desk.consumer.get_watermark_offsets = lambda *_, **__: (5, 9)  # type: ignore[attr-defined]
     desk.consumer.committed = lambda places, **__: places  # type: ignore[attr-defined]
-    desk.ledger.run = lambda name, params: written.append((name, params)) or []  # type: ignore[method-assign]
-    desk.intake.claims._first_positions(desk.consumer, "orders", Source(1, "orders", 1, "id"), [3])
+    say = lambda _, name, params: written.append((name, params)) or []  # noqa: E731
+    desk.ledger.database = SimpleNamespace(run=say)  # type: ignore[attr-defined]
+    desk.ledger.transact = lambda work: work(None)  # type: ignore[method-assign]
+    desk.intake.claims._first_positions(desk.consumer, "orders", Source(1, "orders", 1, "id", "cluster"), [3])
     name, params = written[-1]
     assert (name, params["partition"], params["position"]) == ("insert_claims", [0, 3], [5, 5])

@@ -1,0 +1,96 @@
+"""`eventflow incidents list | settle`: what a person should look at, and what comes of it.
+
+What goes on is shown first, and asked about; `--yes` does not. Exit statuses are those of `cli`.
+"""
+
+import dataclasses
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eventflow.errors import UsageError
+
+if TYPE_CHECKING:
+    from eventflow.records import IncidentRecord
+    from eventflow.sync import Client
+
+app = typer.Typer(no_args_is_help=True, help="Incidents: what stands still until it is settled, and why: list, settle.")
+
+_Json = Annotated[bool, typer.Option("--json", help="JSON, an object a line.")]
+
+
+class Choice(StrEnum):
+    """What settles an incident."""
+
+    earliest = "earliest"
+    latest = "latest"
+    retry = "retry"
+
+
+@app.command("list")
+def list_(
+    settled: Annotated[bool, typer.Option("--all", help="Also those that were settled.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Show what stands still until it is settled, and what else has happened, newest first."""
+    with _client() as client:
+        found = client.incidents(settled=settled)
+    for incident in found:
+        typer.echo(_plain(incident) if as_json else _lines(incident))
+    if not found:
+        typer.echo("no incidents", err=True)
+
+
+@app.command()
+def settle(
+    incident_id: Annotated[int, typer.Argument(metavar="ID", help="Its number, as `list` prints it.")],
+    choice: Annotated[Choice, typer.Argument(help="Where what it has stopped goes on.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Let what an incident has stopped go on, within seconds, without a restart.
+
+    earliest: at the first message that was not read; latest: at the end, and what is skipped stands in the incident;
+    retry: where it stood, if that can be now. What stops nothing is settled by retry: it was seen.
+    """
+    with _client() as client:
+        if not yes:
+            typer.echo(_lines(_find(client, incident_id)), err=True)
+            typer.confirm(f"Settle it by {choice.value}?", abort=True, err=True)
+        client.settle(incident_id, choice.value)
+        settled = _find(client, incident_id)
+    typer.echo(_plain(settled) if as_json else f"incident {incident_id} is settled: {choice.value}")
+
+
+def _client() -> "Client":
+    from eventflow.sync import Client
+
+    return Client()
+
+
+def _find(client: "Client", incident_id: int) -> "IncidentRecord":
+    for incident in client.incidents(settled=True):
+        if incident.id == incident_id:
+            return incident
+    raise UsageError(f"there is no incident {incident_id}; `eventflow incidents list` shows those that there are")
+
+
+def _plain(incident: "IncidentRecord") -> str:
+    return json.dumps(dataclasses.asdict(incident), default=str)
+
+
+def _lines(incident: "IncidentRecord") -> str:
+    choice = incident.choice
+    state = "settled" if choice is not None else "STOPS" if incident.stops else "open"
+    seen = f"{incident.last_at:%Y-%m-%d %H:%M:%S%z}, seen {incident.times} times"
+    lines = [f"{incident.id}  {state}  {incident.kind}  {incident.subject}  {seen}", f"    {incident.detail}"]
+    if choice is not None:
+        skipped = (
+            "" if incident.skipped is None else f"; skipped offsets {incident.skipped[0]} to {incident.skipped[1] - 1}"
+        )
+        read = incident.first_offset is not None and incident.went_on_at is not None
+        went_on = f", went on at offset {incident.went_on_at}" if read else ""
+        lines.append(f"    {choice}, by {incident.settled_by}{went_on}{skipped}")
+    return "\n".join(lines)
