@@ -383,8 +383,11 @@ class Claims:
     # ---- letting go ----
 
     def release(self, claims: Iterable[Claim]) -> None:
-        """Let go of claims of which nothing runs unaccepted: the next owner need not be wary (R8, R13)."""
-        held = sorted((c for c in claims if not c.lost), key=lambda c: c.id)
+        """Let go of claims of which nothing runs unaccepted: the next owner need not be wary (R8, R13).
+
+        But for those of which this one does not know, either, what a former owner read (R16).
+        """
+        held = sorted((c for c in claims if not c.lost and c.read_through()), key=lambda c: c.id)
         release = {
             "claims": [c.id for c in held], "epochs": [c.epoch for c in held], "verified": [c.verified for c in held],
             "leader_epochs": [c.leader_epoch for c in held], "epochs_to": [c.epoch_to() for c in held],

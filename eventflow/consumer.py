@@ -456,7 +456,7 @@ class Intake:
             low, high = above[0]
             if claim.next_offset < low:
                 self._journal.cover((claim, claim.next_offset, low))
-            claim.jumped = claim.next_offset, max(claim.next_offset, high)
+            claim.jumped, claim.vacant = (claim.next_offset, max(claim.next_offset, high)), False
             claim.next_offset = claim.jumped[1]
             above.pop(0)
         return offset < claim.next_offset
@@ -465,6 +465,7 @@ class Intake:
         """The rest of the partition's log, up to its end as it is now, holds no message."""
         if end > claim.next_offset and not claim.accepted_above:
             self._journal.cover((claim, claim.next_offset, end))
+            claim.vacant = claim.vacant or claim.epoch_to() == claim.next_offset
             claim.jumped = claim.epoch_to(), end
             claim.next_offset = end
 

@@ -112,6 +112,10 @@ class Claim:
         low, high = self.jumped
         return low if high == self.next_offset else self.next_offset
 
+    def read_through(self) -> bool:
+        """Whether nothing that was passed over is a message that another owner has read: the next one may rely on that."""
+        return not self.accepted_above and (self.vacant or self.epoch_to() == self.next_offset)
+
     def in_flight(self) -> int:
         """How many of its messages were handed out and have not ended."""
         return self.handed - self.finished

@@ -264,6 +264,22 @@ def test_what_was_read_before_the_owner_died_is_no_other_log() -> None:
     assert desk.take(FakeMessage(1, 98), FakeMessage(1, 99), FakeMessage(1, 100)) == [100]
 
 
+def test_what_was_accepted_before_is_passed_over_and_is_not_empty() -> None:
+    """Behind what one owner left there is what another had accepted: messages, whoever reads them next."""
+    desk = Desk()
+    desk.claim.jumped, desk.claim.vacant, desk.claim.accepted_above = (100, 100), True, [(101, 103)]
+    assert desk.take(FakeMessage(1, 100)) == [100]
+    assert not desk.claim.read_through(), "the next owner fetches from 101 on"
+    assert desk.take(FakeMessage(1, 101), FakeMessage(1, 102)) == []
+    assert (desk.claim.next_offset, desk.claim.epoch_to(), desk.claim.read_through()) == (103, 101, False)
+    assert desk.take(FakeMessage(1, 103)) == [103]
+    assert desk.claim.read_through()
+    desk.take(FakeMessage(1, 106, KafkaError._PARTITION_EOF))
+    assert (desk.claim.epoch_to(), desk.claim.read_through()) == (104, True)
+    desk.settle()
+    assert desk.ledger.incidents == []
+
+
 def test_a_leader_epoch_is_that_of_the_last_message() -> None:
     """What lies behind it, up to the partition's end, may be another leader's."""
     desk = Desk()
