@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -14,6 +14,7 @@ import pytest
 import eventflow
 from eventflow import Handle, Message, Retry, durable, sync
 from eventflow.client import Client
+from eventflow.context import runtime
 from eventflow.errors import (
     NotRunningError,
     UsageError,
@@ -379,7 +380,8 @@ async def test_a_message_received_beside_the_failed_step_is_received_again(app: 
 
 async def test_the_failed_step_has_all_its_retries_again(app: str, do: Do, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts that were recorded, because waits between them may be long, are dropped with it."""
-    monkeypatch.setattr("eventflow.replay.LONG", 0.01)
+    executor = cast("Any", runtime("a test"))._incarnation.executor
+    monkeypatch.setattr(executor, "pace", executor.pace._replace(long=0.01))
     broken.add("patient")
     handle = await eventflow.start(patient)
     await fails(handle)

@@ -236,6 +236,7 @@ def test_the_relays_sessions_are_terminated_again_and_again(world: World) -> Non
     in_order(finish(world))
 
 
+@pytest.mark.alone
 def test_another_process_relays_within_ten_seconds_by_default(world: World) -> None:
     world.defaults = {}
     world.create_topic(4)
