@@ -257,20 +257,25 @@ class Claims:
     def _gone(self, consumer: Consumer, claim: Claim, cut: int | None) -> _Stop | None:
         """What stops a partition whose position is not in Kafka's log any more, or of which what was read was cut off."""
         if cut is not None and cut < claim.next_offset:  # else what was read and not accepted is another one now
-            return self.stop(claim, "truncation", cut, cut_off(claim, cut))
+            return self._lost(claim, "truncation", cut, cut_off(claim, cut))
         low, high = consumer.get_watermark_offsets(TopicPartition(claim.topic, claim.partition), timeout=_ASK)
         where = f"the position {claim.next_offset} is not in the log, which has {low} to {high}"
         if claim.next_offset < low:
-            return self.stop(
+            return self._lost(
                 claim, "retention", claim.next_offset, f"{where}: what lies before {low} was deleted unread"
             )
         if high < claim.next_offset:
-            return self.stop(
+            return self._lost(
                 claim, "truncation", high, f"{where}: its end was cut off; what is sent next takes offsets anew"
             )
         if claim.jumped[0] < low:
             claim.leader_epoch = -1
         return None
+
+    def _lost(self, claim: Claim, kind: str, first: int, detail: str) -> _Stop:
+        """Its log has lost what was, or was to be, read; that is said of the topic that was read, and of no other."""
+        self._sources.check(claim.topic)
+        return self.stop(claim, kind, first, detail)
 
     def stop(
         self, claim: Claim, kind: str, first: int, detail: str, choice: Choice | None = None, who: str | None = None

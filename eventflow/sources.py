@@ -198,6 +198,18 @@ class Sources:
         self._doubts += 1
         self.suspect.set()
 
+    def check(self, topic: str) -> None:
+        """Whether a topic is still what it was, asked now: else nothing can be said of the log that was read.
+
+        Raises:
+            UnavailableError: it is not, or the brokers do not answer.
+
+        """
+        became = _what_became(self._known[topic], self._brokers.identities([topic])[topic])
+        if became is not None:
+            self.doubt()
+            raise UnavailableError(f"the topic {topic!r} is {became} now; asking anew")
+
     def watch(self, over: threading.Event, claims: Callable[[], list[Claim]]) -> None:
         """Ask regularly, and after every doubt, whether the topics are still what they were; for a thread.
 
