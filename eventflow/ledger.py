@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import psycopg
@@ -39,7 +40,6 @@ from eventflow.outbox import Row
 from eventflow.queues import Order
 from eventflow.records import Choice, Operation, Rider
 from eventflow.registry import Registry
-from eventflow.turnstile import Answer, Turnstile
 
 R = TypeVar("R")
 
@@ -333,9 +333,9 @@ def define_schedules(ledger: Ledger, declared: Registry, *, dry: bool = False) -
     return ledger.transact(lambda run: firing.define(run, ledger.application, who(), definitions, dry=dry), dry=dry)
 
 
-_Placed = asyncio.Future[str] | Answer[str]  # of a caller on a loop, or in a thread
+_Placed = asyncio.Future[str] | Future[str]  # of a caller on a loop, or in a thread
 _Waiting = tuple[Order, _Placed]
-_Answered = tuple[_Placed, str | BaseException]
+_Answer = tuple[_Placed, str | BaseException]
 
 
 class Orders:
@@ -349,7 +349,6 @@ class Orders:
     def __init__(self, ledger: "Ledger") -> None:
         self._ledger = ledger
         self._waiting = deque[_Waiting]()
-        self._callers = Turnstile[str]()
         self._ready = threading.Condition()
         self._at_work = False
         self._linger = _LINGER
@@ -369,9 +368,9 @@ class Orders:
 
     def place_sync(self, order: Order) -> str:
         """The same for blocking code."""
-        answer = Answer[str]()
-        self._put(order, answer)
-        return self._callers.wait(answer)
+        future: Future[str] = Future()
+        self._put(order, future)
+        return future.result()
 
     def close(self) -> None:
         """The thread ends when there is nothing to do."""
@@ -391,9 +390,9 @@ class Orders:
     def _send_all(self) -> None:
         while some := self._next():
             try:
-                self._tell(self._send(some))
+                _tell(self._send(some))
             except BaseException as error:  # nobody may wait for ever, whatever this is
-                self._tell([(future, error) for _, future in some])
+                _tell([(future, error) for _, future in some])
 
     def _next(self) -> list[_Waiting]:
         with self._ready:
@@ -403,7 +402,7 @@ class Orders:
             self._at_work = bool(some)
             return some
 
-    def _send(self, some: list[_Waiting]) -> list[_Answered]:
+    def _send(self, some: list[_Waiting]) -> list[_Answer]:
         try:
             rows = self._ledger.place([order for order, _ in some], _HASTE)
         except (psycopg.Error, EventflowError) as error:
@@ -417,40 +416,40 @@ class Orders:
             return [(some[0][1], error)]
         return [_answer(order, future, row) for (order, future), row in zip(some, rows, strict=True)]
 
-    def _tell(self, answers: list[_Answered]) -> None:
-        """Tell each caller, those of one loop by one call; a loop that is closed has nobody who waits."""
-        blocked = [(caller, outcome) for caller, outcome in answers if isinstance(caller, Answer)]
-        if blocked:
-            self._callers.let_through(blocked)
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[str], str | BaseException]]] = {}
-        for caller, outcome in answers:
-            if isinstance(caller, asyncio.Future):
-                by_loop.setdefault(caller.get_loop(), []).append((caller, outcome))
-        for loop, its in by_loop.items():
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, its)
-
     def _wait_alone(self, order: Order, future: _Placed) -> None:
         """It has an id that somebody's open transaction has enqueued."""
         try:
             [row] = self._ledger.place([order], _PATIENCE)
         except psycopg.errors.LockNotAvailable:
             open_still = "a transaction that is open has enqueued it, too, and neither commits nor rolls back"
-            self._tell([(future, UnavailableError(f"{order.shared!r}: {open_still}"))])
+            _tell([(future, UnavailableError(f"{order.shared!r}: {open_still}"))])
         except BaseException as error:
-            self._tell([(future, error)])
+            _tell([(future, error)])
         else:
-            self._tell([_answer(order, future, row)])
+            _tell([_answer(order, future, row)])
 
 
-def _answer(order: Order, future: _Placed, row: tuple[Any, ...]) -> _Answered:
+def _answer(order: Order, future: _Placed, row: tuple[Any, ...]) -> _Answer:
     try:
         return future, order.answered(row[1:])
     except EventflowError as error:
         return future, error
 
 
-def _settle(answers: list[tuple[asyncio.Future[str], str | BaseException]]) -> None:
+def _tell(answers: list[_Answer]) -> None:
+    """Tell each caller, those of one loop by one call; a loop that is closed has nobody who waits."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
+    for future, outcome in answers:
+        if isinstance(future, asyncio.Future):
+            by_loop.setdefault(future.get_loop(), []).append((future, outcome))
+        else:
+            _settle([(future, outcome)])
+    for loop, its in by_loop.items():
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, its)
+
+
+def _settle(answers: list[_Answer]) -> None:
     for future, outcome in answers:
         if future.done():  # its caller was cancelled
             continue
