@@ -75,6 +75,12 @@ def take_up(runs: list[Run], read: Read) -> tuple[list[Run], list[Any], list[tup
     return going, messages, others
 
 
+def halves(runs: list[Run]) -> list[list[Run]]:
+    """Both halves of what has failed, the one that is called first at the end."""
+    middle = len(runs) // 2
+    return [runs[middle:], runs[:middle]]
+
+
 class Batches:
     """The batches of one executor. On the loop, but for `calls`."""
 
@@ -134,38 +140,34 @@ class Batches:
 
     async def run(self, batch: Batch) -> None:
         """Make the calls of an async handler."""
-        calls, outcome = self._calls(batch.runs), None
+        calls, error = self._calls(batch.runs), None
         with suppress(StopIteration):
-            part, messages = next(calls)
+            messages = next(calls)
             while True:
-                scope = _scope(part)
-                current.set(scope)
                 try:
                     await batch.spec.function(messages)
-                except BaseException as error:
-                    outcome = error
+                except BaseException as raised:
+                    error = raised
                 else:
-                    part[0].history.riders, outcome = scope.riders, None
-                part, messages = calls.send(outcome)
+                    error = None
+                messages = calls.send(error)
 
     def run_sync(self, batch: Batch) -> None:
         """Make those of a sync one, in a thread of its own context."""
-        calls, outcome = self._calls(batch.runs), None
+        calls, error = self._calls(batch.runs), None
         with suppress(StopIteration):
-            part, messages = next(calls)
+            messages = next(calls)
             while True:
-                scope = _scope(part)
-                current.set(scope)
                 try:
                     batch.spec.function(messages)
-                except BaseException as error:
-                    outcome = error
+                except BaseException as raised:
+                    error = raised
                 else:
-                    part[0].history.riders, outcome = scope.riders, None
-                part, messages = calls.send(outcome)
+                    error = None
+                messages = calls.send(error)
 
-    def _calls(self, runs: list[Run]) -> Generator[tuple[list[Run], list[Any]], BaseException | None, None]:
-        """Which calls are to be made; each is told what it raised, if anything."""
+    def _calls(self, runs: list[Run]) -> Generator[list[Any], BaseException | None, None]:
+        """With which messages calls are to be made, in the scope that is current then; told what each raised, if anything."""
         parts = [runs]
         self.running.update(runs)
         try:
@@ -178,10 +180,13 @@ class Batches:
                     self._desk.put_back([run for run, wrong in others if wrong is None])
                 if not part:
                     continue
-                error = yield part, messages
+                scope = StepScope(Branch(part[0], None), "1.1", part[0].name, many=True)
+                current.set(scope)
+                error = yield messages
+                if error is None:
+                    part[0].history.riders = scope.riders  # what was started there goes with the first message's end
                 if isinstance(error, Exception) and len(part) > 1:
-                    half = len(part) // 2
-                    parts += [part[half:], part[:half]]
+                    parts += halves(part)
                 elif error is None or isinstance(error, Exception):
                     self._end(part, error)
                 else:  # it is to end, and nothing more is to begin
@@ -202,11 +207,6 @@ class Batches:
     def _failed(self, run: Run, error: BaseException) -> None:
         with run.lock:
             self._outcomes.failed(run, error)
-
-
-def _scope(runs: list[Run]) -> StepScope:
-    """Where a call is made: what it starts goes with its first message's end."""
-    return StepScope(Branch(runs[0], None), "1.1", runs[0].name, many=True)
 
 
 def _count(gathered: "deque[Run]", enough: int) -> int:

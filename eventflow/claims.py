@@ -153,7 +153,7 @@ class Claims:
             stop = found or self._gone(consumer, claim, cut.get(claim.partition))
             if stop is None:
                 usable.append(claim)
-            elif (choice := stop.choice or self._policy()) is None:
+            elif (choice := stop.choice or self._spec.policy) is None:
                 self.stopped[key] = claim.id
                 self.release([claim])
                 logger.error("%s stands still until incident %d is settled (`eventflow incidents settle %d`): %s: %s",
@@ -250,9 +250,6 @@ class Claims:
         return claim
 
     # ---- incidents (R16) ----
-
-    def _policy(self) -> Choice | None:
-        return None if self._spec.on_incident == "stop" else self._spec.on_incident
 
     def _gone(self, consumer: Consumer, claim: Claim, cut: int | None) -> _Stop | None:
         """What stops a partition whose position is not in Kafka's log any more, or of which what was read was cut off."""

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -20,13 +20,13 @@ import typer
 from eventflow.dead_letters import DeadStatus
 from eventflow.errors import UsageError
 from eventflow.records import DeadLetter, DeadLetterDetails, RawMessage, Redelivery
+from eventflow.terminal import Json, Yes, ask, open_client, show_some
 
 if TYPE_CHECKING:
     from eventflow.sync import Client
 
 app = typer.Typer(no_args_is_help=True, help="Messages that failed for good: list, show, redeliver, drop.")
 
-_SHOWN = 10  # letters, before one is asked about all of them
 _AGO = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as `list` prints them.", show_default=False)]
@@ -40,19 +40,17 @@ _Status = Annotated[str | None, typer.Option(help="Only `failed` or only `parked
 _After = Annotated[str | None, typer.Option(help="Only what last failed since: `2h` ago, or 2026-01-31T12:00+00:00.")]
 _Before = Annotated[str | None, typer.Option(help="Only what last failed before that.")]
 _All = Annotated[bool, typer.Option("--all", help="All that there are, where no filter says less.")]
-_Json = Annotated[bool, typer.Option("--json", help="JSON, an object a line.")]
-_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @app.command("list")
 def list_(
     consumer: _Consumer = None, group: _Group = None, topic: _Topic = None, partition: _Partition = None, key: _Key = None,
     error: _Error = None, status: _Status = None, failed_after: _After = None, failed_before: _Before = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100, as_json: _Json = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100, as_json: Json = False,
 ) -> None:  # fmt: skip
     """List dead letters, the oldest message first."""
     only = _filter(consumer, group, topic, partition, key, error, status, failed_after, failed_before)
-    with _client() as client:
+    with open_client() as client:
         found = list(islice(client.dead_letters(**only), limit + 1))
     for letter in found[:limit]:
         _say(letter, as_json=as_json)
@@ -64,7 +62,7 @@ def list_(
 
 def show(workflow_id: str, read: Callable[[DeadLetterDetails], str] | None, *, value: bool, as_json: bool) -> None:
     """Show one; `read` says what its handler makes of it. The command is `cli`'s, which knows how to find handlers."""
-    with _client() as client:
+    with open_client() as client:
         details = client.dead_letter(workflow_id)
     handled = None if read is None else read(details)
     if value:
@@ -86,7 +84,7 @@ def redeliver(
     value: Annotated[Path | None, typer.Option(help="One letter, with what this file holds as its value; `-`: stdin.")] = None,
     header: Annotated[list[str] | None, typer.Option(help="One letter, with these headers: NAME=TEXT.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until all have gone.")] = False,
-    yes: _Yes = False, as_json: _Json = False,
+    yes: Yes = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run dead letters again: those that are named, or that a filter or --all means.
 
@@ -100,7 +98,7 @@ def redeliver(
         raise UsageError("--value and --header are for one dead letter, by its id")
     if workflow_ids and (rate is not None or wait):
         raise UsageError("--rate and --wait are for what a filter or --all means")
-    with _client() as client:
+    with open_client() as client:
         if workflow_ids:
             _ask_about([client.dead_letter(one).letter for one in workflow_ids], "redeliver", yes=yes)
             if changes:
@@ -122,21 +120,21 @@ def drop(
     reason: Annotated[str, typer.Option(help="Why it is never to be handled; it stays with the message.")],
     workflow_ids: _Ids = None, everything: _All = False, consumer: _Consumer = None, group: _Group = None, topic: _Topic = None,
     partition: _Partition = None, key: _Key = None, error: _Error = None, status: _Status = None, failed_after: _After = None,
-    failed_before: _Before = None, yes: _Yes = False, as_json: _Json = False,
+    failed_before: _Before = None, yes: Yes = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Have dead letters never be handled: those that are named, or that a filter or --all means. They stay to be read."""
     only = _filter(consumer, group, topic, partition, key, error, status, failed_after, failed_before)
     _check_choice(workflow_ids, only, everything=everything)
-    with _client() as client:
+    with open_client() as client:
         letters = [client.dead_letter(one).letter for one in workflow_ids or ()] or list(client.dead_letters(**only))
         if _ask_about(letters, "drop", yes=yes):
             _done("dropped", client.drop([letter.workflow_id for letter in letters], reason), as_json=as_json)
 
 
 @app.command()
-def redeliveries(as_json: _Json = False) -> None:
+def redeliveries(as_json: Json = False) -> None:
     """List what was redelivered by filter or all: how far each is."""
-    with _client() as client:
+    with open_client() as client:
         found = client.redeliveries()
     for one in found:
         _say_redelivery(one, as_json=as_json)
@@ -145,17 +143,11 @@ def redeliveries(as_json: _Json = False) -> None:
 
 
 @app.command()
-def stop(number: Annotated[int, typer.Argument(help="As `redeliveries` prints it.")], as_json: _Json = False) -> None:
+def stop(number: Annotated[int, typer.Argument(help="As `redeliveries` prints it.")], as_json: Json = False) -> None:
     """Let no more of a redelivery go; the rest are dead letters still."""
-    with _client() as client:
+    with open_client() as client:
         client.stop_redelivery(number)
         _say_redelivery(client.redelivery(number), as_json=as_json)
-
-
-def _client() -> "Client":
-    from eventflow.sync import Client  # not before a command needs it: half of what `eventflow --help` would take
-
-    return Client()
 
 
 # ---- what is meant -----------------------------------------------------------------------------
@@ -211,7 +203,7 @@ def _changes(value: Path | None, headers: list[str] | None) -> dict[str, Any]:
     return changes
 
 
-def _ask_about(letters: "list[DeadLetter] | Iterator[DeadLetter]", what: str, *, yes: bool) -> bool:
+def _ask_about(letters: Iterable[DeadLetter], what: str, *, yes: bool) -> bool:
     """Show what it is about, and ask; whether there is anything.
 
     Raises:
@@ -219,24 +211,12 @@ def _ask_about(letters: "list[DeadLetter] | Iterator[DeadLetter]", what: str, *,
         typer.Exit: nothing shall be done; status 1.
 
     """
-    count = 0
-    for count, letter in enumerate(letters, 1):
-        if count <= _SHOWN and not yes:
-            typer.echo(_line(letter), err=True)
-    if count > _SHOWN and not yes:
-        typer.echo(f"... and {count - _SHOWN} more", err=True)
+    count = sum(1 for _ in letters) if yes else show_some(_line(letter) for letter in letters)
     if not count:
         typer.echo("no dead letters are like that: nothing to do", err=True)
-        return False
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise UsageError("nobody to ask whether to go on, as this is no terminal: say --yes")
-    typer.echo(f"{what} {_counted(count)}? [y/N] ", nl=False, err=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        typer.echo("nothing was done", err=True)
-        raise typer.Exit(1)
-    return True
+    elif not yes:
+        ask(f"{what} {_counted(count)}")
+    return count > 0
 
 
 def _follow(client: "Client", ordered: Redelivery) -> Redelivery:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eventflow.errors import UsageError
+from eventflow.terminal import Json, Yes, open_client
 
 if TYPE_CHECKING:
     from eventflow.records import IncidentRecord
     from eventflow.sync import Client
 
 app = typer.Typer(no_args_is_help=True, help="Incidents: what stands still until it is settled, and why: list, settle.")
-
-_Json = Annotated[bool, typer.Option("--json", help="JSON, an object a line.")]
 
 
 class Choice(StrEnum):
@@ -32,10 +31,10 @@ class Choice(StrEnum):
 @app.command("list")
 def list_(
     settled: Annotated[bool, typer.Option("--all", help="Also those that were settled.")] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show what stands still until it is settled, and what else has happened, newest first."""
-    with _client() as client:
+    with open_client() as client:
         found = client.incidents(settled=settled)
     for incident in found:
         typer.echo(_plain(incident) if as_json else _lines(incident))
@@ -47,27 +46,21 @@ def list_(
 def settle(
     incident_id: Annotated[int, typer.Argument(metavar="ID", help="Its number, as `list` prints it.")],
     choice: Annotated[Choice, typer.Argument(help="Where what it has stopped goes on.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: _Json = False,
+    yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     """Let what an incident has stopped go on, within seconds, without a restart.
 
     earliest: at the first message that was not read; latest: at the end, and what is skipped stands in the incident;
     retry: where it stood, if that can be now. What stops nothing is settled by retry: it was seen.
     """
-    with _client() as client:
+    with open_client() as client:
         if not yes:
             typer.echo(_lines(_find(client, incident_id)), err=True)
             typer.confirm(f"Settle it by {choice.value}?", abort=True, err=True)
         client.settle(incident_id, choice.value)
         settled = _find(client, incident_id)
     typer.echo(_plain(settled) if as_json else f"incident {incident_id} is settled: {choice.value}")
-
-
-def _client() -> "Client":
-    from eventflow.sync import Client
-
-    return Client()
 
 
 def _find(client: "Client", incident_id: int) -> "IncidentRecord":

@@ -5,7 +5,6 @@ What starts much, or ends something, shows first what it is about, and asks; `--
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from datetime import datetime, time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ import typer
 
 from eventflow.cron import Rule, zone_of
 from eventflow.errors import UsageError
+from eventflow.terminal import Json, Yes, ask, open_client, show_some
 
 if TYPE_CHECKING:
     from eventflow.schedules import ScheduleRecord
@@ -23,17 +23,13 @@ app = typer.Typer(
     no_args_is_help=True, help="Schedules: list, show, upcoming, pause, resume, trigger, backfill, delete."
 )
 
-_SHOWN = 10  # fire times, before one is asked about all of them
-
 _Name = Annotated[str, typer.Argument(help="Its name, as `list` prints it.")]
-_Json = Annotated[bool, typer.Option("--json", help="JSON, an object a line.")]
-_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @app.command("list")
-def list_(as_json: _Json = False) -> None:
+def list_(as_json: Json = False) -> None:
     """List the schedules, those of code and those that people made."""
-    with _client() as client:
+    with open_client() as client:
         found = client.schedules()
     for schedule in found:
         typer.echo(json.dumps(_plain(schedule)) if as_json else _line(schedule))
@@ -42,19 +38,19 @@ def list_(as_json: _Json = False) -> None:
 
 
 @app.command()
-def show(name: _Name, as_json: _Json = False) -> None:
+def show(name: _Name, as_json: Json = False) -> None:
     """Show one: when it fires, what runs, what waits, who changed it."""
-    with _client() as client:
+    with open_client() as client:
         schedule = client.schedule(name)
     typer.echo(json.dumps(_plain(schedule)) if as_json else "\n".join(_lines(schedule)))
 
 
 @app.command()
 def upcoming(
-    name: _Name, count: Annotated[int, typer.Option(min=1, max=1000, help="So many.")] = 10, as_json: _Json = False
+    name: _Name, count: Annotated[int, typer.Option(min=1, max=1000, help="So many.")] = 10, as_json: Json = False
 ) -> None:
     """Print the next fire times, in the schedule's zone, paused or not."""
-    with _client() as client:
+    with open_client() as client:
         times = client.upcoming(name, count=count)
     for moment in times:
         typer.echo(json.dumps({"time": moment.isoformat()}) if as_json else _time(moment))
@@ -64,26 +60,26 @@ def upcoming(
 
 @app.command()
 def pause(
-    name: _Name, note: Annotated[str, typer.Option(help="Why, for whoever sees it.")] = "", as_json: _Json = False
+    name: _Name, note: Annotated[str, typer.Option(help="Why, for whoever sees it.")] = "", as_json: Json = False
 ) -> None:
     """Let a schedule start nothing until it is resumed; its fire times pass."""
-    with _client() as client:
+    with open_client() as client:
         client.pause_schedule(name, note)
         _done(client, name, "paused", as_json=as_json)
 
 
 @app.command()
-def resume(name: _Name, as_json: _Json = False) -> None:
+def resume(name: _Name, as_json: Json = False) -> None:
     """Let a paused schedule fire again, from its next fire time on."""
-    with _client() as client:
+    with open_client() as client:
         client.resume_schedule(name)
         _done(client, name, "resumed", as_json=as_json)
 
 
 @app.command()
-def trigger(name: _Name, as_json: _Json = False) -> None:
+def trigger(name: _Name, as_json: Json = False) -> None:
     """Fire a schedule now, paused or not; prints the workflow's id."""
-    with _client() as client:
+    with open_client() as client:
         handle = client.trigger_schedule(name)
     typer.echo(json.dumps({"workflow_id": handle.workflow_id}) if as_json else handle.workflow_id)
 
@@ -95,37 +91,34 @@ def backfill(
     last: Annotated[str, typer.Argument(help="To, included: a day is the whole day.")],
     at_once: Annotated[bool, typer.Option("--at-once", help="All together, and not one after another.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the fire times.")] = False,
-    yes: _Yes = False, as_json: _Json = False,
+    yes: Yes = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Fire the fire times of a range that have not started anything; done again, it is done once."""
-    with _client() as client:
+    with open_client() as client:
         rule = client.schedule(name).rule
         between = _moment(first, rule, time.min), _moment(last, rule, time.max)
         times = client.backfill_schedule(name, *between, at_once=at_once, dry_run=True)
         if not times:
             typer.echo("every fire time of this range has started something already, or there is none", err=True)
-        elif dry_run or _ask(times, f"fire {name} for {_counted(len(times))}", yes=yes):
-            times = client.backfill_schedule(name, *between, at_once=at_once, dry_run=dry_run)
+        elif not dry_run:
+            if not yes:
+                show_some(_time(moment) for moment in times)
+                ask(f"fire {name} for {_counted(len(times))}")
+            times = client.backfill_schedule(name, *between, at_once=at_once)
     for moment in times:
         typer.echo(json.dumps({"time": moment.isoformat()}) if as_json else _time(moment))
 
 
 @app.command()
-def delete(name: _Name, yes: _Yes = False, as_json: _Json = False) -> None:
+def delete(name: _Name, yes: Yes = False, as_json: Json = False) -> None:
     """Forget a schedule and what waits in its line; what it has started goes on. Code that defines it brings it back."""
-    with _client() as client:
+    with open_client() as client:
         schedule = client.schedule(name)
         if not yes:
             typer.echo(_line(schedule), err=True)
-        if _ask([], f"delete {name}", yes=yes):
-            client.delete_schedule(name)
-            typer.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")
-
-
-def _client() -> "Client":
-    from eventflow.sync import Client  # not before a command needs it: half of what `eventflow --help` would take
-
-    return Client()
+            ask(f"delete {name}")
+        client.delete_schedule(name)
+    typer.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")
 
 
 def _moment(text: str, rule: Rule, of_day: time) -> datetime:
@@ -137,29 +130,6 @@ def _moment(text: str, rule: Rule, of_day: time) -> datetime:
     except ValueError:
         raise UsageError(f"a day such as 2026-03-01, or a time such as 2026-03-01T12:00+00:00, not {text!r}") from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=zone_of(rule.timezone))
-
-
-def _ask(times: list[datetime], what: str, *, yes: bool) -> bool:
-    """Show what it is about, and ask.
-
-    Raises:
-        UsageError: there is nobody to ask.
-        typer.Exit: nothing shall be done; status 1.
-
-    """
-    if yes:
-        return True
-    for moment in times[:_SHOWN]:
-        typer.echo(_time(moment), err=True)
-    if len(times) > _SHOWN:
-        typer.echo(f"... and {len(times) - _SHOWN} more", err=True)
-    if not sys.stdin.isatty():
-        raise UsageError("nobody to ask whether to go on, as this is no terminal: say --yes")
-    typer.echo(f"{what}? [y/N] ", nl=False, err=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        typer.echo("nothing was done", err=True)
-        raise typer.Exit(1)
-    return True
 
 
 # ---- what is said ------------------------------------------------------------------------------

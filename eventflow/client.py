@@ -18,10 +18,10 @@ from eventflow.context import Backend, RunQuery, runtime, slot
 from eventflow.cron import Overlap
 from eventflow.database import database_of
 from eventflow.dead_letters import (
-    DeadStatus,
     HeaderValues,
     LetterFilter,
     LetterPages,
+    Letters,
     check_rate,
     check_reason,
     edited,
@@ -513,11 +513,7 @@ class Client:
 
     # ---- dead letters ----
 
-    def dead_letters(
-        self, *, consumer: str | None = None, group: str | None = None, topic: str | None = None,
-        partition: int | None = None, key: bytes | None = None, error_type: str | None = None,
-        status: DeadStatus | None = None, failed_after: datetime | None = None, failed_before: datetime | None = None,
-    ) -> AsyncIterator[DeadLetter]:  # fmt: skip
+    def dead_letters(self, **only: Unpack[Letters]) -> AsyncIterator[DeadLetter]:
         """Messages that failed for good or are parked, the oldest first: those of which all is true that is given.
 
         `consumer` is the handler's name; `error_type` the class of what they failed with last, with its module or without.
@@ -526,8 +522,7 @@ class Client:
             UsageError: what can be true of none; a key where messages are stored encrypted.
 
         """
-        wanted = LetterFilter(consumer, group, topic, partition, key, error_type, status, failed_after, failed_before)
-        return _each(LetterPages(self.ledger, wanted))
+        return _each(LetterPages(self.ledger, LetterFilter(**only)))
 
     async def dead_letter(self, workflow_id: str, /) -> DeadLetterDetails:
         """A message with what each of its attempts failed with, and what people have changed of it; whatever became of it.
@@ -575,11 +570,7 @@ class Client:
         """
         return await self.ledger.manage("drop_letters", workflow_ids, why=check_reason(reason))
 
-    async def redeliver_all(
-        self, *, rate: float | None = None, consumer: str | None = None, group: str | None = None,
-        topic: str | None = None, partition: int | None = None, key: bytes | None = None, error_type: str | None = None,
-        status: DeadStatus | None = None, failed_after: datetime | None = None, failed_before: datetime | None = None,
-    ) -> Redelivery:  # fmt: skip
+    async def redeliver_all(self, *, rate: float | None = None, **only: Unpack[Letters]) -> Redelivery:
         """Redeliver all that `dead_letters` lists now, the oldest first, `rate` a second at most; returns at once.
 
         It is in the ledger: the processes of this client's application that serve the handlers let the next ones go,
@@ -589,8 +580,8 @@ class Client:
             UsageError: as of `dead_letters`, or a rate that cannot be.
 
         """
-        wanted = LetterFilter(consumer, group, topic, partition, key, error_type, status, failed_after, failed_before)
-        asked = {"rate": check_rate(rate), "application": self.ledger.application, **wanted.params(self.ledger)}
+        wanted = LetterFilter(**only).params(self.ledger)
+        asked = {"rate": check_rate(rate), "application": self.ledger.application, **wanted}
         return await self.redelivery(await self.ledger.manage("redeliver_all", (), **asked))
 
     async def redelivery(self, number: int, /) -> Redelivery:

@@ -20,10 +20,10 @@ from eventflow.brokers import Brokers, cut_at
 from eventflow.claims import Claims, Key, cut_off
 from eventflow.database import Database, KeptConnection, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError
-from eventflow.flow import HEAVY, Flow
+from eventflow.flow import Flow
 from eventflow.journal import Journal, backoff
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Run, fingerprint
+from eventflow.runs import Claim, Run, fingerprint, weigh
 from eventflow.scopes import Scopes
 from eventflow.settings import KafkaProperties
 from eventflow.sources import Sources
@@ -385,7 +385,7 @@ class Intake:
             runs.append(run)
         if runs:
             crash_point("consumer.after_fetch")
-            self._flow.took(len(runs), _weigh(runs))
+            self._flow.took(len(runs), weigh(runs))
             self._dispatch(runs)
 
     def _prepared(self, message: Any) -> bool:
@@ -609,11 +609,3 @@ class Intake:
         self._accept(claims, 5.0)
         crash_point("consumer.before_release")
         self.claims.release(claims)
-
-
-def _weigh(runs: list[Run]) -> int:
-    """The bytes of those that are heavy, which their claims count from here on."""
-    heavy = [run for run in runs if run.value is not None and len(run.value) > HEAVY]
-    return sum(
-        run.claim.burden(run, len(run.value)) for run in heavy if run.claim is not None and run.value is not None
-    )

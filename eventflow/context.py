@@ -237,6 +237,12 @@ def would_block(what: str, instead: str) -> BlockingCallError:
     return BlockingCallError(f"{what} would block the running event loop; use {instead}")
 
 
+def refuse_in_workflow(verb: str) -> None:
+    """Raise where a caller's own transaction is used in a workflow, which would not know whether it was committed."""
+    if current_branch() is not None:
+        raise UsageError(f"{verb}(session=...) in a workflow is not recorded: {verb} without it, or in a @transaction")
+
+
 def refuse_sync_workflow(what: str, name: str = "") -> None:
     """Raise where something that is awaited is called in a sync workflow, which would never await it."""
     here = current.get()

@@ -20,10 +20,12 @@ from psycopg import sql as compose
 from psycopg.conninfo import conninfo_to_dict
 
 from eventflow.arrays import register as register_arrays
+from eventflow.codec import error_line
 from eventflow.encryption import codec_of
 from eventflow.errors import EventflowError, FencedError, SettingsError, UnavailableError, first_line
 from eventflow.payloads import Payloads
 from eventflow.settings import Settings, masked
+from eventflow.telemetry import seldom
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +196,15 @@ class KeptConnection:
     def transact(self, work: Callable[[Connection], Any], *setup: str) -> Any:
         """`in_transaction` on this connection."""
         return in_transaction(self.open(), work, *setup)
+
+    def failed(self, error: Exception, logger: logging.Logger) -> None:
+        """Say, seldom, what went wrong with it or with what was done on it; the next use opens it anew."""
+        if isinstance(error, psycopg.Error | UnavailableError):
+            seldom.say(logger, f"{self._role}: {unavailable(error, self.database.url)}; trying again")
+        else:
+            said = f"{self._role}: {type(error).__name__}: {error_line(error)}; trying again"
+            seldom.say(logger, said, logging.ERROR)
+        self.close()
 
     def close(self) -> None:
         """Close it; the next use opens it anew."""

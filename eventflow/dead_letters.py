@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from eventflow.codec import recorded_line
 from eventflow.context import Backend
@@ -29,6 +29,20 @@ DeadStatus = Literal["failed", "parked"]
 _PAGE = 500
 _FACTS, _TIMESTAMP, _ERROR = 17, 7, 14  # columns that make a letter, and two of them
 HeaderValues = Mapping[str, str | bytes | None] | Iterable[tuple[str, str | bytes | None]]
+
+
+class Letters(TypedDict, total=False):
+    """Which dead letters people mean, as they say it by keyword: see `Client.dead_letters`."""
+
+    consumer: str | None
+    group: str | None
+    topic: str | None
+    partition: int | None
+    key: bytes | None
+    error_type: str | None
+    status: DeadStatus | None
+    failed_after: datetime | None
+    failed_before: datetime | None
 
 
 @dataclasses.dataclass(frozen=True)

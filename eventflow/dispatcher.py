@@ -18,9 +18,8 @@ from typing import Any
 import psycopg
 
 from eventflow.adoption import Adoption
-from eventflow.codec import error_line
-from eventflow.database import Connection, Database, columns, in_transaction, unavailable
-from eventflow.errors import FencedError, UnavailableError
+from eventflow.database import Connection, Database, KeptConnection, columns, in_transaction
+from eventflow.errors import FencedError
 from eventflow.lines import Ask, Cursor, Limits, Lines, Used
 from eventflow.registry import Spec
 from eventflow.telemetry import crash_point, seldom
@@ -130,30 +129,22 @@ class Dispatcher:
     # ---- the thread ----
 
     def _loop(self) -> None:
-        connection: Connection | None = None
+        kept = KeptConnection(self._database, "queues")
         while not self._leaving.is_set():
             try:
                 self._work.wait(self._pause())
                 self._work.clear()
-                if connection is None or connection.closed:
-                    connection = self._database.connect("queues")
+                connection = kept.open()
                 while not self._leaving.is_set() and self._round(connection):
                     pass
             except FencedError as error:
                 self._on_fenced(error)
                 break
             except Exception as error:  # whatever it is, the other queues go on, and this one with the next look
-                if isinstance(error, psycopg.Error | UnavailableError):
-                    seldom.say(logger, f"queues: {unavailable(error, self._database.url)}; trying again")
-                else:
-                    said = f"queues: {type(error).__name__}: {error_line(error)}; trying again"
-                    seldom.say(logger, said, logging.ERROR)
+                kept.failed(error, logger)
                 self._all = True
-                if connection is not None:
-                    connection.close()
                 self._leaving.wait(0.2)
-        if connection is not None:
-            connection.close()
+        kept.close()
 
     def _pause(self) -> float | None:
         """Seconds until something may begin that nobody tells of."""

@@ -17,7 +17,7 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 import eventflow.talk as talk
 from eventflow.borrowed import AsyncBorrowed
 from eventflow.codec import Codec, codec_for, recorded_line
-from eventflow.context import Backend, Start, StepScope, current, current_branch, runtime
+from eventflow.context import Backend, Start, StepScope, current, current_branch, refuse_in_workflow, runtime
 from eventflow.errors import UsageError, WorkflowNotFoundError, WorkflowTimeoutError
 from eventflow.idempotency import check_workflow_id
 from eventflow.ids import new_id
@@ -453,12 +453,6 @@ def step_that_enqueues(branch: Branch, order: Order, call: Callable[[Order], Any
     return StepSpec.ours(f"enqueue {order.name}", lambda: call(placed), str)
 
 
-def refuse_in_workflow() -> None:
-    """Raise where a caller's own transaction is used in a workflow, which would not know whether it was committed."""
-    if current_branch() is not None:
-        raise UsageError("enqueue(session=...) in a workflow is not recorded: enqueue without it, or in a @transaction")
-
-
 @overload
 async def enqueue(
     workflow: AsyncStartable[Unpack[Ts], R], /, *args: Unpack[Ts],
@@ -504,7 +498,7 @@ async def enqueue(
     )  # fmt: skip
     app, branch = runtime("enqueue"), current_branch()
     if session is not None:
-        refuse_in_workflow()
+        refuse_in_workflow("enqueue")
         return Handle(await app.enqueue_on(session, order), codec)
     if current.get() is None:
         return Handle(await app.enqueue(order), codec)

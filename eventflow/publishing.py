@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 import eventflow.talk as talk
 from eventflow.borrowed import AsyncBorrowed
-from eventflow.context import current, current_branch, runtime
-from eventflow.errors import UsageError
+from eventflow.context import current, refuse_in_workflow, runtime
 from eventflow.operations import awaited
 from eventflow.outbox import Row, outbox_row, rider_of
 from eventflow.telemetry import trace_headers
@@ -32,7 +31,7 @@ async def publish(
     """
     row = row_of(topic, value, key, headers)
     if session is not None:
-        refuse_in_workflow()
+        refuse_in_workflow("publish")
         await runtime("publish").publish_on(session, row)
     elif current.get() is None:
         await runtime("publish").write([rider_of(row)])
@@ -45,9 +44,3 @@ def row_of(
 ) -> Row:  # fmt: skip
     """The event as the outbox has it, with the current trace."""
     return outbox_row(topic, value, key, headers, trace_headers())
-
-
-def refuse_in_workflow() -> None:
-    """Raise where a caller's own transaction is used in a workflow, which would not know whether it was committed."""
-    if current_branch() is not None:
-        raise UsageError("publish(session=...) in a workflow is not recorded: publish without it, or in a @transaction")

@@ -15,12 +15,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import psycopg
 
 from eventflow.adoption import Adoption
-from eventflow.database import Connection, Database, evicting, fenced, in_transaction, is_pointless, unavailable
+from eventflow.database import (
+    Connection,
+    Database,
+    KeptConnection,
+    evicting,
+    fenced,
+    in_transaction,
+    is_pointless,
+    unavailable,
+)
 from eventflow.errors import FencedError, UnavailableError, UsageError
 from eventflow.journal import Identity
 from eventflow.registry import Spec
@@ -127,6 +136,26 @@ class Relaying(Protocol):
 
     def low(self) -> int | None: ...
     def told(self, facts: list[Any]) -> None: ...
+
+
+class _Heard(NamedTuple):
+    """What a beat finds, as `beat.sql` says it."""
+
+    renewed: int
+    alive: bool
+    same_timeline: bool
+    peers: dict[str, int]
+    free: bool
+    requested: bool
+    asleep: bool
+    wake_at: float | None
+    arrived: bool
+    due: float | None
+    fires: float | None
+    redelivers: bool
+    relay: list[Any]
+    now: float
+    checked: str
 
 
 class Lease:
@@ -279,26 +308,10 @@ class Lease:
                 self._connection.close()
             self._seen.clear()
             return
-        (
-            renewed,
-            alive,
-            same,
-            peers,
-            free,
-            asked_for,
-            asleep,
-            wake_at,
-            arrived,
-            due,
-            fires,
-            redelivers,
-            relay,
-            now,
-            _,
-        ) = row
-        if not alive or not renewed:
+        heard = _Heard(*row)
+        if not heard.alive or not heard.renewed:
             raise FencedError(f"executor {self._executor} was presumed dead and taken over")
-        if not same:
+        if not heard.same_timeline:
             raise FencedError(f"the server is on another timeline than when executor {self._executor} was born")
         if asked - self._last_good > self._lease:
             self._seen.clear()  # no suspicion over a stretch in which we could not look
@@ -306,17 +319,17 @@ class Lease:
             logger.info("Postgres at %s: answers again", masked(self._database.url))
             self._misses = 0
         self._renewed, self._last_good = asked, time.monotonic()
-        self._clock.tell(now, asked_at, time.time())
-        self._asleep, self._wake_at, self._requested = asleep, wake_at or 0.0, asked_for or self._requested
-        self._redelivers = redelivers
-        self._queues.told(arrived=arrived, due=due)
-        self._schedules.told(fires)
-        self._relay.told(relay)
-        self._watch({int(i): int(b) for i, b in peers.items()}, asked)
+        self._clock.tell(heard.now, asked_at, time.time())
+        self._asleep, self._wake_at, self._redelivers = heard.asleep, heard.wake_at or 0.0, heard.redelivers
+        self._requested = self._requested or heard.requested
+        self._queues.told(arrived=heard.arrived, due=heard.due)
+        self._schedules.told(heard.fires)
+        self._relay.told(heard.relay)
+        self._watch({int(i): int(b) for i, b in heard.peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0
-        asked_for = asked_for or redelivers
-        if free or asleep or asked_for or self._told or self._suspects or self._to_reconcile or self._to_say:
+        found = heard.free or heard.asleep or heard.requested or heard.redelivers
+        if found or self._told or self._suspects or self._to_reconcile or self._to_say:
             self._work.set()
 
     def _missed(self, error: UnavailableError) -> None:
@@ -349,25 +362,22 @@ class Lease:
     # ---- takeover ----
 
     def _recover(self) -> None:
-        connection: Connection | None = None
+        kept = KeptConnection(self._database, "recovery")
         while not self._stop.is_set():
             self._work.wait(self._until_next_look())
             self._work.clear()
             if self._stop.is_set():
                 break
             try:
-                if connection is None or connection.closed:
-                    connection = self._database.connect("recovery")
-                self._look(connection)
+                self._look(kept.open())
             except FencedError as error:
                 self._on_fenced(error)
                 return
             except (psycopg.Error, UnavailableError) as error:
                 logger.debug("recovery: %s", error)
-                if connection is not None and not isinstance(error, UnavailableError):
-                    connection.close()
-        if connection is not None:
-            connection.close()
+                if not isinstance(error, UnavailableError):
+                    kept.close()
+        kept.close()
 
     def _look(self, connection: Connection) -> None:
         """See to all that there may be to do."""

@@ -124,6 +124,11 @@ class ConsumerSpec:
         return topic in self.topics if isinstance(self.topics, tuple) else self.topics.fullmatch(topic) is not None
 
     @property
+    def policy(self) -> Literal["earliest", "latest"] | None:
+        """What settles an incident that stops it; None: a person does."""
+        return None if self.on_incident == "stop" else self.on_incident
+
+    @property
     def foreign(self) -> list[Deserializer]:
         """What makes its values and keys in place of us."""
         return [one for one in (self.deserializer, self.key_deserializer) if one is not None]

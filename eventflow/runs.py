@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from eventflow.codec import decode_error, encode_error
 from eventflow.errors import UnreadableError
+from eventflow.flow import HEAVY
 from eventflow.idempotency import child_workflow_id, message_workflow_id_suffix, operation_key
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
@@ -328,3 +329,11 @@ class Run:
         if after is not None and self.over():
             self.after = after.before = None  # nothing keeps a finished run
             after.wake()
+
+
+def weigh(runs: list[Run]) -> int:
+    """The bytes of those that are heavy, which their claims count from here on."""
+    heavy = [run for run in runs if run.value is not None and len(run.value) > HEAVY]
+    return sum(
+        run.claim.burden(run, len(run.value)) for run in heavy if run.claim is not None and run.value is not None
+    )

@@ -12,14 +12,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psycopg
-
 from eventflow.adoption import Adoption
-from eventflow.codec import error_line
-from eventflow.database import Connection, Database, in_transaction, unavailable
-from eventflow.errors import FencedError, UnavailableError
+from eventflow.database import Connection, Database, KeptConnection, in_transaction
+from eventflow.errors import FencedError
 from eventflow.firing import fire_due
-from eventflow.telemetry import crash_point, seldom
+from eventflow.telemetry import crash_point
 
 logger = logging.getLogger(__name__)
 
@@ -95,30 +92,21 @@ class Scheduler:
     # ---- the thread ----
 
     def _loop(self) -> None:
-        connection: Connection | None = None
+        kept = KeptConnection(self._database, "schedules")
         while not self._leaving.is_set():
             try:
                 self._work.wait(self._pause())
                 self._work.clear()
                 while self._due() and not self._leaving.is_set():
-                    if connection is None or connection.closed:
-                        connection = self._database.connect("schedules")
-                    self._round(connection)
+                    self._round(kept.open())
             except FencedError as error:
                 self._on_fenced(error)
                 break
             except Exception as error:  # whatever it is, a fire time that is not fired is still there
-                if isinstance(error, psycopg.Error | UnavailableError):
-                    seldom.say(logger, f"schedules: {unavailable(error, self._database.url)}; trying again")
-                else:
-                    said = f"schedules: {type(error).__name__}: {error_line(error)}; trying again"
-                    seldom.say(logger, said, logging.ERROR)
+                kept.failed(error, logger)
                 self.on_lost()
-                if connection is not None:
-                    connection.close()
                 self._leaving.wait(0.2)
-        if connection is not None:
-            connection.close()
+        kept.close()
 
     def _pause(self) -> float | None:
         """Seconds until something is due that nobody tells of."""

@@ -178,9 +178,9 @@ class Sources:
 
     def _register(self, topic: str, cluster_id: str, topic_id: str) -> Source | None:
         """The source that the topic is; None where another cluster's is read, and nobody has chosen this one."""
-        policy = None if self._spec.on_incident == "stop" else self._spec.on_incident
         [(source, incarnation, foreign, begins)] = self._ledger.run(
-            "register_source", {"topic": topic, "cluster_id": cluster_id, "topic_id": topic_id, "policy": policy}
+            "register_source",
+            {"topic": topic, "cluster_id": cluster_id, "topic_id": topic_id, "policy": self._spec.policy},
         )
         if foreign:
             seldom.say(

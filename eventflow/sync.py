@@ -20,9 +20,18 @@ from eventflow.borrowed import Borrowed
 from eventflow.client import Changes, Filter, Pages, each
 from eventflow.client import Client as AsyncClient
 from eventflow.codec import Codec, codec_for
-from eventflow.context import Start, StepScope, Suspended, current, current_branch, refuse_loop, runtime
+from eventflow.context import (
+    Start,
+    StepScope,
+    Suspended,
+    current,
+    current_branch,
+    refuse_in_workflow,
+    refuse_loop,
+    runtime,
+)
 from eventflow.cron import Overlap
-from eventflow.dead_letters import DeadStatus, LetterFilter, LetterPages
+from eventflow.dead_letters import LetterFilter, LetterPages, Letters
 from eventflow.errors import Cancelled, UsageError
 from eventflow.handles import Handle as AsyncHandle
 from eventflow.handles import (
@@ -31,7 +40,6 @@ from eventflow.handles import (
     order_for,
     prepare,
     refuse_given,
-    refuse_in_workflow,
     step_that_asks,
     step_that_enqueues,
     step_that_starts,
@@ -40,7 +48,6 @@ from eventflow.handles import (
 from eventflow.operations import note, operate_sync
 from eventflow.outbox import Undelivered, rider_of
 from eventflow.payloads import PayloadCodec
-from eventflow.publishing import refuse_in_workflow as refuse_publishing_in_workflow
 from eventflow.publishing import row_of
 from eventflow.queues import DEFAULT, IfExists, QueueRecord
 from eventflow.records import (
@@ -274,7 +281,7 @@ def enqueue(
     )  # fmt: skip
     app, branch = runtime("enqueue"), current_branch()
     if session is not None:
-        refuse_in_workflow()
+        refuse_in_workflow("enqueue")
         return Handle(AsyncHandle(app.enqueue_on_sync(session, order), codec))
     if current.get() is None:
         return Handle(AsyncHandle(app.enqueue_sync(order), codec))
@@ -335,7 +342,7 @@ def publish(
     if session is None:
         app.on_loop(app.write([rider_of(row)]))
     else:
-        refuse_publishing_in_workflow()
+        refuse_in_workflow("publish")
         app.publish_on_sync(session, row)
 
 
@@ -732,15 +739,10 @@ class Client:
         """Delete workflows that have ended or are parked; see `eventflow.Handle.delete`."""
         return self._run("delete", self._client.delete, workflow_ids)
 
-    def dead_letters(
-        self, *, consumer: str | None = None, group: str | None = None, topic: str | None = None,
-        partition: int | None = None, key: bytes | None = None, error_type: str | None = None,
-        status: DeadStatus | None = None, failed_after: datetime | None = None, failed_before: datetime | None = None,
-    ) -> Iterator[DeadLetter]:  # fmt: skip
+    def dead_letters(self, **only: Unpack[Letters]) -> Iterator[DeadLetter]:
         """Messages that failed for good or are parked; see `eventflow.client.Client.dead_letters`."""
         refuse_loop("sync.Client.dead_letters", "async for ... in eventflow.client.Client.dead_letters")
-        wanted = LetterFilter(consumer, group, topic, partition, key, error_type, status, failed_after, failed_before)
-        return each(LetterPages(self._client.ledger, wanted))
+        return each(LetterPages(self._client.ledger, LetterFilter(**only)))
 
     def dead_letter(self, workflow_id: str, /) -> DeadLetterDetails:
         """A message with its history; see `eventflow.client.Client.dead_letter`."""
@@ -758,17 +760,9 @@ class Client:
         """Have dead letters never be handled; see `eventflow.client.Client.drop`."""
         return self._run("drop", self._client.drop, workflow_ids, reason)
 
-    def redeliver_all(
-        self, *, rate: float | None = None, consumer: str | None = None, group: str | None = None,
-        topic: str | None = None, partition: int | None = None, key: bytes | None = None, error_type: str | None = None,
-        status: DeadStatus | None = None, failed_after: datetime | None = None, failed_before: datetime | None = None,
-    ) -> Redelivery:  # fmt: skip
+    def redeliver_all(self, *, rate: float | None = None, **only: Unpack[Letters]) -> Redelivery:
         """Redeliver all dead letters, at a rate; returns at once. See `eventflow.client.Client.redeliver_all`."""
-        return self._run(
-            "redeliver_all", self._client.redeliver_all, rate=rate, consumer=consumer, group=group, topic=topic,
-            partition=partition, key=key, error_type=error_type, status=status, failed_after=failed_after,
-            failed_before=failed_before,
-        )  # fmt: skip
+        return self._run("redeliver_all", self._client.redeliver_all, rate=rate, **only)
 
     def redelivery(self, number: int, /) -> Redelivery:
         """How far a redelivery is; see `eventflow.client.Client.redelivery`."""

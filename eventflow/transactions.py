@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 import psycopg
 
-from eventflow.batches import Batch, is_batched, take_up
+from eventflow.batches import Batch, halves, is_batched, take_up
 from eventflow.codec import decode_error, encode_error
 from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
@@ -332,7 +332,7 @@ class Transactions:
             if len(part) == 1:
                 self._executor.outcomes.failed(part[0], failure.error)
             else:
-                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+                parts += halves(part)
 
     def _attempt(self, lane: Lane, runs: list[Run], *, savepoints: bool) -> Protocol:
         """One transaction for all of them, until its outcome is known; the failure that is theirs to bear, or None."""

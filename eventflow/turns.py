@@ -15,8 +15,7 @@ import psycopg
 from eventflow.claims import Claims
 from eventflow.database import Connection, KeptConnection, lost_claims
 from eventflow.errors import UnavailableError
-from eventflow.flow import HEAVY
-from eventflow.runs import Claim, Run
+from eventflow.runs import Claim, Run, weigh
 from eventflow.scopes import KeyScope, Scope, Scopes
 
 logger = logging.getLogger(__name__)
@@ -119,9 +118,8 @@ class Turns:
             if claim.scopes is not None and claim.next_offset > claim.scopes.unread
             for scope in claim.scopes.of_the_ledger() if scope.wants()
         )  # fmt: skip
-        room = max(
-            1, (self._bound - self._claims.in_flight()) // _TAKEN
-        )  # one in any case: it may be why there is none
+        # One in any case: it may be why there is no room.
+        room = max(1, (self._bound - self._claims.in_flight()) // _TAKEN)
         wanted: dict[str, tuple[Claim, KeyScope]] = {scope.id: (claim, scope) for claim, scope in islice(free, room)}
         if not wanted:
             return
@@ -163,14 +161,10 @@ class Turns:
 
     def _taken(self, claim: Claim, scope: KeyScope, row: Any) -> Run:
         run = self._run_of(row[:17])
-        run.claim, run.scope, run.wary = (
-            claim,
-            scope,
-            True,
-        )  # it may have killed a process; its row says first that it runs
+        run.claim, run.scope = claim, scope
+        run.wary = True  # it may have killed a process; its row says first that it runs
         claim.handed += 1
         claim.wary += 1  # which counts those that come from Kafka
-        if run.value is not None and len(run.value) > HEAVY:
-            claim.burden(run, len(run.value))
+        weigh([run])
         self._desk.take(run)
         return run

@@ -179,6 +179,17 @@ class World:
         wanted = self.produced if count is None else count
         self.wait(lambda: self.completed(group) >= wanted, f"{wanted} of {group} completed", timeout)
 
+    def lose(self, worker: Worker, chance: random.Random) -> None:
+        """Have it killed, frozen or told to go, as chance will have it."""
+        match chance.choice(["kill", "freeze", "leave"]):
+            case "kill":
+                worker.kill()
+            case "freeze":
+                worker.freeze()
+                self.mark_effects(worker)
+            case _:
+                worker.signal(signal.SIGTERM)
+
     def executor(self, worker: Worker) -> int | None:
         """The id of the worker's living executor."""
         return self.one("select max(id) from eventflow.executors where pid = %s and alive", worker.pid)

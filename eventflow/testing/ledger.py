@@ -58,6 +58,24 @@ def _at(seconds: float) -> datetime:
 
 
 @contextlib.contextmanager
+def own_database(server: str) -> Generator[str]:
+    """The URL of an empty database on this server, dropped at the end.
+
+    Raises:
+        UnavailableError: the server does not answer.
+
+    """
+    name = f"eventflow_test_{uuid.uuid4().hex[:12]}"
+    with Database(server).connect("testing") as admin:
+        admin.execute(f"create database {name}".encode())
+    try:
+        yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+    finally:
+        with Database(server).connect("testing") as admin:
+            admin.execute(f"drop database {name} with (force)".encode())
+
+
+@contextlib.contextmanager
 def database(given: str | None) -> Generator[Ledger]:
     """Where a harness's ledger shall be: in this database, else in one of its own; dropped at the end.
 
@@ -65,19 +83,12 @@ def database(given: str | None) -> Generator[Ledger]:
         UnavailableError: the server does not answer.
 
     """
-    name = f"eventflow_test_{uuid.uuid4().hex[:12]}"
-    if given is not None:
-        ledger = Ledger(given, name)
-        try:
-            yield ledger
-        finally:
-            ledger.drop()
+    if given is None:
+        with own_database(postgres_url()) as url:
+            yield Ledger(url, "eventflow")
         return
-    server = postgres_url()
-    with Database(server).connect("testing") as admin:
-        admin.execute(f"create database {name}".encode())
+    ledger = Ledger(given, f"eventflow_test_{uuid.uuid4().hex[:12]}")
     try:
-        yield Ledger(urlunsplit(urlsplit(server)._replace(path=f"/{name}")), "eventflow")
+        yield ledger
     finally:
-        with Database(server).connect("testing") as admin:
-            admin.execute(f"drop database {name} with (force)".encode())
+        ledger.drop()

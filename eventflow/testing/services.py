@@ -41,23 +41,23 @@ def _folder() -> Path:
     return folder
 
 
-@lru_cache(maxsize=1)
-def _local_postgres() -> str:
-    server = Postgres(_folder())
+def _start(server: Postgres | Kafka, what: str, variable: str) -> None:
     try:
         server.start()
     except LocalServiceError as error:
-        raise SettingsError(f"there is no PostgreSQL for the tests: {first_line(error)}; or set {DATABASE}") from error
+        raise SettingsError(f"there is no {what} for the tests: {first_line(error)}; or set {variable}") from error
     atexit.register(server.stop)
+
+
+@lru_cache(maxsize=1)
+def _local_postgres() -> str:
+    server = Postgres(_folder())
+    _start(server, "PostgreSQL", DATABASE)
     return server.url
 
 
 @lru_cache(maxsize=1)
 def _local_kafka() -> str:
     broker = Kafka(_folder())
-    try:
-        broker.start()
-    except LocalServiceError as error:
-        raise SettingsError(f"there is no Kafka for the tests: {first_line(error)}; or set {KAFKA}") from error
-    atexit.register(broker.stop)
+    _start(broker, "Kafka", KAFKA)
     return broker.bootstrap_servers

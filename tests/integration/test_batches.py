@@ -1,7 +1,6 @@
 """Batch handlers: one call for many messages; whose fault a failure is; order; and workers that die meanwhile."""
 
 import random
-import signal
 
 import pytest
 
@@ -99,15 +98,7 @@ def test_batches_while_workers_are_killed_frozen_and_replaced(world: World, seed
         world.flush()
         before = world.one("select count(*) from effects")
         world.wait(lambda before=before: world.one("select count(*) from effects") > before, "something happens")
-        worker = workers.pop(0)
-        match chance.choice(["kill", "freeze", "leave"]):
-            case "kill":
-                worker.kill()
-            case "freeze":
-                worker.freeze()
-                world.mark_effects(worker)
-            case _:
-                worker.signal(signal.SIGTERM)
+        world.lose(workers.pop(0), chance)
         workers.append(world.start("batches", **settings))
     for worker in world.workers:
         worker.thaw()

@@ -1,7 +1,6 @@
 """In the order of keys: one message of a key after another, through whatever happens; and no key waits for another one."""
 
 import random
-import signal
 import time
 
 import pytest
@@ -63,15 +62,7 @@ def test_in_order_while_workers_are_killed_frozen_and_replaced(world: World, see
     workers = [world.start("by_key", ready=True), world.start("by_key"), world.start("by_key")]
     for turn in range(5):
         produce(world, 150, seed * 100 + turn, over=1.2)
-        worker = workers.pop(0)
-        match chance.choice(["kill", "freeze", "leave"]):
-            case "kill":
-                worker.kill()
-            case "freeze":
-                worker.freeze()
-                world.mark_effects(worker)
-            case _:
-                worker.signal(signal.SIGTERM)
+        world.lose(workers.pop(0), chance)
         workers.append(world.start("by_key"))
     for worker in world.workers:
         worker.thaw()

@@ -95,6 +95,13 @@ class Ledger:
             epochs_to=[high],
         )
 
+    def release(self, session: "Session") -> None:
+        """Executor a lets go of its claim, of which it has verified up to 9 and read up to 8 under leader epoch 3."""
+        session.run(
+            "release_claims", claims=[self.claim], epochs=[self.epoch], verified=[9], leader_epochs=[3], epochs_to=[8],
+            executor=self.a,
+        )  # fmt: skip
+
     def fold(self, session: Session, verified: int = 0) -> Rows:
         return session.run(
             "fold_claim", executor=self.a, claim=self.claim, epoch=self.epoch, verified=verified, leader_epoch=-1, epoch_to=0,
@@ -438,15 +445,7 @@ def test_only_the_owner_folds(ledger: Ledger) -> None:
 def test_a_release_after_the_claim_has_gone_changes_nothing(ledger: Ledger) -> None:
     session = ledger.session()
     ledger.take(session, ledger.b)
-    session.run(
-        "release_claims",
-        claims=[ledger.claim],
-        epochs=[ledger.epoch],
-        verified=[9],
-        leader_epochs=[3],
-        epochs_to=[8],
-        executor=ledger.a,
-    )
+    ledger.release(session)
     assert session.connection.execute("select released from eventflow.claims").fetchall() == [(False,)]
 
 
@@ -506,15 +505,7 @@ def test_what_a_dead_owner_may_have_read_of_the_new_topic_is_an_incident(ledger:
 
 def test_a_partition_that_was_let_go_of_is_no_incident_of_a_new_topic(ledger: Ledger) -> None:
     session = ledger.session()
-    session.run(
-        "release_claims",
-        claims=[ledger.claim],
-        epochs=[ledger.epoch],
-        verified=[9],
-        leader_epochs=[3],
-        epochs_to=[8],
-        executor=ledger.a,
-    )
+    ledger.release(session)
     session.run("register_source", topic="t", cluster_id="c", topic_id="j", policy=None)
     assert session.connection.execute("select released, verified from eventflow.claims").fetchall() == [(True, 9)]
     assert session.connection.execute("select * from eventflow.incidents").fetchall() == []
