@@ -28,7 +28,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from eventflow.cli_dead_letters import app as dead_letters
 from eventflow.cli_dead_letters import show
 from eventflow.cli_incidents import app as incidents
+from eventflow.cli_queues import app as queues
 from eventflow.cli_schedules import app as schedules
+from eventflow.cli_workflows import app as workflows
 from eventflow.errors import EventflowError, SchemaError, SettingsError, UnavailableError, UsageError
 from eventflow.local import LocalServiceError, LocalServices, services
 from eventflow.registry import registry
@@ -82,6 +84,8 @@ def _root(
     """Exactly-once event processing on Kafka and Postgres."""
 
 
+app.add_typer(workflows, name="workflows")
+app.add_typer(queues, name="queues")
 app.add_typer(schedules, name="schedules")
 app.add_typer(incidents, name="incidents")
 app.add_typer(dead_letters, name="dead-letters")
@@ -257,7 +261,7 @@ def run(
         list[str] | None, typer.Option("--consumer", help="Serve this consumer, not all; may be repeated.")
     ] = None,
     no_consumers: Annotated[bool, typer.Option("--no-consumers", help="Serve no consumer.")] = False,
-    queues: Annotated[
+    taken: Annotated[
         list[str] | None, typer.Option("--queue", help="Serve this queue, not all; may be repeated.")
     ] = None,
     no_queues: Annotated[bool, typer.Option("--no-queues", help="Serve no queue.")] = False,
@@ -284,7 +288,7 @@ def run(
         raise UsageError(f"{module} registers nothing to run: no @kafka_consumer, no @workflow, no @scheduled")
     served = {
         "consumers": _served("consumer", consumers, none=no_consumers),
-        "queues": _served("queue", queues, none=no_queues),
+        "queues": _served("queue", taken, none=no_queues),
         "schedules": _served("schedule", fired, none=no_schedules),
     }
     sys.exit(run_app(settings, **served, uvloop=uvloop))

@@ -3,14 +3,10 @@
 What changes something shows first what it is about, and asks; `--yes` does not. Exit statuses are those of `cli`.
 """
 
-import base64
-import dataclasses
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -20,14 +16,25 @@ import typer
 from eventflow.dead_letters import DeadStatus
 from eventflow.errors import UsageError
 from eventflow.records import DeadLetter, DeadLetterDetails, RawMessage, Redelivery
-from eventflow.terminal import Json, Yes, ask, open_client, show_some
+from eventflow.terminal import (
+    Json,
+    Yes,
+    ask,
+    bytes_text,
+    counted,
+    moment_of,
+    one_line,
+    open_client,
+    plain,
+    say_json,
+    show_some,
+    time_text,
+)
 
 if TYPE_CHECKING:
     from eventflow.sync import Client
 
 app = typer.Typer(no_args_is_help=True, help="Messages that failed for good: list, show, redeliver, drop.")
-
-_AGO = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as `list` prints them.", show_default=False)]
 _Consumer = Annotated[str | None, typer.Option(help="Only of this handler.")]
@@ -68,11 +75,11 @@ def show(workflow_id: str, read: Callable[[DeadLetterDetails], str] | None, *, v
     if value:
         sys.stdout.buffer.write(details.message.value or b"")
     elif as_json:
-        typer.echo(json.dumps(_plain(details) | ({} if handled is None else {"handled": handled})))
+        typer.echo(json.dumps(plain(details) | ({} if handled is None else {"handled": handled})))
     else:
         typer.echo("\n".join(_lines(details)))
         if handled is not None:
-            typer.echo(f"handler    {_one_line(handled)}")
+            typer.echo(f"handler    {one_line(handled)}")
 
 
 @app.command()
@@ -160,25 +167,9 @@ def _filter(
     only = {
         "consumer": consumer, "group": group, "topic": topic, "partition": partition,
         "key": None if key is None else key.encode(), "error_type": error, "status": cast("DeadStatus | None", status),
-        "failed_after": _moment(after, "--failed-after"), "failed_before": _moment(before, "--failed-before"),
+        "failed_after": moment_of(after, "--failed-after"), "failed_before": moment_of(before, "--failed-before"),
     }  # fmt: skip
     return {name: value for name, value in only.items() if value is not None}
-
-
-def _moment(text: str | None, option: str) -> datetime | None:
-    """A time with a zone, or so long ago."""
-    if text is None:
-        return None
-    ago = re.fullmatch(r"(\d+)([smhd])", text)
-    try:
-        if ago:
-            return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _AGO[ago[2]])
-        moment = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise UsageError(f"{option}: `2h` (ago), or a time such as 2026-01-31T12:00+00:00, not {text!r}") from None
-    if moment.tzinfo is None:
-        raise UsageError(f"{option}: {text!r} has no zone: write {text}Z if that is UTC")
-    return moment
 
 
 def _check_choice(workflow_ids: list[str] | None, only: dict[str, Any], *, everything: bool) -> None:
@@ -215,7 +206,7 @@ def _ask_about(letters: Iterable[DeadLetter], what: str, *, yes: bool) -> bool:
     if not count:
         typer.echo("no dead letters are like that: nothing to do", err=True)
     elif not yes:
-        ask(f"{what} {_counted(count)}")
+        ask(f"{what} {counted(count, 'dead letter')}")
     return count > 0
 
 
@@ -238,23 +229,22 @@ def _follow(client: "Client", ordered: Redelivery) -> Redelivery:
 # ---- what is said ------------------------------------------------------------------------------
 
 
-def _counted(count: int) -> str:
-    return "one dead letter" if count == 1 else f"{count} dead letters"
-
-
 def _done(what: str, count: int, *, as_json: bool) -> None:
-    typer.echo(json.dumps({what: count}) if as_json else f"{what} {_counted(count)}")
+    typer.echo(json.dumps({what: count}) if as_json else f"{what} {counted(count, 'dead letter')}")
 
 
 def _say(letter: DeadLetter, *, as_json: bool) -> None:
-    typer.echo(json.dumps(_plain(letter)) if as_json else _line(letter))
+    if as_json:
+        say_json(letter)
+    else:
+        typer.echo(_line(letter))
 
 
 def _line(letter: DeadLetter) -> str:
     when = letter.last_failed_at or letter.created_at
     times = "once" if letter.failures == 1 else f"{letter.failures} times"
     why = letter.error or letter.reason or ""
-    return f"{letter.workflow_id}  {letter.status}  {times}, last {_time(when)}  {_one_line(why)}"
+    return f"{letter.workflow_id}  {letter.status}  {times}, last {time_text(when)}  {one_line(why)}"
 
 
 def _lines(details: DeadLetterDetails) -> Iterator[str]:
@@ -262,74 +252,37 @@ def _lines(details: DeadLetterDetails) -> Iterator[str]:
     yield f"{letter.workflow_id}: {letter.status}"
     yield f"handler    {letter.consumer}, group {letter.group}"
     yield f"message    {letter.topic}/{letter.partition}/{letter.offset}, incarnation {letter.incarnation}"
-    yield f"produced   {_time(letter.timestamp)}, accepted {_time(letter.created_at)}"
+    yield f"produced   {time_text(letter.timestamp)}, accepted {time_text(letter.created_at)}"
     if letter.reason:
-        yield f"reason     {_one_line(letter.reason)}"
+        yield f"reason     {one_line(letter.reason)}"
     for failed in details.failed:
-        yield f"attempt {failed.attempt:<3}{_time(failed.at)}  {_one_line(failed.error)}"
+        yield f"attempt {failed.attempt:<3}{time_text(failed.at)}  {one_line(failed.error)}"
     if details.failed:
-        yield from ("    " + _one_line(line) for line in details.failed[-1].traceback.splitlines())
+        yield from ("    " + one_line(line) for line in details.failed[-1].traceback.splitlines())
     for edit in details.edits:
-        yield f"edited     {_time(edit.at)} by {_one_line(edit.who)}; it was"
+        yield f"edited     {time_text(edit.at)} by {one_line(edit.who)}; it was"
         yield from ("    " + line for line in _message_lines(edit.before))
     yield from _message_lines(message)
 
 
 def _message_lines(message: RawMessage) -> Iterator[str]:
-    yield f"key        {_bytes(message.key)}"
+    yield f"key        {bytes_text(message.key)}"
     for name, value in message.headers:
-        yield f"header     {_one_line(name)}: {_bytes(value)}"
+        yield f"header     {one_line(name)}: {bytes_text(value)}"
     decoded = message.decoded()
     if isinstance(decoded, dict | list):
         yield "value      as JSON"
         yield from ("    " + line for line in json.dumps(decoded, indent=2, ensure_ascii=False).splitlines())
-    yield f"raw value  {_bytes(message.value)}"
+    yield f"raw value  {bytes_text(message.value)}"
 
 
 def _say_redelivery(one: Redelivery, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(_plain(one)))
+        say_json(one)
         return
     rate = "" if one.rate is None else f" at {one.rate:g} a second"
     passed = f", {one.passed_over} passed over" if one.passed_over else ""
     by = f"stopped by {one.stopped_by}" if one.stopped_by else "done"
-    state = "goes on" if one.ended_at is None else f"{by} {_time(one.ended_at)}"
-    typer.echo(
-        f"redelivery {one.id}: {one.redelivered} of {one.total}{rate}{passed}, {state}; ordered {_time(one.at)} by {one.who}"
-    )
-
-
-def _time(moment: datetime | None) -> str:
-    return "?" if moment is None else moment.astimezone(UTC).isoformat(" ", "seconds").replace("+00:00", "Z")
-
-
-def _bytes(data: bytes | None) -> str:
-    """As text where it is text, else as Python writes bytes."""
-    if data is None:
-        return "none"
-    try:
-        return _one_line(data.decode(), 100_000)
-    except UnicodeDecodeError:
-        return repr(data)
-
-
-def _one_line(text: str, longest: int = 300) -> str:
-    """On one line, without what would move a terminal's cursor."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return shown if len(shown) <= longest else f"{shown[:longest]}..."
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has: times in ISO 8601, bytes as base64, a message's value decoded beside it."""
-    if dataclasses.is_dataclass(value):
-        found = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, RawMessage):
-            found["decoded"] = value.decoded()
-        return found
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, tuple):
-        return [_plain(one) for one in cast("tuple[Any, ...]", value)]
-    return value
+    state = "goes on" if one.ended_at is None else f"{by} {time_text(one.ended_at)}"
+    ordered = f"ordered {time_text(one.at)} by {one.who}"
+    typer.echo(f"redelivery {one.id}: {one.redelivered} of {one.total}{rate}{passed}, {state}; {ordered}")

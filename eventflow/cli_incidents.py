@@ -3,15 +3,13 @@
 What goes on is shown first, and asked about; `--yes` does not. Exit statuses are those of `cli`.
 """
 
-import dataclasses
-import json
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eventflow.errors import UsageError
-from eventflow.terminal import Json, Yes, open_client
+from eventflow.terminal import Json, Yes, ask, open_client, say_json
 
 if TYPE_CHECKING:
     from eventflow.records import IncidentRecord
@@ -37,7 +35,7 @@ def list_(
     with open_client() as client:
         found = client.incidents(settled=settled)
     for incident in found:
-        typer.echo(_plain(incident) if as_json else _lines(incident))
+        _say(incident, as_json=as_json)
     if not found:
         typer.echo("no incidents", err=True)
 
@@ -57,10 +55,13 @@ def settle(
     with open_client() as client:
         if not yes:
             typer.echo(_lines(_find(client, incident_id)), err=True)
-            typer.confirm(f"Settle it by {choice.value}?", abort=True, err=True)
+            ask(f"settle it by {choice.value}")
         client.settle(incident_id, choice.value)
         settled = _find(client, incident_id)
-    typer.echo(_plain(settled) if as_json else f"incident {incident_id} is settled: {choice.value}")
+    if as_json:
+        say_json(settled)
+    else:
+        typer.echo(f"incident {incident_id} is settled: {choice.value}")
 
 
 def _find(client: "Client", incident_id: int) -> "IncidentRecord":
@@ -70,8 +71,11 @@ def _find(client: "Client", incident_id: int) -> "IncidentRecord":
     raise UsageError(f"there is no incident {incident_id}; `eventflow incidents list` shows those that there are")
 
 
-def _plain(incident: "IncidentRecord") -> str:
-    return json.dumps(dataclasses.asdict(incident), default=str)
+def _say(incident: "IncidentRecord", *, as_json: bool) -> None:
+    if as_json:
+        say_json(incident)
+    else:
+        typer.echo(_lines(incident))
 
 
 def _lines(incident: "IncidentRecord") -> str:

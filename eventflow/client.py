@@ -28,6 +28,7 @@ from eventflow.dead_letters import (
     read_letter,
     redeliveries,
 )
+from eventflow.details import read_details
 from eventflow.errors import UsageError, WorkflowNotFoundError
 from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
@@ -45,6 +46,7 @@ from eventflow.records import (
     Operation,
     Redelivery,
     Status,
+    WorkflowDetails,
     WorkflowRecord,
     incident_of,
 )
@@ -109,11 +111,11 @@ class Changes(TypedDict, total=False):
 
 
 class Pages:
-    """The workflows that a filter lets through, oldest first, in pages. What is started meanwhile moves none of them."""
+    """The workflows that a filter lets through, oldest or newest first, in pages; what is started meanwhile moves none."""
 
-    def __init__(self, ledger: Backend, wanted: Filter) -> None:
+    def __init__(self, ledger: Backend, wanted: Filter, *, newest_first: bool = False) -> None:
         self._ledger = ledger
-        self._params = wanted.params()
+        self._params = wanted.params() | {"newest": newest_first}
         self._last: WorkflowRecord | None = None
         self.more = True
 
@@ -450,7 +452,7 @@ class Client:
     def workflows(
         self, *, status: Status | None = None, name: str | None = None, queue: str | None = None,
         prefix: str | None = None, attributes: Mapping[str, object] | None = None, parent: str | None = None,
-        created_after: datetime | None = None, created_before: datetime | None = None,
+        created_after: datetime | None = None, created_before: datetime | None = None, newest_first: bool = False,
     ) -> AsyncIterator[WorkflowRecord]:  # fmt: skip
         """Workflows, oldest first: of this status, name and queue, with ids that begin so and these attributes among theirs.
 
@@ -459,7 +461,18 @@ class Client:
 
         """
         wanted = Filter(status, name, queue, prefix, attributes, parent, created_after, created_before)
-        return _each(Pages(self.ledger, wanted))
+        return _each(Pages(self.ledger, wanted, newest_first=newest_first))
+
+    async def workflow(self, workflow_id: str, /) -> WorkflowDetails:
+        """A workflow with what it was given, has recorded and came to, what it has started, and what people have done to it.
+
+        Raises:
+            WorkflowNotFoundError: the ledger has none of this id.
+            UnreadableError: what it was given, recorded or came to is stored under a key that is not here.
+
+        """
+        talk.check_address(workflow_id)
+        return await asyncio.to_thread(read_details, self.ledger, workflow_id)
 
     async def send_many(
         self, messages: Iterable[tuple[str, object]], /, *, topic: str = "", idempotency_key: str | None = None

@@ -72,6 +72,7 @@ class QueueRecord:
         settings: its limits by name; a rate is `[how many, seconds]`. paused: whether nothing begins.
         changed_by, changed_at: who changed it last, and when, if anyone has.
         waiting: how many stand in line. delayed: how many are to come. running: how many have begun and not ended.
+        oldest: since when the first of those in line waits; None: none does.
 
     """
 
@@ -83,6 +84,7 @@ class QueueRecord:
     waiting: int
     delayed: int
     running: int
+    oldest: datetime | None = None
 
 
 def settings_json(given: Mapping[str, object], queue: str) -> str:

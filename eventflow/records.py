@@ -108,6 +108,38 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What a person has done to a workflow, or asked for: `kind` is "cancel", "retry", "fork" and so on; who, and when."""
+
+    at: datetime
+    kind: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowDetails:
+    """A workflow with all that is known of it.
+
+    Attributes:
+        workflow: as lists have it.
+        arguments: as JSON has them, under "args" and "kwargs"; None where a message is its input.
+        result: as JSON has it. error: the exception that it failed with, as "Type: message"; traceback: as text.
+        steps: what it has recorded, in that order. children: what it has started, the oldest first, 500 at most.
+        requests: what people have done to it, the oldest first.
+
+    """
+
+    workflow: WorkflowRecord
+    arguments: dict[str, Any] | None
+    result: object
+    error: str | None
+    traceback: str
+    steps: tuple[StepRecord, ...]
+    children: tuple[WorkflowRecord, ...]
+    requests: tuple[RequestRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A message that failed for good (`failed`), or is held for a person (`parked`): where it was, and what it failed with.
 

@@ -58,6 +58,7 @@ from eventflow.records import (
     Redelivery,
     Status,
     StepRecord,
+    WorkflowDetails,
     WorkflowRecord,
 )
 from eventflow.replay import Branch
@@ -675,12 +676,16 @@ class Client:
     def workflows(
         self, *, status: Status | None = None, name: str | None = None, queue: str | None = None,
         prefix: str | None = None, attributes: Mapping[str, object] | None = None, parent: str | None = None,
-        created_after: datetime | None = None, created_before: datetime | None = None,
+        created_after: datetime | None = None, created_before: datetime | None = None, newest_first: bool = False,
     ) -> Iterator[WorkflowRecord]:  # fmt: skip
         """Workflows, oldest first; see `eventflow.client.Client.workflows`."""
         refuse_loop("sync.Client.workflows", "async for ... in eventflow.client.Client.workflows")
         wanted = Filter(status, name, queue, prefix, attributes, parent, created_after, created_before)
-        return each(Pages(self._client.ledger, wanted))
+        return each(Pages(self._client.ledger, wanted, newest_first=newest_first))
+
+    def workflow(self, workflow_id: str, /) -> WorkflowDetails:
+        """A workflow with all that is known of it; see `eventflow.client.Client.workflow`."""
+        return self._run("workflow", self._client.workflow, workflow_id)
 
     def publish(
         self, topic: str, value: object, /, *, key: str | bytes | None = None,

@@ -43,6 +43,11 @@ def kafka_bootstrap(running_services: services.Services) -> str:
 
 @pytest.fixture
 def database_url(postgres_url: str) -> Iterator[str]:
+    yield from fresh_database(postgres_url)
+
+
+def fresh_database(postgres_url: str) -> Iterator[str]:
+    """A database for as long as the generator lasts."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f"create database {name}".encode())

@@ -87,11 +87,13 @@ def test_backfill_shows_what_it_will_do_and_asks(schedules, folder: Path, databa
     refused = schedules("backfill", "close_day", "2026-03-28", "2026-03-30")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == "error: nobody to ask whether to go on, as this is no terminal: say --yes"
-    said, status = on_a_terminal(["backfill", "close_day", "2026-03-28", "2026-03-30"], "n\n", folder, database_url)
+    said, status = on_a_terminal(
+        ["schedules", "backfill", "close_day", "2026-03-28", "2026-03-30"], "n\n", folder, database_url
+    )
     assert "fire close_day for 3 fire times? [y/N]" in said and "nothing was done" in said and status == 1
     assert printed(schedules("backfill", "close_day", "2026-03-28", "2026-03-30", "--yes")) == dry
     said, status = on_a_terminal(
-        ["backfill", "poll", "2026-03-28T01:00", "2026-03-28T23:00+00:00"], "y\n", folder, database_url
+        ["schedules", "backfill", "poll", "2026-03-28T01:00", "2026-03-28T23:00+00:00"], "y\n", folder, database_url
     )
     assert "2026-03-28 06:00:00+00:00" in said and status == 0
     with psycopg.connect(database_url) as connection:
@@ -106,7 +108,7 @@ def on_a_terminal(arguments: list[str], answer: str, folder: Path, database_url:
     """What it says where a person sits, who answers; and the exit status."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "eventflow", "schedules", *arguments], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
+        [sys.executable, "-m", "eventflow", *arguments], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
         env=environment(DATABASE_URL=database_url),
     )  # fmt: skip
     os.close(theirs)
