@@ -88,6 +88,8 @@ class Intake:
         self._prepare = spec.spec.reader.prepare if spec.foreign and spec.spec.reader.prepares else None
         self._waits_until = 0.0  # for what reading messages needs; nothing is taken meanwhile
         self._refused = 0  # times in a row
+        self._again: deque[Run] = deque()  # messages that come from the ledger, and take their turn in their scopes
+        self._reads = False  # claims are held, or may be taken at any time
         self._failed: deque[tuple[Run, str]] = deque()  # by whose policy it stands still, and why; not recorded yet
         self._waits_for: list[Run] = []  # the same, recorded
         self._full_since: float | None = None
@@ -134,6 +136,20 @@ class Intake:
             if self.claims.get(claim.topic, claim.partition) is claim:
                 self._lost.append(claim)
 
+    def take_again(self, run: Run) -> None:
+        """A message has come from the ledger: redelivered, or one that a peer let go of. From any thread.
+
+        Where no claim is held, nor being taken, nothing of its scope is here, and whoever claims that learns of it.
+        """
+        self._again.append(run)
+        if not self._reads:
+            self._dispatch_again()
+
+    def _dispatch_again(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._dispatch([self._again.popleft()])
+
     def stand_still(self, run: Run, why: str) -> None:
         """A message has failed for good, and nothing more is to be fetched until it has been decided on. From any thread."""
         self._failed.append((run, why))
@@ -162,6 +178,7 @@ class Intake:
         self._granted.clear()
         self._halted.clear()
         self.claims.bereft.clear()
+        self._reads = True
         over = threading.Event()
         asked = (over, lambda: list(self.claims.held.values()))
         watch = threading.Thread(target=self._sources.watch, args=asked, name="eventflow topic ids", daemon=True)
@@ -180,6 +197,8 @@ class Intake:
             self._skipped.clear()
             self._fallen.clear()
             self._consumer.close()
+            self._reads = False
+            self._dispatch_again()
 
     def _subscribe(self) -> None:
         topics = self._sources.topics()
@@ -235,6 +254,8 @@ class Intake:
 
     def _tend(self) -> None:
         """What is due from time to time, also while there is no room: what blocks a scope may be what takes the room."""
+        while self._again:
+            self._turns.take_again(self._again.popleft())
         now = time.monotonic()
         if self.spec.ordering != "none":
             self._turns.tend(now)

@@ -112,6 +112,7 @@ class Executor:
         self.on_queued: Callable[[float | None], None]  # something stands in line, or will in so many seconds
         self.on_published: Callable[[], None] = lambda: None  # events are in the outbox
         self.on_freed: Callable[[], None]  # one that came from a queue has left memory
+        self.on_ordered: Callable[[Run], None]  # one that is kept in order has come from the ledger, and takes its turn
         self.on_stop: Callable[[Run, str], None]  # a message has failed for good, and why: its consumer stands still
         self.runs: dict[str, Run] = {}
         self._accept_after = accept_after
@@ -955,6 +956,10 @@ class Executor:
                 suspects.append(run)
             elif how == "woken":
                 self._launch([run])
+            elif run.spec.consumer is not None and run.spec.consumer.ordering != "none":
+                run.attempt += 1
+                run.wary = True
+                self.on_ordered(run)
             else:
                 run.attempt += 1
                 run.waiters = [lambda r=run: self._launch([r])]

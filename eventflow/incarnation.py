@@ -181,7 +181,7 @@ class Incarnation:
         self.schedules.on_left, self.schedules.on_lost = self._lease.take, self._lease.reconcile
         self.executor.on_published = self.relay.published
         self.executor.on_queued, self.executor.on_freed = self.queues.look, self.queues.freed
-        self.executor.on_stop = self._stop_consumer
+        self.executor.on_stop, self.executor.on_ordered = self._stop_consumer, self._take_turn
         self.intakes = [
             Intake(
                 consumer, database, self.journal, executor=self.id, application=application,
@@ -307,6 +307,11 @@ class Incarnation:
     def _lost(self, claims: list[Claim]) -> None:
         for intake in self.intakes:
             intake.lose(claims)
+
+    def _take_turn(self, run: Run) -> None:
+        for intake in self.intakes:
+            if intake.spec is run.spec.consumer:
+                intake.take_again(run)
 
     def _stop_consumer(self, run: Run, why: str) -> None:
         for intake in self.intakes:

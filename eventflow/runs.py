@@ -113,6 +113,10 @@ class Claim:
         low, high = self.jumped
         return low if high == self.next_offset else self.next_offset
 
+    def has(self, run: "Run") -> bool:
+        """Whether it is a message of this very log."""
+        return run.workflow_id == f"{self.id_prefix}{run.offset}{self.id_suffix}"
+
     def read_through(self) -> bool:
         """Whether nothing that was passed over is a message that another owner has read: the next one may rely on that."""
         return not self.accepted_above and (self.vacant or self.epoch_to() == self.next_offset)

@@ -65,6 +65,11 @@ class Scope:
             self._begin(run)
             return True
 
+    def enter_again(self, run: Run) -> None:
+        """It has a row, and was final or parked, or in another process: it goes before who waits here and is behind it."""
+        with self._lock:
+            self._line = deque(sorted([run, *(self._line or ())], key=_offset))
+
     def leave(self, run: Run) -> Run | None:
         """Its function has ended for good: who may start now."""
         with self._lock:
@@ -204,6 +209,11 @@ class KeyScope(Scope):
             if self._taken:
                 return None if self._blocked() else self._begin(self._taken.popleft())
         return super().following()
+
+    def enter_again(self, run: Run) -> None:
+        """The same, with those from the ledger's line: who is in line here may be put there, and it is not to be again."""
+        with self._lock:
+            self._taken = deque(sorted([run, *(self._taken or ())], key=_offset))
 
     def hold_back(self, run: Run) -> None:
         """The same."""

@@ -15,6 +15,7 @@ import psycopg
 from eventflow.claims import Claims
 from eventflow.database import Connection, KeptConnection, lost_claims
 from eventflow.errors import UnavailableError
+from eventflow.idempotency import parse_message_workflow_id
 from eventflow.runs import Claim, Run, weigh
 from eventflow.scopes import KeyScope, Scope, Scopes
 
@@ -31,6 +32,7 @@ _ASKED = 10_000  # rows asked for at once
 class Desk(Protocol):
     """What the executor does for it."""
 
+    def dispatch(self, runs: list[Run]) -> None: ...
     def unblock(self, scope: Scope) -> None: ...
     def store(self, runs: list[Run]) -> None: ...
     def take(self, run: Run) -> None: ...
@@ -84,6 +86,44 @@ class Turns:
         Where there is but one key in flight, it has half of the room.
         """
         return self._bound // 2 if len(lines) < 2 else _TIMES * (1 + min(lines))
+
+    # ---- who comes again ----
+
+    def take_again(self, run: Run) -> None:
+        """One whose row this executor has taken goes before those that wait in its scope, in order of offsets.
+
+        Where the scope waits for this very one, it runs now. So does one of a partition that is not held: whoever claims that
+        learns of it.
+        """
+        claim, scope = self._place(run)
+        if claim is None or scope is None:
+            self._desk.dispatch([run])
+            return
+        self._come(claim, scope, run)
+        scope.enter_again(run)
+        self._desk.unblock(scope)
+
+    def _place(self, run: Run) -> tuple[Claim | None, Scope | None]:
+        place = parse_message_workflow_id(run.workflow_id)
+        claim = None if place is None else self._claims.get(place.topic, place.partition)
+        if claim is None or claim.revoked or not claim.has(run):
+            return None, None
+        if claim.scopes is None:
+            scope = claim.scope
+            return claim, None if scope is None or run.workflow_id in scope.unfinished else scope
+        of_key = claim.scopes.of(run.key)
+        if of_key is not None and (run.workflow_id in of_key.unfinished or run.workflow_id in claim.scopes.unfinished):
+            of_key.let_go()
+            return claim, None
+        return claim, of_key
+
+    def _come(self, claim: Claim, scope: Scope, run: Run) -> None:
+        """A row of the ledger takes room here from now on."""
+        run.claim, run.scope = claim, scope
+        run.wary = True  # it may have killed a process; its row says first that it runs
+        claim.handed += 1
+        claim.wary += 1  # which counts those that come from Kafka
+        weigh([run])
 
     # ---- what holds others back ----
 
@@ -161,10 +201,6 @@ class Turns:
 
     def _taken(self, claim: Claim, scope: KeyScope, row: Any) -> Run:
         run = self._run_of(row[:17])
-        run.claim, run.scope = claim, scope
-        run.wary = True  # it may have killed a process; its row says first that it runs
-        claim.handed += 1
-        claim.wary += 1  # which counts those that come from Kafka
-        weigh([run])
+        self._come(claim, scope, run)
         self._desk.take(run)
         return run

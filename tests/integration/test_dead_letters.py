@@ -474,3 +474,56 @@ def test_dead_letters_are_published_exactly_once(world: World) -> None:
     event, headers = found["ledger", 4]
     assert (event.key(), event.value(), headers["none"]) == (b"\x00\xff", BAD, None)
     assert [value for name, value in event.headers() if name == "trace"] == [b"abc", b"\x00"]
+
+
+# ---- in order ------------------------------------------------------------------------------------
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(("ordering", "workers"), [("partition", 1), ("partition", 2), ("key", 2)])
+def test_redelivered_in_order_they_take_turns_with_what_else_is_there(
+    world: World, ordering: str, workers: int
+) -> None:
+    """One at a time within the scope, while others come, and while a worker joins and another one is killed."""
+    settings = {"ORDERING": ordering, "RETRIES": "0", "PAUSE": "0.01"}
+    failing = range(0, 24, 3)
+    world.create_topic(2)
+    for n in range(24):
+        world.send({"n": n, "do": "fail" if n in failing else ""}, key=f"k{n % 4}", partition=n % 2)
+    world.flush()
+    victim, *_ = [world.start("letters", ready=True, **settings) for _ in range(workers)]
+    with sync.Client(world.database_url) as client:
+        ids = [one.workflow_id for one in wait_letters(world, client, 3 * len(failing))]
+        mend(world)
+        for n in range(24, 84):
+            world.send({"n": n}, key=f"k{n % 4}", partition=n % 2)
+        world.flush()
+        assert client.redeliver(ids) == len(ids)
+        world.start("letters", **settings)
+        booked = "select count(*) from effects where note = 'booked' and \"offset\" < 12"
+        world.wait(lambda: world.one(booked) > 3 * (24 - len(failing)) + 3, "some were redelivered")
+        victim.kill()
+        for group in GROUPS:
+            world.wait_completed(group, 84)
+    for group in ("async", "sync"):
+        check_turns(world, group, ordering, victim.pid)
+    world.check_no_incidents()
+
+
+def check_turns(world: World, group: str, ordering: str, killed: int) -> None:
+    """In no scope did a handler begin before the last one had ended, or was killed."""
+    scope = 'partition, "offset" %% 2' if ordering == "key" else "partition, 0"
+    rows = world.sql(
+        f"""select {scope}, "offset", note, pid from effects
+             where "group" = %s and note in ('begun', 'ended') order by 1, 2, id""",
+        group,
+    )
+    running: dict[tuple[int, int], tuple[int, int] | None] = {}
+    for partition, key, offset, note, pid in rows:
+        before = running.get((partition, key))
+        if note == "ended":
+            assert before == (offset, pid), f"{group} {partition}/{key}: {offset} ended, and {before} ran"
+            running[partition, key] = None
+        else:
+            assert before is None or before[1] == killed, f"{group} {partition}/{key}: {offset} began beside {before}"
+            running[partition, key] = (offset, pid)

@@ -152,6 +152,33 @@ def test_who_was_taken_goes_before_those_that_wait_here() -> None:
     assert len(scopes) == 0
 
 
+def test_who_comes_again_takes_the_next_turn_in_order_of_offsets() -> None:
+    """A redelivered one does not run beside who has the turn, and goes before who waits; twice the same, by key and partition."""
+    scopes = Scopes(1)
+    of_key, runs = entered(scopes, b"k", "mnq")
+    again = waiters("ba")
+    for run in again:
+        scopes.of(b"k")
+        of_key.enter_again(run)
+        assert of_key.following() is None, "m has the turn"
+    assert [str(one) for one in turns(of_key, runs[0])] == ["a", "b", "n", "q"]
+    partition = Scope("1", [])
+    for run in (first := waiters("mnq")):
+        partition.enter(run)
+    for run in waiters("ba"):
+        partition.enter_again(run)
+        assert partition.following() is None
+    assert [str(one) for one in turns(partition, first[0])] == ["a", "b", "n", "q"]
+
+
+def turns(scope: Scope, run: Any) -> list[Any]:
+    """Who follows, one after another."""
+    found: list[Any] = []
+    while (run := scope.leave(run)) is not None:
+        found.append(run)
+    return found
+
+
 def test_who_waits_long_in_a_long_line_is_stored() -> None:
     scopes = Scopes(1)
     scope, runs = entered(scopes, b"x", "abcd")

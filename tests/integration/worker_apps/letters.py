@@ -1,6 +1,10 @@
 """Handlers that fail until a person has mended what is wrong: async, sync and transactional, each behind a step that acts once."""
 
+import asyncio
+import contextlib
 import os
+import time
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import psycopg
@@ -16,8 +20,9 @@ POLICY = Retry(
     jitter=0,
     retry_if=lambda error: not isinstance(error, HopelessError),
 )
-ORDERING = cast("Literal['none', 'partition']", os.environ.get("ORDERING", "none"))
+ORDERING = cast("Literal['none', 'key', 'partition']", os.environ.get("ORDERING", "none"))
 DEAD = os.environ.get("DEAD")
+PAUSE = float(os.environ.get("PAUSE", "0"))
 ON_FAILURE = cast("Failure", os.environ.get("ON_FAILURE", "dead_letter"))
 
 
@@ -47,12 +52,26 @@ async def acharge(message: Message[Order]) -> int:
     return message.value.n
 
 
+@contextlib.contextmanager
+def traced(group: str, message: Message[Order]) -> Iterator[None]:
+    """Where a test asks for it: when a run of this message's handler begins and ends."""
+    if PAUSE:
+        outside.act(group, message, "begun")
+    try:
+        yield
+    finally:
+        if PAUSE:
+            outside.act(group, message, "ended")
+
+
 @eventflow.kafka_consumer(
     TOPIC, group="async", retries=POLICY, ordering=ORDERING, on_failure=ON_FAILURE, dead_letter_topic=DEAD
 )
 async def abill(message: Message[Order]) -> int:
-    charged = await acharge(message)
-    check(message)
+    with traced("async", message):
+        charged = await acharge(message)
+        await asyncio.sleep(PAUSE)
+        check(message)
     outside.act("async", message, f"booked {message.value.pad}".strip())
     return charged
 
@@ -67,8 +86,10 @@ def charge(message: Message[Order]) -> int:
     TOPIC, group="sync", retries=POLICY, ordering=ORDERING, on_failure=ON_FAILURE, dead_letter_topic=DEAD
 )
 def bill(message: Message[Order]) -> int:
-    charged = charge(message)
-    check(message)
+    with traced("sync", message):
+        charged = charge(message)
+        time.sleep(PAUSE)
+        check(message)
     outside.act("sync", message, f"booked {message.value.pad}".strip())
     return charged
 
