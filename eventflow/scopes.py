@@ -192,7 +192,7 @@ class KeyScope(Scope):
         self.key = key
         self.messages = 0
         self.stored, self.storing = in_line is not None, 0
-        self._before = in_line  # what is read from Kafka below this offset goes before those in line in the ledger
+        self._before = in_line  # who comes from Kafka below this offset goes before those in line in the ledger
         self._taken: deque[Run] | None = None  # from the ledger's line
         self._marked: int = 0  # of so many it has been noted that they wait, or have
 
@@ -291,6 +291,8 @@ class KeyScope(Scope):
     def _put_first(self, run: Run) -> None:
         if not run.in_ledger:
             super()._put_first(run)
+            if self.stored or self.storing:  # they were behind it, and are so still
+                self._before = max(self._before or 0, run.offset + 1)
         elif self._taken:
             self._taken.appendleft(run)
         else:

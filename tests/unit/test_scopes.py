@@ -206,6 +206,22 @@ def test_a_line_in_which_nobody_waits_long_is_not_stored() -> None:
     assert len(scopes) == 0
 
 
+def test_who_is_put_back_goes_before_those_that_were_stored_meanwhile() -> None:
+    scopes = Scopes(1)
+    scope, [a, b, c, d] = entered(scopes, b"x", "abcd")
+    assert scope.accompany(1) == [b]
+    a.begun = b.begun = True
+    assert scope.store(1) == [], "nobody has waited yet"
+    assert scope.store(1) == [c, d]
+    for _ in (c, d):
+        scope.stored_one()
+    assert scope.put_back([a, b]) is a
+    assert not scope.wants(), "those before the ledger's line are here"
+    assert end(scope, a) is b
+    assert end(scope, b) is None
+    assert scope.wants()
+
+
 def test_who_comes_from_kafka_and_is_before_the_line_goes_first() -> None:
     """It was in flight when the former owner died, unaccepted, and those behind it were in line already."""
     scopes = Scopes(1, [(key_scope_id(1, b"x"), [], ord("m"), ord("n"))])
