@@ -436,8 +436,12 @@ class Intake:
         Where one does, the topic's id is asked; if that is the same, the partition has lost what was read.
         """
         epoch: int | None = message.leader_epoch()
-        if epoch is None or epoch > claim.leader_epoch:  # an old message format does not tell
-            claim.leader_epoch = claim.leader_epoch if epoch is None else epoch
+        if epoch is None:  # an old message format does not tell
+            return True
+        if message.offset() < claim.jumped[0]:  # its last owner had read further than the position, and knows of later ones
+            claim.jumped, claim.leader_epoch = (0, 0), -1
+        if epoch > claim.leader_epoch:
+            claim.leader_epoch = epoch
             return True
         detail = f"the leader epoch fell from {claim.leader_epoch} to {epoch} at offset {message.offset()}"
         if claim in self._fallen:

@@ -292,6 +292,23 @@ def check_cut(world: World, policy: str, kept: int, worker: Worker, produced: in
     assert worker.stop() == 0
 
 
+def test_a_position_before_what_was_read_is_no_truncation(private_world: World, private_kafka: Kafka) -> None:
+    """One leaves who has read further than he has got, into another leader's messages: the next one begins before these."""
+    world = private_world
+    world.create_topic(1)
+    world.produce(30)
+    private_kafka.stop()
+    private_kafka.start()
+    world.produce(30)
+    worker = world.start("ordered", ready=True, PAUSE="0.1")
+    world.wait(lambda: world.completed("ordered") > 3, "some are done")
+    assert worker.stop() == 0
+    assert world.completed("ordered") < 30
+    world.start("ordered")
+    world.wait_completed("ordered")
+    world.check_no_incidents()
+
+
 # ---- another cluster behind the same address ----
 
 

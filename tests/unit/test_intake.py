@@ -240,6 +240,14 @@ def test_a_leader_epoch_that_falls_is_a_doubt_and_then_a_stop() -> None:
     assert (desk.ledger.incidents, desk.claim.lost) == ([("truncation", 102)], True)
 
 
+def test_what_the_last_owner_had_read_beyond_the_position_may_be_of_a_later_leader() -> None:
+    desk = Desk()
+    desk.claim.leader_epoch, desk.claim.jumped, desk.claim.vacant = 4, (594, 100), True
+    assert desk.take(FakeMessage(1, 100, epoch=2), FakeMessage(1, 101, epoch=2)) == [100, 101]
+    assert (desk.claim.leader_epoch, desk.claim.epoch_to(), desk.claim.read_through()) == (2, 102, True)
+    assert desk.take(FakeMessage(1, 102, epoch=1)) == [], "of what this one has read they fall"
+
+
 def test_a_log_that_was_truncated_stops_its_partition() -> None:
     desk = Desk()
     cut = "Partition log truncation detected at offset 100 (leader epoch 0): broker end offset is 60 (offset leader epoch 0)."
