@@ -7,23 +7,18 @@ protocol's generator on one. When the transaction commits is not for user code t
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from datetime import date, datetime
-from decimal import Decimal
 from inspect import isawaitable
-from typing import Any, Literal, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
-from sqlalchemy import create_engine, event, inspect
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
-from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from eventflow.context import runtime
 from eventflow.database import Database, Sent
 from eventflow.errors import EventflowError, UsageError
 from eventflow.registry import TransactionSpec
+
+if TYPE_CHECKING:
+    from eventflow.sessions import AsyncSessions, Sessions
 
 Ask = tuple[Any, ...]
 Protocol = Generator[Ask, Any, Any]
@@ -48,79 +43,6 @@ def _condition(raw: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | No
     if raw is None or raw.closed or raw.broken:
         return "broken"
     return _CONDITIONS.get(raw.info.transaction_status, "whole")
-
-
-class _MessageSession(Session):
-    """A Session of one message; it knows whether it ever spoke to the database."""
-
-    additions: "_Additions"
-    began = False
-
-
-@event.listens_for(_MessageSession, "after_begin")
-def _add_first(session: _MessageSession, *_: Any) -> None:
-    session.began = True
-    session.additions.flush()
-
-
-_PLAIN = {type(None), bool, int, float, str, bytes, UUID, Decimal, date, datetime}
-_EVENTS = "before_insert", "after_insert", "before_update", "after_update"
-
-
-def _is_known(default: Any) -> bool:
-    """Whether a default does not depend on whose call it is: no function of the user's."""
-    function = getattr(default, "__wrapped__", default)
-    return getattr(function, "__self__", None) is datetime or function.__module__ in {"builtins", "uuid"}
-
-
-@functools.cache
-def _has_user_code(kind: type) -> bool:
-    """Whether sending a new one calls the user's functions: they look at their own call's variables and workflow."""
-    mapper = cast("Any", inspect(kind))
-    columns: list[Any] = [column for table in mapper.tables for column in table.columns]
-    defaults = [column.default for column in columns if column.default is not None]
-    return (
-        any(getattr(mapper.dispatch, name) for name in _EVENTS)
-        or any(isinstance(column.type, TypeDecorator | UserDefinedType) for column in columns)
-        or any(default.is_callable and not _is_known(default.arg) for default in defaults)
-        or mapper.version_id_col is not None
-    )
-
-
-class _Additions:
-    """What the messages of a group have only added: new objects of one class, whose handlers read and changed nothing.
-
-    They go to the database together: at the end, or before another message's Session speaks to it. So a handler finds
-    what the messages before it added, as if each had been flushed by itself, and a group costs one flush.
-    """
-
-    def __init__(self, bind: Any) -> None:
-        self._session = Session(bind=bind, join_transaction_mode="rollback_only")
-        self._kind: type | None = None
-
-    def take(self, session: _MessageSession, result: object) -> bool:
-        """Take over what this Session has added, if that is all that it did, and it is the same when it is sent later."""
-        if session.began or session.deleted or session.identity_map or type(result) not in _PLAIN:
-            return False  # the result may be, or hold, an object that gets its key when it is sent
-        if session.dispatch.before_flush or session.dispatch.after_flush:
-            return False
-        added: list[object] = list(session.new)
-        if any(_has_user_code(type(one)) for one in added):
-            return False
-        kinds = {type(one) for one in added}
-        if len(kinds) > 1 or (self._kind is not None and kinds - {self._kind}):
-            return False  # classes may depend on each other in ways that only the order of the messages tells
-        session.expunge_all()
-        self._session.add_all(added)
-        self._kind = kinds.pop() if kinds else self._kind
-        return True
-
-    def flush(self) -> None:
-        """Send what was taken."""
-        if self._kind is not None:
-            self._kind = None
-            self._session.flush()
-            self._session.expunge_all()
 
 
 class _Lent(psycopg.Connection[Any]):
@@ -155,9 +77,6 @@ class _AsyncLent(psycopg.AsyncConnection[Any]):
         await super().rollback()
 
 
-_JOIN: dict[Mode, Any] = {"alone": "rollback_only", "grouped": "rollback_only", "savepoint": "create_savepoint"}
-
-
 _ASK = b"show transaction_isolation"
 
 
@@ -184,10 +103,14 @@ class Port:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._engine = create_engine("postgresql+psycopg://", creator=self._connect, poolclass=NullPool)
         self._sa: Any = None
-        self._additions: _Additions
         self.raw: Any = None
+
+    @functools.cached_property
+    def _sessions(self) -> "Sessions":
+        from eventflow.sessions import Sessions
+
+        return Sessions(self._connect)
 
     def _connect(self) -> _Lent:
         try:
@@ -202,7 +125,7 @@ class Port:
         if self.raw is None or self.raw.closed:
             self.close()
             if "session" in spec.flavour:
-                self._sa = self._engine.connect()
+                self._sa = self._sessions.connect()
                 self._sa.rollback()
                 self.raw = self._sa.connection.driver_connection
             else:
@@ -213,7 +136,7 @@ class Port:
             return self.begin(spec)
         if self._sa is not None:
             self._sa.begin()
-            self._additions = _Additions(self._sa)
+            self._sessions.begin(self._sa)
             cursor = self.raw.execute(_begun(spec))
         else:
             cursor = self.raw.execute(_begin(spec), prepare=False)  # these are two statements
@@ -227,11 +150,10 @@ class Port:
             finally:
                 self.raw.lent = False
         else:
-            session = _MessageSession(bind=self._sa, join_transaction_mode=_JOIN[mode])
-            session.additions = self._additions
+            session = self._sessions.open(self._sa, mode)
             try:
                 result = call(session)
-                if not (mode == "grouped" and self._additions.take(session, result)):
+                if not (mode == "grouped" and self._sessions.take(session, result)):
                     session.flush()
                 if mode == "savepoint":
                     session.commit()
@@ -244,7 +166,7 @@ class Port:
     def flush(self) -> None:
         """Send what grouped messages have only added."""
         if self._sa is not None:
-            self._additions.flush()
+            self._sessions.flush()
 
     def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
         cursor = self.raw.execute(statement, params, binary=True)
@@ -292,10 +214,14 @@ class AsyncPort:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._engine = create_async_engine("postgresql+psycopg://", async_creator=self._connect, poolclass=NullPool)
         self._sa: Any = None
-        self._additions: _Additions
         self.raw: Any = None
+
+    @functools.cached_property
+    def _sessions(self) -> "AsyncSessions":
+        from eventflow.sessions import AsyncSessions
+
+        return AsyncSessions(self._connect)
 
     async def _connect(self) -> _AsyncLent:
         try:
@@ -310,7 +236,7 @@ class AsyncPort:
         if self.raw is None or self.raw.closed:
             await self.close()
             if "session" in spec.flavour:
-                self._sa = await self._engine.connect()
+                self._sa = await self._sessions.connect()
                 self.raw = (await self._sa.get_raw_connection()).driver_connection
             else:
                 self.raw = await self._connect()
@@ -321,7 +247,7 @@ class AsyncPort:
         if self._sa is not None:
             if not self._sa.in_transaction():
                 await self._sa.begin()
-            self._additions = _Additions(self._sa.sync_connection)
+            self._sessions.begin(self._sa)
             cursor = await self.raw.execute(_begun(spec))
         else:
             cursor = await self.raw.execute(_begin(spec), prepare=False)
@@ -335,12 +261,10 @@ class AsyncPort:
             finally:
                 self.raw.lent = False
         else:
-            session = AsyncSession(bind=self._sa, sync_session_class=_MessageSession, join_transaction_mode=_JOIN[mode])
-            inner = cast("_MessageSession", session.sync_session)
-            inner.additions = self._additions
+            session = self._sessions.open(self._sa, mode)
             try:
                 result = await call(session)
-                if not (mode == "grouped" and self._additions.take(inner, result)):
+                if not (mode == "grouped" and self._sessions.take(session, result)):
                     await session.flush()
                 if mode == "savepoint":
                     await session.commit()
@@ -353,10 +277,7 @@ class AsyncPort:
     async def flush(self) -> None:
         """Send what grouped messages have only added."""
         if self._sa is not None:
-            await self._sa.run_sync(self._flush)
-
-    def _flush(self, _: object) -> None:
-        self._additions.flush()
+            await self._sessions.flush(self._sa)
 
     async def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
         cursor = await self.raw.execute(statement, params, binary=True)

@@ -6,12 +6,11 @@ Decorators register and wrap thinly: a call decides where it is made, and the ru
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, cast, overload
 
 import psycopg
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 import eventflow.talk as talk
@@ -41,13 +40,17 @@ from eventflow.registry import (
 )
 from eventflow.retry import Retry, Seconds, as_retry, seconds
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 Self_ = TypeVar("Self_")
-Conn = TypeVar("Conn", Session, AsyncSession, psycopg.Connection[Any], psycopg.AsyncConnection[Any])
+Conn = TypeVar("Conn", "Session", "AsyncSession", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
 Ts = TypeVarTuple("Ts")
 
 
@@ -215,10 +218,12 @@ class SyncStartable(Protocol[Unpack[Ts], R_co]):
 
 def _flavour(function: Callable[..., Any]) -> tuple[Any, int]:
     """Which connection the function wants, and how many parameters stand before it (self)."""
-    kinds: dict[type, str] = {
-        AsyncSession: "async session", Session: "session",
-        psycopg.AsyncConnection: "async connection", psycopg.Connection: "connection",
-    }  # fmt: skip
+    kinds: dict[type, str] = {psycopg.AsyncConnection: "async connection", psycopg.Connection: "connection"}
+    if "sqlalchemy" in sys.modules:  # else nobody can have named a Session
+        from sqlalchemy.ext.asyncio import AsyncSession
+        from sqlalchemy.orm import Session
+
+        kinds |= {AsyncSession: "async session", Session: "session"}
     resolved = hints(function)
     names = list(inspect.signature(function).parameters)
     for leading, name in enumerate(names[:2]):

@@ -74,3 +74,11 @@ def test_the_compose_file() -> None:
 
 def test_nothing_unpickles() -> None:
     assert [m for m in MODULES if re.search(r"\bimport (pickle|marshal|shelve)\b", m.read_text())] == []
+
+
+def test_nobody_loads_what_only_some_use() -> None:
+    """It would double the time in which a worker or a command starts."""
+    code = (
+        "import sys, eventflow.cli; print([m for m in ('sqlalchemy', 'opentelemetry', 'uvloop') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
