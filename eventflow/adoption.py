@@ -10,6 +10,7 @@ from eventflow.records import Checkpoint
 from eventflow.registry import Spec
 from eventflow.replay import History
 from eventflow.runs import How, Life, Request, Run
+from eventflow.tracing import Trace, active
 
 Row = tuple[Any, ...]
 
@@ -41,12 +42,22 @@ class Adoption:
             checkpoint = Checkpoint(*fields)
             recorded.setdefault(workflow_id, {})[checkpoint.position] = checkpoint
         by_how: dict[How, list[Run]] = {}
+        traces = self._traces(connection, ids)
         for row in rows:
             how: How = begun if row[2] == "running" else "queued"
-            by_how.setdefault(how, []).append(self.run_of(row, recorded.get(row[0])))
+            run = self.run_of(row, recorded.get(row[0]))
+            run.trace = traces.get(row[0])
+            by_how.setdefault(how, []).append(run)
         for kind, runs in by_how.items():
             self._adopt(runs, kind)
         self._see_to(asked)
+
+    def _traces(self, connection: Connection, ids: list[str]) -> dict[str, Trace]:
+        """Of which traces they are, where this program traces."""
+        if active() is None:
+            return {}
+        found = self._database.run(connection, "read_traces", {"ids": ids}, afresh=True)
+        return {workflow_id: Trace(cause, span) for workflow_id, cause, span in found}
 
     def read_requests(self, connection: Connection) -> None:
         """See to what people ask of this executor's workflows."""

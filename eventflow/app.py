@@ -55,6 +55,7 @@ from eventflow.schema_registry import connect
 from eventflow.settings import Settings, load_settings
 from eventflow.telemetry import seldom
 from eventflow.threads import Threads
+from eventflow.tracing import started, trace_of
 
 logger = logging.getLogger(__name__)
 
@@ -329,7 +330,9 @@ class App:
         executor.runs[run.workflow_id] = run
         run.submitted += 1
         run.waiters = [functools.partial(executor.dispatch, [run]), *accepted]
-        incarnation.journal.submit(Entry(run, []))
+        entry, cause = Entry(run, []), started("start", start.spec.name, run.workflow_id)
+        run.trace, entry.riders = trace_of(cause), list(cause) or None
+        incarnation.journal.submit(entry)
         return run
 
     async def _elsewhere(self, run: Run, codec: Codec) -> Any:

@@ -20,6 +20,7 @@ from eventflow.outcomes import Outcomes
 from eventflow.registry import Spec
 from eventflow.replay import Branch
 from eventflow.runs import Run
+from eventflow.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,8 +85,8 @@ def halves(runs: list[Run]) -> list[list[Run]]:
 class Batches:
     """The batches of one executor. On the loop, but for `calls`."""
 
-    def __init__(self, desk: Desk, outcomes: Outcomes, read: Read) -> None:
-        self._desk, self._outcomes, self._read = desk, outcomes, read
+    def __init__(self, desk: Desk, outcomes: Outcomes, read: Read, tracing: Tracing | None = None) -> None:
+        self._desk, self._outcomes, self._read, self._tracing = desk, outcomes, read, tracing
         self._gathered: dict[str, deque[Run]] = {}  # by their handler's name
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._open = True
@@ -182,7 +183,11 @@ class Batches:
                     continue
                 scope = StepScope(Branch(part[0], None), "1.1", part[0].name, many=True)
                 current.set(scope)
+                span = None if self._tracing is None else self._tracing.begin_batch(part)
                 error = yield messages
+                if span is not None:
+                    span.error = error
+                    span.close()
                 if error is None:
                     part[0].history.riders = scope.riders  # what was started there goes with the first message's end
                 if isinstance(error, Exception) and len(part) > 1:

@@ -33,6 +33,7 @@ from eventflow.cli_schedules import app as schedules
 from eventflow.cli_workflows import app as workflows
 from eventflow.errors import EventflowError, SchemaError, SettingsError, UnavailableError, UsageError
 from eventflow.local import LocalServiceError, LocalServices, services
+from eventflow.logs import Ids
 from eventflow.registry import registry
 from eventflow.settings import Settings, load_settings, masked
 
@@ -46,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s%(where)s"
 _PACKAGE = Path(__file__).parent
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -326,7 +327,10 @@ def _served(what: str, names: list[str] | None, *, none: bool) -> bool | list[st
 
 def _log(settings: Settings) -> None:
     """Log to stderr, where the program has not said otherwise."""
-    logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.addFilter(Ids())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
 
 
 def _import(module: str) -> ModuleType:

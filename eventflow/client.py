@@ -34,9 +34,8 @@ from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
 from eventflow.ledger import Ledger, who
 from eventflow.migrations import check_schema
-from eventflow.outbox import Undelivered, rider_of, undelivered_of
+from eventflow.outbox import Undelivered, outbox_row, rider_of, traced, undelivered_of
 from eventflow.payloads import PayloadCodec
-from eventflow.publishing import row_of
 from eventflow.queues import DEFAULT, IfExists, QueueRecord, delayed, settings_json
 from eventflow.records import (
     Choice,
@@ -54,6 +53,7 @@ from eventflow.registry import check_name
 from eventflow.retry import Seconds
 from eventflow.schedules import ScheduleRecord, called, make_rule
 from eventflow.settings import load_settings
+from eventflow.tracing import creation
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
 R = TypeVar("R")
@@ -288,7 +288,7 @@ class Client:
             UnavailableError: the server is away; without a session the event may have been published.
 
         """
-        row = row_of(topic, value, key, headers)
+        row = traced(outbox_row(topic, value, key, headers), creation(topic))
         await (self.ledger.write([rider_of(row)]) if session is None else self.ledger.publish_on(session, row))
 
     async def undelivered(self) -> list[Undelivered]:

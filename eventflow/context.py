@@ -80,6 +80,10 @@ class StepScope:
         one.whole = self
         return one
 
+    def place(self) -> str:
+        """What tells the next of what it has written from the others; a trace beside one of these is none of them."""
+        return f"{self.position}.{sum(rider.query != 'insert_traces' for rider in self.riders) + 1}"
+
     def end(self) -> tuple[Rider, ...]:
         """Its step has ended, and is about to be recorded: nothing more is kept of its progress; what takes away what was."""
         if self.progress is not None:

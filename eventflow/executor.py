@@ -36,6 +36,7 @@ from eventflow.suspects import Suspects
 from eventflow.swallowed import place_of
 from eventflow.telemetry import crash_point
 from eventflow.threads import Threads, give_up, works_for_a_pool
+from eventflow.tracing import Trace, active
 from eventflow.waits import Ask, Later, Wait, Waits, life_of
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ _CHILDREN = 1000  # workflows in memory, beyond which children are left to whoev
 _RECOVERED = 3000  # rows of dead peers that are taken beside what runs
 _DETAILS_EVERY = 1.0  # seconds between two writes of what a step tells of its progress
 _SWALLOWS = 1000  # operations that one branch may try while it is to unwind
+_NO_CAUSES: dict[object, str] = {}
 _SHOWN = 100  # exceptions that are kept to tell where they were swallowed
 
 
@@ -103,6 +105,7 @@ class Executor:
         self.waits = Waits(loop, ask, now=pace.now, later=self.later, suspend_after=suspend_after, crowded=self.crowded)
         self._longest, self._long = longest, min(_LONG, longest // 2)
         self.application = application
+        self.tracing = active()
         self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
         self.on_told: Callable[
             [Literal["target", "sleeper"], str], None
@@ -120,7 +123,7 @@ class Executor:
         self.interrupts = Interrupts(self, self.outcomes, self.waits)
         self._suspects = Suspects(self, self.outcomes)
         self._preparation = Preparation(self.when_settled)
-        self.batches = Batches(self, self.outcomes, message_of)
+        self.batches = Batches(self, self.outcomes, message_of, self.tracing)
         self._queue: deque[Run] = deque()
         self._runners = 0
         self._idle = 0
@@ -349,6 +352,7 @@ class Executor:
         current.set(Branch(run, task))
         run.home = task
         spec = run.spec
+        span = None if self.tracing is None else self.tracing.begin(run)
         try:
             if run.claim is not None or run.arguments is None:
                 result = await spec.function(message_of(run))
@@ -357,10 +361,14 @@ class Executor:
                 result = await spec.function(*args, **kwargs)
             output = spec.result.encode(result)
         except BaseException as error:
+            if span is not None:
+                span.error = error
             self.outcomes.failed(run, error)
         else:
             crash_point("executor.before_finish")
             self.outcomes.finish(run, output, result)
+        if span is not None:
+            span.close()
 
     # ---- batches ----
 
@@ -412,6 +420,7 @@ class Executor:
         current.set(Branch(run, threading.current_thread()))
         spec = run.spec
         run.acting = 1  # its threads that are not in a wait: what they do between two operations, nobody else sees
+        span = None if self.tracing is None else self.tracing.begin(run)
         try:
             if run.claim is not None or run.arguments is None:
                 result = spec.function(message_of(run))
@@ -420,15 +429,21 @@ class Executor:
                 result = spec.function(*args, **kwargs)
             output = spec.result.encode(result)
         except BaseException as error:
+            if span is not None:
+                span.error = error
             with run.lock:
                 self.outcomes.failed(run, error)
         else:
             crash_point("executor.before_finish")
             with run.lock:
                 self.outcomes.finish(run, output, result)
+        if span is not None:
+            span.close()
 
     def hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
         run.submitted += 1
+        if run.trace is not None and run.submitted == 1 and not run.in_ledger and entry.status not in FINAL:
+            entry.riders = [*(entry.riders or ()), run.trace.rider(run.workflow_id)]
         if run.history.riders:
             entry.riders = [*(entry.riders or ()), *run.history.take_riders()]
         if ended:
@@ -689,7 +704,7 @@ class Executor:
         ours = not again and len(self._children) + len(self.runs) + beside < _CHILDREN
         return start.rider(workflow_id, self.application, self.now(), self.journal.executor if ours else None)
 
-    def _born(self, row: tuple[Any, ...]) -> None:
+    def _born(self, row: tuple[Any, ...], cause: str | None) -> None:
         """A child's row is committed: ours begins, another is for whoever takes it."""
         workflow_id, name, _, executor, parent, arguments, deadline, _ = row
         self._children.discard(workflow_id)
@@ -699,6 +714,7 @@ class Executor:
             child = Run(self._startable[name], workflow_id, self.application)
             child.arguments, child.executor, child.in_ledger = arguments, self, True
             child.life = Life(parent, deadline)
+            child.trace = None if cause is None else Trace(cause)
             self.runs[workflow_id] = child
             self.dispatch([child])
 
@@ -804,13 +820,16 @@ class Executor:
 
     def tell(self, riders: Iterable[Rider]) -> None:
         """What has been written for others: who waits for it here looks at once, who sleeps is woken."""
+        causes = _NO_CAUSES
         for query, row, _ in riders:
             if query == "insert_messages":
                 self.on_loop(self.waits.arrived, ("inbox", *row[:2]))
             elif query == "insert_events":
                 self.on_loop(self.waits.arrived, ("event", *row[:2]))
             elif query == "insert_children":
-                self._born(row)
+                self._born(row, causes.get(row[0]))
+            elif query == "insert_traces":  # of a child, it stands before it
+                causes = {**causes, row[0]: str(row[1])}
             elif query == "enqueue":
                 self.on_queued(row[7] if row[10] is None else row[10])  # type: ignore[arg-type]  # wait, settle
             elif query == "insert_watches":

@@ -17,8 +17,10 @@ from eventflow.context import RunQuery
 from eventflow.cron import Fire, Line, Plan, Rule, State, Waiting, plan, rule_of, zone_of
 from eventflow.errors import UsageError, WorkflowExistsError
 from eventflow.idempotency import schedule_workflow_id, schedule_workflow_id_prefix
-from eventflow.journal import packed
+from eventflow.journal import packed, rider_statements
 from eventflow.payloads import Unread
+from eventflow.records import Rider
+from eventflow.tracing import active
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +178,19 @@ class _Firing:
             "arguments": [_arguments(d, fire) for d, fire in fires],
             "timeout": [d.timeout for d, _ in fires],
         }
-        return self.run("start_fires", {"application": self.application, **packed(columns)})
+        started = self.run("start_fires", {"application": self.application, **packed(columns)})
+        self._trace(started, dict(zip(columns["id"], fires, strict=True)))
+        return started
+
+    def _trace(self, started: list[Row], fires: dict[str, tuple[Definition, Fire]]) -> None:
+        """Each fire is the beginning of a trace."""
+        tracing = active()
+        if tracing is None or not started:
+            return
+        fired = [(row[0], fires[row[0]][1]) for row in started]
+        causes = [(i, tracing.fire(fire.schedule, fire.time.isoformat(), fire.cause)) for i, fire in fired]
+        for query, values in rider_statements(Rider("insert_traces", (i, cause, None)) for i, cause in causes if cause):
+            self.run(query, values)
 
     def _move_lines(self, plans: list[tuple[Schedule, Plan]]) -> None:
         gone = [(s.definition.name, waiting.time.isoformat()) for s, p in plans for waiting in p.begun]

@@ -40,6 +40,7 @@ from eventflow.runs import Claim, How, Life, Request, Run
 from eventflow.scheduler import Scheduler
 from eventflow.settings import Settings
 from eventflow.slots import Slots
+from eventflow.tracing import started, trace_of
 from eventflow.transactions import Transactions
 from eventflow.waits import Later
 
@@ -334,6 +335,7 @@ class Incarnation:
         """Write the row of a workflow whose id was given; the run, if it is ours to run. Blocks; for a thread."""
         assert start.workflow_id is not None
         workflow_id = start.workflow_id
+        cause: tuple[Rider, ...] = ()
         with self._starting, self.database.connect("start") as connection:
             found = self._existing(connection, start)
             if found is None:
@@ -343,12 +345,13 @@ class Incarnation:
                     "executor": self.id, "arguments": start.arguments, "deadline": deadline,
                     "attributes": start.attributes, "parent": start.parent,
                 }  # fmt: skip
-                self._starter.commit([("start_workflow", params)], ())
+                cause = started("start", start.spec.name, workflow_id)
+                self._starter.commit([("start_workflow", params), *rider_statements(cause)], ())
                 found = self._existing(connection, dataclasses.replace(start, if_exists="attach"))
             if found is None or found[6] != self.id or found[2] != "running" or self.executor.holds(workflow_id):
                 return None
             run = self.new_run(start, workflow_id)
-            run.in_ledger = True
+            run.trace, run.in_ledger = trace_of(cause), True
             self.executor.runs[workflow_id] = run
             return run
 

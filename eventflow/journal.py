@@ -54,6 +54,7 @@ RIDERS: dict[str, tuple[str, ...]] = {  # what goes with checkpoints: the query 
     "signal_watches": ("target", "key"),
     "insert_watches": ("target", "key", "workflow_id"),
     "insert_failures": ("workflow_id", "attempt", "type", "error"),
+    "insert_traces": ("workflow_id", "cause", "span"),
     "insert_outbox": ("topic", "key", "value", "headers"),  # the last of all (R17)
 }
 # fmt: on

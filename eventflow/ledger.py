@@ -6,6 +6,7 @@ workflows is one SQL function, so one transaction; it only touches what no execu
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import getpass
 import os
@@ -34,11 +35,12 @@ from eventflow.errors import (
     WorkflowStateError,
     WorkflowTimeoutError,
 )
-from eventflow.journal import RIDERS, packed, rider_statements
+from eventflow.journal import RIDERS, Statement, packed, rider_statements
 from eventflow.outbox import Row
 from eventflow.queues import Order
 from eventflow.records import Choice, Operation, Rider
 from eventflow.registry import Registry
+from eventflow.tracing import active
 
 R = TypeVar("R")
 
@@ -105,9 +107,10 @@ class Ledger:
                 self._idle.append(connection)
 
     def query(
-        self, query: str, params: dict[str, Any], *, writes: bool = False, setup: Sequence[str] = ()
-    ) -> list[tuple[Any, ...]]:
-        """The named query's rows, in a transaction with these settings where there are any. Blocks.
+        self, query: str, params: dict[str, Any], *, writes: bool = False, setup: Sequence[str] = (),
+        then: Sequence[Statement] = (),
+    ) -> list[tuple[Any, ...]]:  # fmt: skip
+        """The named query's rows, in a transaction with these settings where there are any, and `then` with it. Blocks.
 
         Raises:
             WorkflowStateError, WorkflowNotFoundError, WorkflowExistsError, UsageError: it was refused.
@@ -120,7 +123,12 @@ class Ledger:
             try:
                 with self._lent() as connection:
                     if setup:
-                        return in_transaction(connection, lambda c: self._database.run(c, query, params), *setup)
+                        run = functools.partial(self._database.run, connection)
+                        return in_transaction(
+                            connection,
+                            lambda _, run=run: _first([run(*one) for one in ((query, params), *then)]),
+                            *setup,
+                        )
                     return self._database.run(connection, query, params)
             except psycopg.Error as error:
                 ours = _ours(error)
@@ -219,17 +227,20 @@ class Ledger:
 
     async def enqueue(self, order: Order) -> str:
         """Put a workflow in line; the id of the one that there is now. From any loop."""
-        return await self.orders.place(order)
+        return await self.orders.place(_caused(order))
 
     def enqueue_sync(self, order: Order) -> str:
         """The same for blocking code."""
-        return self.orders.place_sync(order)
+        return self.orders.place_sync(_caused(order))
 
     async def enqueue_on(self, session: Any, order: Order) -> str:
         """Put a workflow in line, in the caller's transaction."""
+        order = _caused(order)
         query, params = self._database.statement("enqueue", self._params([order]))
         try:
             found = await borrowed.aexecute(session, query, params)
+            for name, values in _causes([order]):
+                await borrowed.aexecute(session, *self._database.statement(name, values))
         except Exception as error:
             raise _said(error) from None
         [row] = self._database.payloads.read("enqueue", *found)
@@ -237,9 +248,12 @@ class Ledger:
 
     def enqueue_on_sync(self, session: Any, order: Order) -> str:
         """The same for blocking code."""
+        order = _caused(order)
         query, params = self._database.statement("enqueue", self._params([order]))
         try:
             found = borrowed.execute(session, query, params)
+            for name, values in _causes([order]):
+                borrowed.execute(session, *self._database.statement(name, values))
         except Exception as error:
             raise _said(error) from None
         [row] = self._database.payloads.read("enqueue", *found)
@@ -305,7 +319,8 @@ class Ledger:
         """
         ordered = sorted(range(len(orders)), key=lambda n: orders[n].shared)
         params = packed(self._params([orders[n] for n in ordered]))
-        answers = self.query("enqueue", params, setup=(f"set local lock_timeout = '{patience}'",))
+        patient = (f"set local lock_timeout = '{patience}'",)
+        answers = self.query("enqueue", params, setup=patient, then=_causes(orders))
         return [row for _, row in sorted(zip(ordered, answers, strict=True))]
 
     def _params(self, orders: Sequence[Order]) -> dict[str, list[Any]]:
@@ -358,6 +373,23 @@ class _Caller:
 _Placed = asyncio.Future[str] | _Caller  # of a caller on a loop, or in a thread
 _Waiting = tuple[Order, _Placed]
 _Answer = tuple[_Placed, str | BaseException]
+
+
+def _first(found: list[list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    return found[0]
+
+
+def _caused(order: Order) -> Order:
+    """The same, with the span of its caller, which this is called by."""
+    tracing = active()
+    return order if tracing is None else dataclasses.replace(order, cause=tracing.start("enqueue", order.name))
+
+
+def _causes(orders: Sequence[Order]) -> list[Statement]:
+    """What keeps the spans of their callers."""
+    return rider_statements(
+        Rider("insert_traces", (order.workflow_id, order.cause, None)) for order in orders if order.cause is not None
+    )
 
 
 class Orders:

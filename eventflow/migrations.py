@@ -44,6 +44,7 @@ RIGHTS = {
     "schedules": ("select", "insert", "update", "delete"),
     "fires": ("select", "insert", "delete"),
     "failures": ("select", "insert", "delete"),
+    "traces": ("select", "insert", "delete"),
     "edits": ("select", "insert", "delete"),
     "redeliveries": ("select", "insert", "update"),
     "redelivery_items": ("select", "insert", "delete"),

@@ -69,7 +69,7 @@ def emit(what: str, name: str, make: Callable[[str], list[Rider]]) -> None:
     """
     here = current.get()
     if isinstance(here, StepScope):
-        run, place = here.branch.run, f"{here.position}.{len(here.riders) + 1}"
+        run, place = here.branch.run, here.place()
         here.riders += (*make("" if run is None else run.key_of(place)),)
         return
 

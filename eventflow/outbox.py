@@ -47,10 +47,9 @@ class Undelivered:
 
 
 def outbox_row(
-    topic: str, value: object, key: str | bytes | None, headers: Mapping[str, str | bytes] | None,
-    trace: Mapping[str, str],
+    topic: str, value: object, key: str | bytes | None, headers: Mapping[str, str | bytes] | None
 ) -> Row:  # fmt: skip
-    """An event as the outbox has it. Headers that are given win over those of the trace.
+    """An event as the outbox has it.
 
     Raises:
         UsageError: a topic, key or header that cannot be.
@@ -59,13 +58,24 @@ def outbox_row(
     """
     check_topic(topic)
     encoded_key, encoded = _key(key), _value(topic, value)
-    pairs = [*((n, v.encode()) for n, v in trace.items() if n not in (headers or {})), *_headers(headers)]
-    size = len(encoded or b"") + len(encoded_key or b"") + sum(len(n) + len(v) for n, v in pairs)
+    pairs: list[tuple[str, bytes | None]] = [*_headers(headers)]
+    size = len(encoded or b"") + len(encoded_key or b"") + sum(len(n) + len(v or b"") for n, v in pairs)
     try:
         limit.check(size)
     except CodecError as error:
         raise CodecError(f"the event for {topic!r}: {error}") from None
-    return topic, encoded_key, encoded, headers_json([*pairs])
+    return topic, encoded_key, encoded, headers_json(pairs)
+
+
+def traced(row: Row, trace: Mapping[str, str]) -> Row:
+    """The same with the headers that carry its trace; those that were given win over them."""
+    if not trace:
+        return row
+    topic, key, value, headers = row
+    given = headers_from_json(headers) or []
+    names = {name for name, _ in given}
+    carried: list[tuple[str, bytes | None]] = [(n, v.encode()) for n, v in trace.items() if n not in names]
+    return topic, key, value, headers_json(carried + given)
 
 
 def undelivered_of(row: Sequence[Any], ledger: object) -> Undelivered:

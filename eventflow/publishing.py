@@ -6,8 +6,8 @@ import eventflow.talk as talk
 from eventflow.borrowed import AsyncBorrowed
 from eventflow.context import current, refuse_in_workflow, runtime
 from eventflow.operations import awaited
-from eventflow.outbox import Row, outbox_row, rider_of
-from eventflow.telemetry import trace_headers
+from eventflow.outbox import outbox_row, rider_of, traced
+from eventflow.tracing import creation
 
 
 async def publish(
@@ -29,18 +29,11 @@ async def publish(
         NotRunningError: outside `running()`; a process that runs nothing has `Client.publish`.
 
     """
-    row = row_of(topic, value, key, headers)
+    row = outbox_row(topic, value, key, headers)
     if session is not None:
         refuse_in_workflow("publish")
-        await runtime("publish").publish_on(session, row)
+        await runtime("publish").publish_on(session, traced(row, creation(topic)))
     elif current.get() is None:
-        await runtime("publish").write([rider_of(row)])
+        await runtime("publish").write([rider_of(traced(row, creation(topic)))])
     else:
         await awaited(lambda: talk.publish(row))
-
-
-def row_of(
-    topic: str, value: object, key: str | bytes | None, headers: Mapping[str, str | bytes] | None
-) -> Row:  # fmt: skip
-    """The event as the outbox has it, with the current trace."""
-    return outbox_row(topic, value, key, headers, trace_headers())

@@ -129,6 +129,7 @@ class Order:
         arguments, attributes: encoded. wait: seconds that it waits before; until: or until then, in seconds since 1970.
         settle: seconds without another call with its deduplication id until it is in line; settle_limit: in all.
         timeout: seconds that it has once it has begun. deadline: when it is over in any case.
+        cause: the span of whoever puts it there, where that is recorded.
 
     """
 
@@ -149,6 +150,7 @@ class Order:
     deadline: float | None = None
     attributes: str | None = None
     parent: str | None = None
+    cause: str | None = None
 
     @property
     def shared(self) -> str:

@@ -35,6 +35,7 @@ from eventflow.journal import Identity
 from eventflow.registry import Spec
 from eventflow.settings import masked
 from eventflow.telemetry import crash_point, seldom
+from eventflow.tracing import active
 
 logger = logging.getLogger(__name__)
 
@@ -406,7 +407,7 @@ class Lease:
         """R9: fence ourselves, lock the dead one's identity, mark it, then free its rows, in separate statements."""
         crash_point("recovery.before_takeover")
         run = self._database.run
-        until = time.monotonic() + 1.0 + random.random() / 2
+        until, began = time.monotonic() + 1.0 + random.random() / 2, time.time_ns()
         query = "try_lock_dead"
 
         def lock(connection: Connection) -> bool:
@@ -427,6 +428,9 @@ class Lease:
             if time.monotonic() > until:
                 query = "lock_dead"
             if in_transaction(connection, work):
+                tracing = active()
+                if tracing is not None:
+                    tracing.takeover(dead, self._executor, began)
                 logger.warning("executor %d is dead; executor %d takes its work over", dead, self._executor)
                 crash_point("recovery.after_takeover")
                 self._seen.pop(dead, None)

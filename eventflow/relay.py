@@ -8,6 +8,7 @@ out. No outcome is guessed and no commit is tried twice.
 What Kafka refuses for good is parked, with whatever comes behind it of the same topic and key; everything else goes on.
 """
 
+import contextlib
 import logging
 import random
 import threading
@@ -42,6 +43,7 @@ from eventflow.numbering import (
 from eventflow.payloads import unread
 from eventflow.slots import NotSentError, Slots
 from eventflow.telemetry import crash_point, seldom
+from eventflow.tracing import active
 
 logger = logging.getLogger(__name__)
 
@@ -425,8 +427,15 @@ class Holding:
         lost = unread_of(events)
         if lost is not None:
             raise lost
+        tracing = active()
+        span = (
+            None
+            if tracing is None
+            else tracing.send((event.topic for event in events), (event.headers for event in events), len(events))
+        )
         try:
-            self._slots.send(batch, events)
+            with span or contextlib.nullcontext():
+                self._slots.send(batch, events)
         except NotSentError as error:
             self._void(batch, events, error)
             return False

@@ -18,6 +18,7 @@ from eventflow.idempotency import child_workflow_id, message_workflow_id_suffix,
 from eventflow.registry import Spec
 from eventflow.replay import Await, History
 from eventflow.scopes import Scope, Scopes
+from eventflow.tracing import Trace
 
 How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
 Request = tuple[str, str, str, int]  # that a workflow ends: its id, "cancel" or "terminate", who wants it, the number
@@ -240,6 +241,7 @@ class Run:
         home: the task that drives it, where it is async and has begun.
         life: what only a workflow has that waits, talks or has relatives.
         scope: what it is kept in order with; None for all that no claim of this process has read.
+        trace: what is traced of it; None where nothing is.
         turn: it is its turn in its scope. weight: bytes, if it is heavy (`flow.HEAVY`).
         before: the earlier run of its scope; its first step waits until that one is durable.
         unreadable: why what the ledger has of it cannot be read here; it does not run then, and is parked.
@@ -250,7 +252,7 @@ class Run:
         "acting", "after", "application", "arguments", "attempt", "before", "begun", "claim", "counted",
         "driven", "dropped", "durable", "ended", "executor", "first", "future", "headers", "history", "home", "in_ledger",
         "key", "life", "lock", "name", "offset", "outcome", "recoveries", "retries", "scope", "spec", "submitted",
-        "timestamp", "turn", "unreadable", "value", "waiters", "wary", "weight", "workflow_id",
+        "timestamp", "trace", "turn", "unreadable", "value", "waiters", "wary", "weight", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, workflow_id: str, application: str) -> None:
@@ -289,6 +291,7 @@ class Run:
         self.after: Run | None = None
         self.waiters: list[Callable[[], None]] | None = None
         self.executor: Any = None
+        self.trace: Trace | None = None
         self.future: Any = None
         self.outcome: Any = None
         self.unreadable: UnreadableError | None = None

@@ -74,7 +74,8 @@ async def drive(branch: Branch | None, spec: StepSpec, args: Any, kwargs: Any) -
     procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.pace, scope)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
-    function, limit = spec.function, spec.timeout
+    function = spec.function if run.trace is None else run.trace.around("step", spec.function, spec.name, position)
+    limit = spec.timeout
     acting = False
     try:
         if run.life is not None:
@@ -139,7 +140,8 @@ def drive_sync(branch: Branch, spec: StepSpec, args: Any, kwargs: Any) -> Any:
     procedure = run_protocol(run.history, position, spec.kind, run.settled, executor.pace, scope)
     send: Callable[[Any], Any] = procedure.send
     outcome: Any = None
-    function, limit = spec.function, spec.timeout
+    function = spec.function if run.trace is None else run.trace.around_sync("step", spec.function, spec.name, position)
+    limit = spec.timeout
     acting = False
     try:
         if run.life is not None:

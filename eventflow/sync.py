@@ -46,9 +46,8 @@ from eventflow.handles import (
     taken_for_ours,
 )
 from eventflow.operations import note, operate_sync
-from eventflow.outbox import Undelivered, rider_of
+from eventflow.outbox import Undelivered, outbox_row, rider_of, traced
 from eventflow.payloads import PayloadCodec
-from eventflow.publishing import row_of
 from eventflow.queues import DEFAULT, IfExists, QueueRecord
 from eventflow.records import (
     Choice,
@@ -65,6 +64,7 @@ from eventflow.replay import Branch
 from eventflow.retry import Retry, Seconds, seconds
 from eventflow.schedules import ScheduleRecord
 from eventflow.steps import drive_sync, step_of
+from eventflow.tracing import creation
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow, transaction_of
 
 P = ParamSpec("P")
@@ -334,12 +334,12 @@ def publish(
         NotRunningError, UsageError, CodecError: as of `eventflow.publish`.
 
     """
-    row = row_of(topic, value, key, headers)
+    row = outbox_row(topic, value, key, headers)
     if session is None and current.get() is not None:
         talk.publish(row)
         return
     refuse_loop("sync.publish", "await eventflow.publish")
-    app = runtime("publish")
+    app, row = runtime("publish"), traced(row, creation(topic))
     if session is None:
         app.on_loop(app.write([rider_of(row)]))
     else:
@@ -696,7 +696,8 @@ class Client:
             self._run("publish", self._client.publish, topic, value, key=key, headers=headers)
         else:
             refuse_loop("sync.Client.publish", "await eventflow.client.Client.publish")
-            self._client.ledger.publish_on_sync(session, row_of(topic, value, key, headers))
+            row = outbox_row(topic, value, key, headers)
+            self._client.ledger.publish_on_sync(session, traced(row, creation(topic)))
 
     def undelivered(self) -> list[Undelivered]:
         """The events that Kafka refuses; see `eventflow.client.Client.undelivered`."""

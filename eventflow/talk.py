@@ -29,12 +29,13 @@ from eventflow.errors import (
 from eventflow.idempotency import check_workflow_id
 from eventflow.ids import new_id
 from eventflow.operations import branch_for, emit, note
-from eventflow.outbox import Row, rider_of
+from eventflow.outbox import Row, rider_of, traced
 from eventflow.queues import Order
 from eventflow.records import Rider
 from eventflow.registry import Spec, check_name
 from eventflow.replay import Branch, Operation
 from eventflow.retry import Seconds, seconds
+from eventflow.tracing import creation, started
 
 T = TypeVar("T")
 Maker = Callable[[Branch, str], Operation[T]]
@@ -208,7 +209,7 @@ def close_stream(key: str) -> None:
 
 def publish(row: Row) -> None:
     """Publish an event with what this code records."""
-    emit("publish", f"publish {row[0]}", lambda _: [rider_of(row)])
+    emit("publish", f"publish {row[0]}", lambda _: [rider_of(traced(row, creation(row[0])))])
 
 
 # ---- progress of a step ------------------------------------------------------------------------------
@@ -253,7 +254,8 @@ def start(asked: Start) -> Callable[[Branch, str], str]:
         workflow_id = run.child_id(position)
         if run.history.find(position, name) is None:
             rider = run.executor.child(child_of(branch, asked), workflow_id, again=run.attempt > 1)
-            run.history.note(position, name, json.dumps(workflow_id), rider)
+            cause = started("start", asked.spec.name, workflow_id)
+            run.history.note(position, name, json.dumps(workflow_id), *cause, rider)
         return workflow_id
 
     return record
@@ -268,12 +270,12 @@ def start_with_step(asked: Start) -> str:
         app, workflow_id = runtime("start"), new_id()
         rider = asked.rider(workflow_id, app.application, app.now(), None)
     else:
-        place = f"{here.position}.{len(here.riders) + 1}"
+        place = here.place()
         workflow_id = run.child_id(place)
         again = run.attempt > 1 or here.kind == "elsewhere"  # who commits it may be another executor than this one
         asked = child_of(here.branch, asked)
         rider = run.executor.child_with_step(asked, workflow_id, again=again, beside=len(here.riders))
-    emit("start", "start", lambda _: [rider])
+    emit("start", "start", lambda _: [*started("start", asked.spec.name, workflow_id), rider])
     return workflow_id
 
 
@@ -290,17 +292,21 @@ def enqueue(order: Order) -> str:
     here = current.get()
     if isinstance(here, StepScope):
         run = here.branch.run
-        placed = order if run is None else order_of(run, f"{here.position}.{len(here.riders) + 1}", order)
+        placed = order if run is None else order_of(run, here.place(), order)
         application = runtime("enqueue").application
-        emit("enqueue", "enqueue", lambda _: [Rider("enqueue", placed.row(application))])
+        rider = Rider("enqueue", placed.row(application))
+        emit("enqueue", "enqueue", lambda _: [rider, *started("enqueue", placed.name, placed.workflow_id)])
         return placed.workflow_id
 
     def record(branch: Branch, position: str) -> str:
         run, name = branch.run, f"enqueue {order.name}"
         placed = order_of(run, position, order)
         if run.history.find(position, name) is None:
-            rider = Rider("enqueue", placed.row(run.application))
-            run.history.note(position, name, json.dumps(placed.workflow_id), rider)
+            rider, cause = (
+                Rider("enqueue", placed.row(run.application)),
+                started("enqueue", placed.name, placed.workflow_id),
+            )
+            run.history.note(position, name, json.dumps(placed.workflow_id), rider, *cause)
         return placed.workflow_id
 
     return note("enqueue", record)

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -51,19 +50,6 @@ class Seldom:
 
 
 seldom = Seldom()  # one for the process: a server that is away is so for all consumers
-
-
-def trace_headers() -> dict[str, str]:
-    """The current trace, as the headers that carry it on; none where nobody traces."""
-    if (
-        "opentelemetry" not in sys.modules
-    ):  # then there is no current span, and loading it here would cost every program
-        return {}
-    from opentelemetry import propagate
-
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return carrier
 
 
 def _parse(setting: str, sent: int) -> dict[str, tuple[int, int]]:

@@ -8,6 +8,7 @@ when one fails. The protocol is one generator; a sync and an async port do what 
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import threading
@@ -43,12 +44,15 @@ from eventflow.replay import Branch
 from eventflow.runs import Claim, Dropped, Run
 from eventflow.seats import STILL_OPEN, AsyncSeat, Member, Place, Places, Seat, tell
 from eventflow.telemetry import crash_point
+from eventflow.tracing import Open
 
 logger = logging.getLogger(__name__)
 
 GROUP = 50
 Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
+Begin = Callable[[], Open | None]  # begins a span, if there is to be one
+_NO_SPAN = contextlib.nullcontext()
 _APART = 100  # calls of a transaction that run alone after one has failed among others
 _CONFLICTS = {"40001", "40P01"}
 _CONFLICTS_BORNE = 20  # tries of one message or step, before its conflicts are its own failure
@@ -343,6 +347,7 @@ class Transactions:
             failed: list[tuple[Run, BaseException | None]] = []
             entries: list[Entry] = []
             phase: Phase = "begin"
+            since = time.time_ns()
             try:
                 yield ("begin", _transaction(runs[0]))
                 phase = "user"
@@ -382,9 +387,19 @@ class Transactions:
                 held.let_go()
             crash_point("transactions.after_commit")
             lane.advance()
+            self._trace(entries, since)
             self._settle(entries, failed)
             return None
         return None
+
+    def _trace(self, done: list[Entry], since: int) -> None:
+        """The span of a transaction that is committed, where those of its messages are recorded."""
+        tracing = self._executor.tracing
+        if tracing is None:
+            return
+        spans = [e.run.trace.span for e in done if e.run.trace is not None and e.run.trace.span is not None]
+        if spans:
+            tracing.together(_transaction(done[0].run).name, spans, since, len(done))
 
     def _settle(self, done: list[Entry], failed: list[tuple[Run, BaseException | None]]) -> None:
         """The transaction is committed: what it recorded is over, and what failed in it is the executor's."""
@@ -405,6 +420,7 @@ class Transactions:
             return (yield from self._call_batch(runs, failed))
         entries: list[Entry] = []
         mode = "savepoint" if savepoints else "grouped"
+        tracing = self._executor.tracing
         for run in runs:
             if failed and run.before is not None and any(run.before is one for one, _ in failed):
                 failed.append((run, None))
@@ -414,7 +430,8 @@ class Transactions:
                 if savepoints:
                     yield ("execute", b"savepoint eventflow_message")
                 scope = StepScope(Branch(run, None), "1.1", spec.name, kind="transaction")
-                result = yield ("user", spec, _call_handler(run, spec, scope), mode)
+                begin = tracing and functools.partial(tracing.begin, run)
+                result = yield ("user", spec, _call_handler(run, spec, scope, begin), mode)
                 yield from still_there()  # before the next one's effects are committed by themselves
                 output = spec.result.encode(result)
                 if savepoints:
@@ -441,7 +458,9 @@ class Transactions:
         if not good:
             return []
         scope = StepScope(Branch(good[0], None), "1.1", spec.name, kind="transaction", many=True)
-        yield ("user", spec, _call_with(messages, spec, scope), "alone")
+        tracing = self._executor.tracing
+        begin = tracing and functools.partial(tracing.begin_batch, good)
+        yield ("user", spec, _call_with(messages, spec, scope, begin), "alone")
         yield from still_there()
         output = spec.result.encode(None)
         entries = [Entry(run, [], "succeeded", output=output) for run in good]
@@ -894,22 +913,25 @@ def judge_transaction(error: BaseException, phase: Phase, condition: Condition) 
     return "user"
 
 
-def _call_handler(run: Run, spec: TransactionSpec, scope: StepScope) -> Callable[[Any], Any]:
+def _call_handler(run: Run, spec: TransactionSpec, scope: StepScope, begin: Begin | None) -> Callable[[Any], Any]:
     def call(connection: Any) -> Any:
-        return _call_with(message_of(run), spec, scope)(connection)
+        return _call_with(message_of(run), spec, scope, begin)(connection)
 
     return call
 
 
-def _call_with(given: Any, spec: TransactionSpec, scope: StepScope) -> Callable[[Any], Any]:
-    """What calls a handler with a connection or Session, in the scope of its step."""
+def _call_with(given: Any, spec: TransactionSpec, scope: StepScope, begin: Begin | None) -> Callable[[Any], Any]:
+    """What calls a handler with a connection or Session, in the scope of its step, and in a span of its messages."""
 
     def call(connection: Any) -> Any:
         if spec.is_async:
-            return _in_scope(scope, spec.function(connection, given))
+            called = spec.function(connection, given)
+            return _in_scope(scope, called if begin is None else _in_span(begin, called))
         context = Context()
         context.run(current.set, scope)
-        return context.run(spec.function, connection, given)
+        if begin is None:
+            return context.run(spec.function, connection, given)
+        return context.run(_in_span_sync, begin, spec.function, connection, given)
 
     return call
 
@@ -922,16 +944,30 @@ async def _in_scope(scope: StepScope, coroutine: Any) -> Any:
         current.reset(token)
 
 
+async def _in_span(begin: Begin, coroutine: Any) -> Any:
+    with begin() or _NO_SPAN:
+        return await coroutine
+
+
+def _in_span_sync(begin: Begin, function: Callable[..., Any], connection: Any, given: Any) -> Any:
+    with begin() or _NO_SPAN:
+        return function(connection, given)
+
+
 def call_step(spec: TransactionSpec, scope: StepScope, args: Any, kwargs: Any) -> Callable[[Any], Any]:
-    """What calls the user's function with a connection or Session, in the scope of its step."""
+    """What calls the user's function with a connection or Session, in the scope of its step, and in a span of it."""
+    function, trace = spec.function, None if scope.branch.run is None else scope.branch.run.trace
+    if trace is not None:
+        around = trace.around if spec.is_async else trace.around_sync
+        function = around("transaction", function, spec.name, scope.position)
 
     def call(connection: Any) -> Any:
         given = (*args[: spec.leading], connection, *args[spec.leading :])
         if spec.is_async:
-            return _in_scope(scope, spec.function(*given, **kwargs))
+            return _in_scope(scope, function(*given, **kwargs))
         token = current.set(scope)
         try:
-            return spec.function(*given, **kwargs)
+            return function(*given, **kwargs)
         finally:
             current.reset(token)
 

@@ -279,6 +279,13 @@ create table eventflow.stream_items (
 );
 create unique index stream_items_source on eventflow.stream_items (workflow_id, source) where source is not null;
 
+-- Of which trace a workflow is, where that is recorded: whoever runs it next goes on with it.
+create table eventflow.traces (
+  workflow_id text collate "C" primary key,
+  cause       text,                       -- the span that it was started by, a W3C traceparent; null: its message's headers tell
+  span        text                        -- that of the run that wrote its row
+);
+
 -- Something came for a workflow: whoever wakes it takes the row away; to one that does not sleep it says nothing.
 create table eventflow.signals (
   id          bigint generated always as identity primary key,
@@ -884,6 +891,7 @@ begin
   delete from eventflow.signals s where s.workflow_id = any(held);
   delete from eventflow.failures f where f.workflow_id = any(held);
   delete from eventflow.edits e where e.workflow_id = any(held);
+  delete from eventflow.traces t where t.workflow_id = any(held);
   insert into eventflow.signals (workflow_id) select distinct v.workflow_id from eventflow.watches v where v.target = any(held);
   delete from eventflow.workflows w where w.id = any(held);
   return cardinality(held);

@@ -21,6 +21,8 @@ with old as materialized (
   delete from eventflow.edits where workflow_id = any (array(select id from old))
 ), requests as (
   delete from eventflow.requests where workflow_id = any (array(select id from old))
+), traces as (
+  delete from eventflow.traces where workflow_id = any (array(select id from old))
 ), workflows as (
   delete from eventflow.workflows where ctid = any (array(select ctid from old)) returning 1
 )

@@ -10,8 +10,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import opentelemetry.trace
 import psycopg
 import pytest
+from opentelemetry.util._once import Once
 
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 from eventflow.registry import registry
@@ -76,6 +78,8 @@ def test_a_block_prints_what_the_page_says(
     monkeypatch.setattr(registry, "lifespans", [])
     monkeypatch.setattr(registry, "queues", {})
     monkeypatch.setattr(registry, "schedules", {})
+    monkeypatch.setattr(opentelemetry.trace, "_TRACER_PROVIDER", None)  # which can be set once
+    monkeypatch.setattr(opentelemetry.trace, "_TRACER_PROVIDER_SET_ONCE", Once())
     program = types.ModuleType(f"program_{next(NUMBERS)}")
     monkeypatch.setitem(sys.modules, program.__name__, program)
     file = tmp_path / "program.py"

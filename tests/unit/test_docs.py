@@ -57,7 +57,7 @@ def sections_of(page: Path) -> set[str]:
 
 def test_every_name_of_ours_that_a_page_names_exists() -> None:
     """As `durable.sleep`, `eventflow.start` or `handle.send`, in words and tables."""
-    places: dict[str, object] = {name: import_module(f"eventflow.{name}") for name in ("durable", "sync")}
+    places: dict[str, object] = {name: import_module(f"eventflow.{name}") for name in ("durable", "sync", "logs")}
     places |= {"eventflow": import_module("eventflow"), "handle": eventflow.Handle, "client": Client}
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
     pages = {"guide.md", "from-dbos.md", "from-temporal.md", *re.findall(r"^\| \[.*?\]\((.*?)\)", guide, re.MULTILINE)}

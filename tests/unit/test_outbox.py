@@ -11,7 +11,7 @@ from eventflow.codec import limit
 from eventflow.elsewhere import _read_riders, _write_riders
 from eventflow.errors import CodecError, UsageError
 from eventflow.kafka import Headers, headers_from_json
-from eventflow.outbox import outbox_row, rider_of
+from eventflow.outbox import outbox_row, rider_of, traced
 
 
 class Receipt(BaseModel):
@@ -26,7 +26,7 @@ class Plain:
 def row(
     value: object, key: Any = None, headers: Any = None, topic: Any = "out", trace: Mapping[str, str] | None = None
 ):
-    return outbox_row(topic, value, key, headers, trace or {})
+    return traced(outbox_row(topic, value, key, headers), trace or {})
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ class Ends:
 
     def __init__(self) -> None:
         self.outcomes = self
+        self.tracing = None
         self.done: list[Run] = []
         self.failures: list[BaseException] = []
 

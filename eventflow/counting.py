@@ -1,0 +1,60 @@
+"""What a flush, or a transaction's commit, adds to the numbers of `metrics`: once for all that it holds."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+
+import eventflow.metrics as metrics
+from eventflow.journal import Entry
+from eventflow.metrics import sample
+from eventflow.runs import Run
+
+_WHAT: Callable[[Entry], tuple[str, str]] = attrgetter("run.name", "status")
+_ENDS = frozenset({"succeeded", "failed", "cancelled", "parked"})
+_LETTERS = frozenset({"failed", "parked"})
+
+
+def flushed(entries: Sequence[Entry], seconds: float, now: float) -> None:
+    """A flush of these has taken so long, and they are durable."""
+    metrics.FLUSH_SECONDS.observe([(seconds, 1)])
+    metrics.FLUSH_ENTRIES.observe([(len(entries), 1)])
+    for (name, status), count in Counter(map(_WHAT, entries)).items():
+        if status in _ENDS:
+            _ended(next(entry.run for entry in entries if entry.run.name == name), status, count)
+    taken = [(entries[place], weight) for place, weight in sample(len(entries))]
+    late: dict[str, list[tuple[float, int]]] = {}
+    took: dict[str, list[tuple[float, int]]] = {}
+    for entry, weight in taken:
+        run = entry.run
+        if run.claim is not None and run.timestamp and entry.status in _ENDS:
+            late.setdefault(run.name, []).append((max(0.0, now - run.timestamp / 1000), weight))
+        for checkpoint in entry.checkpoints:
+            if checkpoint.seconds:  # what takes no time is no step
+                took.setdefault(checkpoint.name, []).append((checkpoint.seconds, weight))
+                if checkpoint.error is not None:
+                    metrics.STEP_FAILURES.add(weight, checkpoint.name)
+    for name, values in late.items():
+        metrics.LATENCY.observe(values, name)
+    for name, values in took.items():
+        metrics.STEPS.observe(values, name)
+
+
+def committed(runs: Sequence[Run], now: float) -> None:
+    """Messages of one transactional handler have succeeded in a transaction of their own."""
+    if not runs:
+        return
+    _ended(runs[0], "succeeded", len(runs))
+    taken = [(runs[place].timestamp, weight) for place, weight in sample(len(runs))]
+    late = [(max(0.0, now - stamp / 1000), weight) for stamp, weight in taken if stamp]
+    if late:
+        metrics.LATENCY.observe(late, runs[0].name)
+
+
+def _ended(one: Run, status: str, count: int) -> None:
+    """So many like this one."""
+    if one.spec.consumer is None:
+        metrics.WORKFLOWS.add(count, one.name, status)
+        return
+    metrics.MESSAGES.add(count, one.name, status)
+    if status in _LETTERS:
+        metrics.DEAD_LETTERS.add(count, one.name)
