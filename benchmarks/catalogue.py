@@ -92,7 +92,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
     ),
 )  # fmt: skip
 _ONE: Size = "one partition"
-_BATCH = ("--kind", "psycopg-batch")
+_BATCH, _UNKEPT = ("--kind", "psycopg-batch"), ("--keep", "slow")
 _BY_KEY, _BY_PARTITION = ("--ordering", "key"), ("--ordering", "partition")
 _STEP, _PLAIN, _TRANSACTION = "eventflow_workflow", "eventflow_order", "eventflow_transaction"
 CONTESTANTS += (
@@ -109,7 +109,13 @@ CONTESTANTS += (
              _TRANSACTION, *_BY_PARTITION),
     _ordered("partition-batch", "batches of 500, psycopg, one partition in order", _ONE, verify.transactional,
              _TRANSACTION, *_BATCH, *_BY_PARTITION),
+    _ordered("partition-transaction-unkept", "the same, no row kept", _ONE, verify.transactional, _TRANSACTION, *_BY_PARTITION,
+             *_UNKEPT),
     _ordered("batch", "batches of 500, psycopg", "fast", verify.transactional, _TRANSACTION, *_BATCH),
+    _ordered("batch-unkept", "the same, no row kept", "fast", verify.transactional, _TRANSACTION, *_BATCH, *_UNKEPT),
+    _ordered("psycopg-unkept", "transactional psycopg, no row kept", "slow", verify.transactional, _TRANSACTION, *_UNKEPT),
+    _ordered("session-unkept", "transactional Session, no row kept", "slow", verify.transactional, _TRANSACTION, "--kind",
+             "session", *_UNKEPT),
 )  # fmt: skip
 DBOS = tuple(one.name for one in CONTESTANTS if one.size == "dbos")
 
@@ -151,7 +157,10 @@ RATIOS: tuple[Ratio, ...] = (
     Ratio("async one step / PostgreSQL alone", "eventflow-async", ("postgres",)),
     Ratio("by key / no order", "order-key", ("order-none",), 0.8),
     Ratio("others of a slow key / without one", "order-slow-key", ("order-quick-key",), 0.95),
-    Ratio("batch handler / loop per 500", "order-batch", ("loop-500",), 1.1),
+    Ratio("batch handler, a row kept / loop per 500", "order-batch", ("loop-500",)),
+    Ratio("batch handler / loop per 500, like for like", "order-batch-unkept", ("loop-500",), 1.1),
+    Ratio("transactional psycopg / loop per message, like for like", "order-psycopg-unkept", ("loop-1",), 5),
+    Ratio("transactional Session / loop per message, like for like", "order-session-unkept", ("loop-1",), 3),
     Ratio("by partition, with steps / DBOS's best", "order-partition-steps", DBOS),
 )
 

@@ -438,7 +438,9 @@ class Intake:
         epoch: int | None = message.leader_epoch()
         if epoch is None:  # an old message format does not tell
             return True
-        if message.offset() < claim.jumped[0]:  # its last owner had read further than the position, and knows of later ones
+        if (
+            message.offset() < claim.jumped[0]
+        ):  # its last owner had read further than the position, and knows of later ones
             claim.jumped, claim.leader_epoch = (0, 0), -1
         if epoch > claim.leader_epoch:
             claim.leader_epoch = epoch

@@ -136,14 +136,15 @@ class Incarnation:
         self.journal = Journal(
             Lane(database, identity, 0, self._stopped), application,
             on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self._lost,
-            on_fenced=self._end, on_incident=self._incident,
+            on_fenced=self._end, on_incident=self._incident, keeps=settings.keep_messages == "all",
         )  # fmt: skip
         self._starter = Lane(database, identity, 1, self._stopped, ["set local lock_timeout = '2s'"])
         self._starting = threading.Lock()
         lanes = [Lane(database, identity, n, self._stopped) for n in range(_FIRST_LANE, len(identity.acknowledged))]
         self.transactions = Transactions(
-            database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._end
-        )
+            database, self.executor, lanes, application, on_lost=self._lost, on_fenced=self._end,
+            keeps=settings.keep_messages == "all",
+        )  # fmt: skip
         self._elsewhere = {
             name: Elsewhere(
                 other, self.executor, others.ledger, lanes=settings.transaction_lanes, heard=lambda: clock.heard,

@@ -398,7 +398,8 @@ Gap = tuple[Claim, int, int]
 class Journal:
     """Gathers entries from any thread and flushes them from its own.
 
-    `on_durable(entries)`, `on_dropped(entries)`, `on_lost(claims)` and `on_fenced(error)` are called in its thread.
+    `on_durable(entries)`, `on_dropped(entries)`, `on_lost(claims)` and `on_fenced(error)` are called in its thread. `keeps`:
+    as of `flush_statements`.
     """
 
     def __init__(
@@ -411,9 +412,10 @@ class Journal:
         on_lost: Callable[[list[Claim]], None],
         on_fenced: Callable[[FencedError], None],
         on_incident: Callable[[str, str, str], None],
+        keeps: bool = True,
     ) -> None:
         self._lane = lane
-        self._application = application
+        self._application, self._keeps = application, keeps
         self._on_durable, self._on_dropped, self._on_lost = on_durable, on_dropped, on_lost
         self._on_fenced, self._on_incident = on_fenced, on_incident
         self._queue: deque[Entry | Callable[[], None]] = deque()
@@ -540,7 +542,9 @@ class Journal:
     def _write(self, entries: list[Entry], gaps: list[Gap]) -> None:
         """Commit these entries, all of them or what a refusal leaves of them."""
         while entries or gaps:
-            statements, claims = flush_statements(self._lane.executor, self._application, entries, gaps)
+            statements, claims = flush_statements(
+                self._lane.executor, self._application, entries, gaps, keeps=self._keeps
+            )
             if not statements:
                 return
             try:
@@ -640,9 +644,13 @@ _REFUSED = "the ledger refused a value that it recorded"
 
 
 def flush_statements(
-    executor: int, application: str, entries: list[Entry], gaps: list[Gap]
+    executor: int, application: str, entries: list[Entry], gaps: list[Gap], *, keeps: bool = True
 ) -> tuple[list[Statement], set[Claim]]:
-    """The statements that write these entries, in the order of R4, and the claims that they stand on."""
+    """The statements that write these entries, in the order of R4, and the claims that they stand on.
+
+    Without `keeps`, a message that succeeds before it has a row gets none: that it was handled, its claim's ranges say. One
+    that waits, talks or has relatives does, for these know it by its row.
+    """
     fast: dict[str, list[Entry]] = {}  # by the workflow's name
     new: list[Entry] = []
     kept: list[Entry] = []  # rows that exist
@@ -659,7 +667,9 @@ def flush_statements(
     if ranges:
         statements.append(("insert_deltas", _delta_params(ranges)))
     for name, succeeded in fast.items():
-        statements.append(("insert_succeeded", _fast_params(executor, application, name, succeeded)))
+        rows = succeeded if keeps else [entry for entry in succeeded if entry.run.life is not None]
+        if rows:
+            statements.append(("insert_succeeded", _fast_params(executor, application, name, rows)))
     if new:
         statements.append(("insert_workflows", _new_params(executor, application, new)))
     changed = [entry for entry in kept if entry.changed]
@@ -670,9 +680,9 @@ def flush_statements(
         ids, seqs = [e.run.workflow_id for e in drops], [e.drop_from for e in drops]
         positions = [e.drop_position for e in drops]
         statements.append(("delete_checkpoints", {"workflow_id": ids, "seq": seqs, "position": positions}))
-    rows = [(e.run.workflow_id, c) for part in (new, kept) for e in part for c in e.checkpoints]
-    if rows:
-        statements.append(("insert_checkpoints", checkpoint_params(rows)))
+    recorded = [(e.run.workflow_id, c) for part in (new, kept) for e in part for c in e.checkpoints]
+    if recorded:
+        statements.append(("insert_checkpoints", checkpoint_params(recorded)))
     riders = [rider for entry in entries if entry.riders for rider in entry.riders]
     if riders:
         statements += rider_statements(riders)

@@ -225,7 +225,9 @@ class Settings(BaseSettings):
         application_version: what this process runs, for people, who see it on its workflows; nobody decides anything by it.
         databases: other PostgreSQL databases in which transactions are made, by the name that `@transaction` gives, as JSON.
         keep: `all`, or how long succeeded workflows stay (`30m`, `12h`, `7d`, seconds).
-        keep_dead_letters: the same for messages that failed for good or were dropped; `all`, unless it is set.
+        keep_messages: `all`, or `slow`: a message that succeeds at once, at its first attempt, leaves no row. Those do that
+            fail, are tried again, or run for longer than `accept_after`; that it was handled is known without its row.
+        keep_dead_letters: as `keep`, for messages that failed for good or were dropped; `all`, unless it is set.
         threads: worker threads for sync workflows and steps.
         transaction_lanes: connections for transactional handlers and steps, of each kind and for each database.
         max_in_flight: messages in flight, per consumer. max_in_flight_bytes: and bytes of those above 4 KiB.
@@ -264,6 +266,7 @@ class Settings(BaseSettings):
         default_factory=dict[str, str], repr=False
     )
     keep: Keep = None
+    keep_messages: Literal["all", "slow"] = "all"
     keep_dead_letters: Keep = None
     threads: int = Field(default=40, ge=1, le=1000)
     transaction_lanes: int = Field(default=2, ge=1, le=64)

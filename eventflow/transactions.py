@@ -166,8 +166,10 @@ class Transactions:
         *,
         on_lost: Callable[[list[Claim]], None],
         on_fenced: Callable[[FencedError], None],
+        keeps: bool = True,
     ) -> None:
         self._database, self._executor, self._application = database, executor, application
+        self._keeps = keeps
         self._on_lost, self._on_fenced = on_lost, on_fenced
         quarter = len(lanes) // 4
         self._stopped = threading.Event()
@@ -468,7 +470,7 @@ class Transactions:
         return entries
 
     def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
-        statements, claims = flush_statements(lane.executor, self._application, entries, [])
+        statements, claims = flush_statements(lane.executor, self._application, entries, [], keeps=self._keeps)
         guarded = [("guard", lane.guard(nonce(), claims)), *statements]
         yield ("batch", [self._database.statement(name, params) for name, params in guarded])
 

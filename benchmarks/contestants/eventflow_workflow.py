@@ -64,6 +64,7 @@ def contest(arguments: Namespace) -> Contest:
         count=arguments.count,
         through=arguments.through,
         limit=arguments.limit,
+        keep=arguments.keep,
     )
 
 
@@ -72,6 +73,7 @@ def parser(description: str | None) -> common.argparse.ArgumentParser:
     arguments = common.parser(description)
     arguments.add_argument("--through", default="", help="a proxy's address for the library")
     arguments.add_argument("--ordering", choices=["none", "key", "partition"], default="none")
+    arguments.add_argument("--keep", choices=["all", "slow"], default="all", help="rows of messages")
     arguments.add_argument("--limit", type=float, default=120.0, help="seconds until giving up")
     return arguments
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import psycopg
 from pydantic import BaseModel
@@ -52,11 +53,14 @@ class Contest:
     count: int
     through: str  # the address the library is given: the ledger's, or a proxy before it
     limit: float  # seconds
+    keep: Literal["all", "slow"]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The library at work, its garbage collector tuned as `eventflow run` does."""
-        settings = Settings(database_url=self.through or self.dsn, kafka_bootstrap_servers=self.bootstrap)
+        settings = Settings(
+            database_url=self.through or self.dsn, kafka_bootstrap_servers=self.bootstrap, keep_messages=self.keep
+        )
         async with eventflow.running(settings):
             tune_garbage_collector()
             yield

@@ -5,12 +5,10 @@ import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
-from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -25,39 +23,7 @@ from confluent_kafka.admin import (
 
 from eventflow import sync
 from eventflow.local import Kafka, Postgres, kafka
-from tests.harness import Load, Worker, World, pick, seeds
-
-
-@dataclass
-class Read:
-    """An event as a consumer that reads committed messages has it."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: dict[str, bytes]
-
-
-def read_all(world: World, topic: str) -> list[Read]:
-    """Everything that is committed in the topic, in order per partition, up to its present end."""
-    consumer = Consumer({
-        "bootstrap.servers": world.bootstrap_servers, "group.id": "judge", "isolation.level": "read_committed",
-        "enable.partition.eof": True, "enable.auto.commit": False, "auto.offset.reset": "earliest",
-    })  # fmt: skip
-    ends = world.ends(topic)
-    consumer.assign([TopicPartition(topic, p, 0) for p in ends])
-    left, found, until = set(ends), list[Read](), time.monotonic() + 60
-    while left:
-        assert time.monotonic() < until, f"{topic} cannot be read to its end: {left}"
-        message = consumer.poll(0.2)
-        if message is None:
-            continue
-        error = message.error()
-        if error is None:
-            found.append(Read(message.key(), message.value(), dict(message.headers() or ())))
-        elif error.code() == KafkaError._PARTITION_EOF and message.offset() >= ends[message.partition()]:
-            left.discard(message.partition())
-    consumer.close()
-    return found
+from tests.harness import Load, Read, Worker, World, pick, read_all, seeds
 
 
 def wait_relayed(world: World, timeout: float = 60) -> None:
