@@ -1,5 +1,6 @@
 """How this process speaks to Kafka: librdkafka's properties, its errors in one line, and what the brokers know of a topic."""
 
+import concurrent.futures
 import logging
 import re
 import time
@@ -13,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
 
 from eventflow.errors import SettingsError, UnavailableError
-from eventflow.settings import KafkaProperties
+from eventflow.settings import KafkaProperties, Settings
 from eventflow.telemetry import Seldom
 
 logger = logging.getLogger("eventflow.kafka.client")
@@ -232,6 +233,19 @@ class Brokers:
         if not topic_id or set(topic_id) <= set("A-0") or not cluster_id:
             return UnavailableError(f"topic {topic!r} has no id; Apache Kafka 3.7 or newer is needed")
         return cluster_id, topic_id
+
+
+def end_of(settings: Settings, topic: str, partition: int, timeout: float = 3) -> int | None:
+    """Where a partition's log ends, for people: None where there are no brokers, or they do not say. Blocks."""
+    if not settings.kafka_bootstrap_servers:
+        return None
+    brokers = Brokers(settings.kafka_bootstrap_servers, settings.kafka, {}, "", "eventflow", lambda _: None)
+    admin: Any = brokers.admin
+    asked = admin.list_offsets({TopicPartition(topic, partition): OffsetSpec.latest()}, request_timeout=timeout)
+    try:
+        return next(iter(asked.values())).result(timeout=timeout).offset
+    except (KafkaException, concurrent.futures.TimeoutError):
+        return None
 
 
 def cut_at(error: KafkaError) -> int | None:

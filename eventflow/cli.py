@@ -36,6 +36,8 @@ from eventflow.local import LocalServiceError, LocalServices, services
 from eventflow.logs import Ids
 from eventflow.registry import registry
 from eventflow.settings import Settings, load_settings, masked
+from eventflow.terminal import Json, open_client, say_json
+from eventflow.words import one_line
 
 if TYPE_CHECKING:
     from eventflow.migrations import Layout
@@ -121,6 +123,25 @@ def _reader_of(module: str) -> Callable[["DeadLetterDetails"], str]:
         return as_handled(details, spec)
 
     return read
+
+
+@app.command()
+def why(
+    subject: Annotated[str, typer.Argument(metavar="ID | TOPIC/PARTITION[/OFFSET] | KEY", help="What does not run.")],
+    group: Annotated[str | None, typer.Option(help="Of a partition: only of this consumer group.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say why something does not run, in a sentence, whatever state it is in: a workflow, a partition, a message, a key.
+
+    KAFKA_BOOTSTRAP_SERVERS, where it is set, tells how far the log goes.
+    """
+    with open_client() as client:
+        reasons = client.why(subject, group=group)
+    for reason in reasons:
+        if as_json:
+            say_json(reason)
+        else:
+            typer.echo(one_line(reason.text, 2000))
 
 
 # ---- local services ----------------------------------------------------------------------------

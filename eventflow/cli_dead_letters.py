@@ -16,20 +16,8 @@ import typer
 from eventflow.dead_letters import DeadStatus
 from eventflow.errors import UsageError
 from eventflow.records import DeadLetter, DeadLetterDetails, RawMessage, Redelivery
-from eventflow.terminal import (
-    Json,
-    Yes,
-    ask,
-    bytes_text,
-    counted,
-    moment_of,
-    one_line,
-    open_client,
-    plain,
-    say_json,
-    show_some,
-    time_text,
-)
+from eventflow.terminal import Json, Yes, ask, bytes_text, moment_of, open_client, plain, say_json, show_some
+from eventflow.words import counted, one_line, time_text
 
 if TYPE_CHECKING:
     from eventflow.sync import Client

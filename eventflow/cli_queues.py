@@ -12,7 +12,8 @@ import typer
 
 from eventflow.errors import UsageError
 from eventflow.queues import QueueRecord
-from eventflow.terminal import Json, counted, length_of, length_text, one_line, open_client, say_json, table, time_text
+from eventflow.terminal import Json, length_of, open_client, say_json, table
+from eventflow.words import counted, length_text, one_line, time_text
 
 if TYPE_CHECKING:
     from eventflow.sync import Client

@@ -18,21 +18,8 @@ import typer
 from eventflow.errors import UsageError, WorkflowStateError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.records import FINAL, UNFINISHED, Status, StepRecord, WorkflowDetails, WorkflowRecord
-from eventflow.terminal import (
-    Json,
-    Yes,
-    ask,
-    counted,
-    length_of,
-    length_text,
-    moment_of,
-    one_line,
-    open_client,
-    say_json,
-    show_some,
-    table,
-    time_text,
-)
+from eventflow.terminal import Json, Yes, ask, length_of, moment_of, open_client, say_json, show_some, table
+from eventflow.words import counted, length_text, one_line, time_text
 
 if TYPE_CHECKING:
     from eventflow.sync import Client

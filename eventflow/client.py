@@ -13,6 +13,7 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 import eventflow.firing as firing
 import eventflow.talk as talk
 from eventflow.borrowed import AsyncBorrowed
+from eventflow.brokers import end_of
 from eventflow.codec import codec_for, limit
 from eventflow.context import Backend, RunQuery, runtime, slot
 from eventflow.cron import Overlap
@@ -28,7 +29,7 @@ from eventflow.dead_letters import (
     read_letter,
     redeliveries,
 )
-from eventflow.details import read_details
+from eventflow.details import read_details, read_why
 from eventflow.errors import UsageError, WorkflowNotFoundError
 from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
@@ -43,6 +44,7 @@ from eventflow.records import (
     DeadLetterDetails,
     IncidentRecord,
     Operation,
+    Reason,
     Redelivery,
     Status,
     WorkflowDetails,
@@ -52,7 +54,7 @@ from eventflow.records import (
 from eventflow.registry import check_name
 from eventflow.retry import Seconds
 from eventflow.schedules import ScheduleRecord, called, make_rule
-from eventflow.settings import load_settings
+from eventflow.settings import Settings, load_settings
 from eventflow.tracing import creation
 from eventflow.workflows import AsyncStartable, SyncStartable, Workflow
 
@@ -150,7 +152,8 @@ class Client:
         given = {"database_url": database_url, "application": application, "payload_codec": payload_codec}
         settings = load_settings(database_schema=schema, **{n: v for n, v in given.items() if v is not None})
         self._database = database_of(settings)
-        self._application, self._limit = settings.application, settings.max_payload
+        self._application, self._limit, self._lease = settings.application, settings.max_payload, settings.lease
+        self._settings: Settings | None = settings
         self._opened: Ledger | None = None
 
     @classmethod
@@ -474,6 +477,24 @@ class Client:
         talk.check_address(workflow_id)
         return await asyncio.to_thread(read_details, self.ledger, workflow_id)
 
+    async def why(self, subject: str, /, *, group: str | None = None) -> list[Reason]:
+        """Why something does not run, in a sentence with its evidence, whatever state it is in.
+
+        `subject` is a workflow's id, `topic/partition` or `topic/partition/offset` (an answer for each group, or for this
+        one), or a key: of messages or of a queue (an answer for whatever is the first of it somewhere). How far a log goes
+        is told where `KAFKA_BOOTSTRAP_SERVERS` is set and the brokers answer; when a lease runs out, by `EVENTFLOW_LEASE`.
+
+        Raises:
+            WorkflowNotFoundError: the ledger knows nothing of this name.
+
+        """
+        talk.check_address(subject)
+        return await asyncio.to_thread(read_why, self.ledger, subject, group, self._lease, self._end_of)
+
+    def _end_of(self, topic: str, partition: int) -> int | None:
+        """Where the partition's log ends, if Kafka says so. Blocks."""
+        return None if self._settings is None else end_of(self._settings, topic, partition)
+
     async def send_many(
         self, messages: Iterable[tuple[str, object]], /, *, topic: str = "", idempotency_key: str | None = None
     ) -> None:
@@ -647,7 +668,8 @@ class _Here(Client):
     """The running application's."""
 
     def __init__(self) -> None:
-        self._opened = None
+        self._opened = self._settings = None
+        self._lease = Settings.model_fields["lease"].default
 
     @property
     def ledger(self) -> Backend:

@@ -140,6 +140,25 @@ class WorkflowDetails:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something does not run, or that it does, or has: see `Client.why`.
+
+    Attributes:
+        subject: the workflow's id, `topic/partition` or `topic/partition/offset`.
+        state: what the sentence says, for programs: [docs/cli.md](../docs/cli.md#why) has them all.
+        text: one sentence with its evidence.
+        until: when it goes on at the earliest, where that is known. behind: the workflow that it waits for, where there is one.
+
+    """
+
+    subject: str
+    state: str
+    text: str
+    until: datetime | None = None
+    behind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A message that failed for good (`failed`), or is held for a person (`parked`): where it was, and what it failed with.
 

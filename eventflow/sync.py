@@ -54,6 +54,7 @@ from eventflow.records import (
     DeadLetter,
     DeadLetterDetails,
     IncidentRecord,
+    Reason,
     Redelivery,
     Status,
     StepRecord,
@@ -686,6 +687,10 @@ class Client:
     def workflow(self, workflow_id: str, /) -> WorkflowDetails:
         """A workflow with all that is known of it; see `eventflow.client.Client.workflow`."""
         return self._run("workflow", self._client.workflow, workflow_id)
+
+    def why(self, subject: str, /, *, group: str | None = None) -> list[Reason]:
+        """Why something does not run; see `eventflow.client.Client.why`."""
+        return self._run("why", self._client.why, subject, group=group)
 
     def publish(
         self, topic: str, value: object, /, *, key: str | bytes | None = None,

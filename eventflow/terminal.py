@@ -16,6 +16,7 @@ import typer
 
 from eventflow.errors import UsageError
 from eventflow.records import RawMessage
+from eventflow.words import one_line
 
 if TYPE_CHECKING:
     from eventflow.sync import Client
@@ -96,31 +97,6 @@ def moment_of(text: str | None, option: str) -> datetime | None:
 # ---- what is said ------------------------------------------------------------------------------
 
 
-def counted(count: int, what: str) -> str:
-    """`one workflow`, `3 workflows`."""
-    return f"one {what}" if count == 1 else f"{count} {what}s"
-
-
-def time_text(moment: datetime | None) -> str:
-    """A moment in UTC, to the second."""
-    return "?" if moment is None else moment.astimezone(UTC).isoformat(" ", "seconds").replace("+00:00", "Z")
-
-
-def length_text(length: timedelta | float) -> str:
-    """How long something takes: `25 ms`, `1.2 s`, `12 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
-    seconds = length.total_seconds() if isinstance(length, timedelta) else length
-    if seconds < 1:
-        return f"{max(0, round(seconds * 1000))} ms"
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    whole = round(seconds)
-    for size, unit, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {unit}" + (f" {rest} {part}" if rest else "")
-    return f"{whole} s"
-
-
 def bytes_text(data: bytes | None) -> str:
     """As text where it is text, else as Python writes bytes."""
     if data is None:
@@ -129,12 +105,6 @@ def bytes_text(data: bytes | None) -> str:
         return one_line(data.decode(), 100_000)
     except UnicodeDecodeError:
         return repr(data)
-
-
-def one_line(text: str, longest: int = 300) -> str:
-    """On one line, without what would move a terminal's cursor."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return shown if len(shown) <= longest else f"{shown[:longest]}..."
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from eventflow.encryption import AesGcm
 from eventflow.kafka import Deserializer, Headers, by_header
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import Queue, QueueRecord
-from eventflow.records import DeadLetter, Redelivery, WorkflowDetails, WorkflowRecord
+from eventflow.records import DeadLetter, Reason, Redelivery, WorkflowDetails, WorkflowRecord
 from eventflow.schedules import ScheduleRecord
 from eventflow.schema_registry import Avro, JsonSchema, SchemaRegistry
 from eventflow.settings import Settings
@@ -231,6 +231,7 @@ async def checkout(session: AsyncSession, connection: "psycopg.AsyncConnection[o
         assert_type(await eventflow.enqueue(billing.tick, deduplication_id="t", debounce=5), Handle[int])
         assert_type(await client.queues(), list[QueueRecord])
         assert_type(await client.workflow("refund:7"), WorkflowDetails)
+        assert_type(await client.why("refund:7"), list[Reason])
         async for record in client.workflows(name="refund", newest_first=True):
             assert_type(record, WorkflowRecord)
         await client.change_queue("mail", concurrency=3)
