@@ -38,6 +38,7 @@ from eventflow.errors import (
     UsageError,
     WorkflowTimeoutError,
 )
+from eventflow.health import Health, close, export, watch
 from eventflow.idempotency import check_workflow_id
 from eventflow.ids import new_id
 from eventflow.incarnation import REAL, Fired, Incarnation, Others, Surroundings, done_with, lane_count
@@ -97,6 +98,7 @@ class App:
         payloads = self._database.payloads
         self._databases = {n: other_database(n, u, prepared=prepared, payloads=payloads) for n, u in others}
         self._others: Others
+        self.health: Health
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
         self._ledger = Ledger(self._database, settings.application, keep=1, check=self._raise_failure)
@@ -114,6 +116,9 @@ class App:
         self.failed = self._loop.create_future()
         self._check()
         limit.size = self._settings.max_payload
+        self.health, server = watch(self._settings, self._database, lambda: self._incarnation)
+        if server is not None:
+            server.start()
         try:
             await asyncio.to_thread(self._check_database)
             await asyncio.to_thread(self._define_queues)
@@ -122,9 +127,14 @@ class App:
                 for lifespan in self._declared.lifespans:
                     await _enter(stack, lifespan)
                 await self._begin()
+                self.health.begun()
+                export(self.health)
                 async with self._serve():
                     yield self
         finally:
+            if server is not None:
+                server.stop()
+            close(self.health)
             self._stop.set()  # cancelled while it enters, too: else a thread goes on asking for a server that is away
             self._ledger.close()
 
@@ -142,6 +152,7 @@ class App:
             yield
         finally:
             self._stop.set()
+            self.health.leave()
             self._supervisor.cancel()
             pruner.stop()
             try:

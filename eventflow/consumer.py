@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import confluent_kafka
 import psycopg
@@ -38,6 +38,21 @@ _LOOK_EVERY = 1.0
 _PAUSE_AFTER = 1.0
 _LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
+
+
+class Lag(NamedTuple):
+    """How far behind a partition is: messages that are not done, and the age of the last one that was handed out.
+
+    Attributes:
+        seconds: None where nothing was handed out yet.
+
+    """
+
+    topic: str
+    partition: int
+    in_flight: int
+    offsets: int
+    seconds: float | None
 
 
 class Intake:
@@ -76,6 +91,7 @@ class Intake:
         self._abandoned = False
         self._unsure = False  # in a doubt all was thrown away: it is fetched again before anything else is taken
         self._rebalanced = False
+        self._assigned = False
         self._lost: deque[Claim] = deque()
         self._halted: deque[tuple[Claim, str, int, str]] = (
             deque()
@@ -175,6 +191,7 @@ class Intake:
             return
         self._consumer = self._brokers.consumer()
         self._paused.clear()
+        self._assigned = False
         self._granted.clear()
         self._halted.clear()
         self.claims.bereft.clear()
@@ -262,6 +279,7 @@ class Intake:
         if now - self._looked_at > _LOOK_EVERY:
             self._looked_at = now
             self._look()
+            self._note_ends()
         if now - self._folded_at > _FOLD_EVERY:
             self._folded_at = now
             self.claims.fold()
@@ -277,6 +295,14 @@ class Intake:
         settled = self.claims.settled()
         if settled:
             self._read(self._claim(settled))
+
+    def _note_ends(self) -> None:
+        """Where the logs end, as the last fetches have told. Here alone: a consumer that polls keeps other threads waiting."""
+        for claim in self.claims.held.values():
+            with contextlib.suppress(KafkaException):  # nothing was fetched yet
+                claim.end = self._consumer.get_watermark_offsets(
+                    TopicPartition(claim.topic, claim.partition), cached=True
+                )[1]
 
     def _commit_advisory(self) -> None:
         offsets = self.claims.folded_positions()
@@ -407,6 +433,7 @@ class Intake:
         if runs:
             crash_point("consumer.after_fetch")
             self._flow.took(len(runs), weigh(runs))
+            _see(runs)
             self._dispatch(runs)
 
     def _prepared(self, message: Any) -> bool:
@@ -519,9 +546,25 @@ class Intake:
             self._halted.append((claim, kind, first, detail))
             self._sources.doubt()
 
+    # ---- what others ask: from any thread ----
+
+    def joined(self) -> bool:
+        """Whether its group has told it what of its topics it reads, be it nothing."""
+        return self._assigned
+
+    def lags(self, now: float) -> list[Lag]:
+        """How far behind each of its partitions is, as far as the brokers have told."""
+        found: list[Lag] = []
+        for claim in list(self.claims.held.values()):
+            behind = max(0, claim.end - claim.next_offset) + claim.in_flight()
+            seconds = None if behind and not claim.seen else max(0.0, now - claim.seen / 1000) if behind else 0.0
+            found.append(Lag(claim.topic, claim.partition, claim.in_flight(), behind, seconds))
+        return found
+
     # ---- who owns what ----
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        self._assigned = True
         keys = [(p.topic, p.partition) for p in partitions]
         self._granted.update(keys)
         self._read(self._claim(keys))
@@ -636,3 +679,9 @@ class Intake:
         self._accept(claims, 5.0)
         crash_point("consumer.before_release")
         self.claims.release(claims)
+
+
+def _see(runs: list[Run]) -> None:
+    """These are handed out: each claim knows how old its last one is."""
+    for last in {run.claim: run for run in runs}.values():
+        cast("Claim", last.claim).seen = last.timestamp or 0

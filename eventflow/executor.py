@@ -19,8 +19,10 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextvars import Context
 from typing import Any, Literal, NoReturn, Protocol
 
+import eventflow.metrics as metrics
 from eventflow.batches import Batch, Batches, is_batched
 from eventflow.context import Hopeless, Progress, Start, StepScope, Suspended, current
+from eventflow.counting import committed, flushed
 from eventflow.errors import Cancelled, CodecError, HistoryTooLongError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.interrupts import Interrupts, overdue
@@ -143,6 +145,7 @@ class Executor:
         self._clock = time.monotonic
         self._threads: Threads[Run | Batch] = Threads(threads, self._run_in_thread)
         self._in_threads: set[Run] = set()
+        self._turned = time.monotonic()
         self._tick = loop.call_later(max(accept_after / 2, 0.005), self._accept_slow)
 
     # ---- intake ----
@@ -781,12 +784,13 @@ class Executor:
             raise Dropped
         self.check(run)
 
-    def durable(self, entries: list[Entry]) -> None:
-        """The journal committed these; called in its thread."""
+    def durable(self, entries: list[Entry], seconds: float) -> None:
+        """The journal committed these, in so many seconds; called in its thread."""
         self.loop.call_soon_threadsafe(self._settle, [e for e in entries if e.run.spec.is_async])
         sync = [e for e in entries if not e.run.spec.is_async]
         if sync:
             self._settle(sync)
+        flushed(entries, seconds, self.now())
 
     def _settle(self, entries: list[Entry]) -> None:
         finished: dict[Claim, int] = {}
@@ -864,6 +868,7 @@ class Executor:
 
     def settled(self, runs: list[Run]) -> None:
         """These were committed by a transaction of their own, result and position included."""
+        committed(runs, self.now())
         for run in runs:
             if run.spec.circuit is not None:
                 run.spec.circuit.succeeded(run)
@@ -914,7 +919,8 @@ class Executor:
         """Give a row of its own to whatever has been running for longer than the acceptance time."""
         if self.stopping:
             return
-        limit = self._clock() - self._accept_after
+        self._turned = self._clock()
+        limit = self._turned - self._accept_after
         started = self._started
         for _ in range(len(started)):
             if started[0][0] >= limit:
@@ -972,6 +978,7 @@ class Executor:
             if run.unreadable is not None:
                 self._park_unreadable(run)
             elif how == "recovered":
+                metrics.RECOVERIES.add(1)
                 suspects.append(run)
             elif how == "woken":
                 self._launch([run])
@@ -1024,6 +1031,10 @@ class Executor:
         until = self._clock() + timeout
         while (self._active or self._threads.active() or self.transactions.active) and self._clock() < until:
             await asyncio.sleep(0.005)
+
+    def loop_age(self) -> float:
+        """For how many seconds the loop has stood still. From any thread."""
+        return 0.0 if self.stopping else max(0.0, self._clock() - self._turned - self._accept_after)
 
     # ---- the end ----
 

@@ -18,6 +18,7 @@ from eventflow.cron import Fire, Line, Plan, Rule, State, Waiting, plan, rule_of
 from eventflow.errors import UsageError, WorkflowExistsError
 from eventflow.idempotency import schedule_workflow_id, schedule_workflow_id_prefix
 from eventflow.journal import packed, rider_statements
+from eventflow.metrics import LATENESS
 from eventflow.payloads import Unread
 from eventflow.records import Rider
 from eventflow.tracing import active
@@ -134,12 +135,19 @@ class _Firing:
         started = self.start([(s.definition, fire) for s, p in plans for fire in p.fires], executor, room)
         self._move_lines(plans)
         for schedule, made in plans:
+            self._count(schedule, made)
             self._move(schedule, made, *lines[schedule.definition.name][1:])
         names = ("name", "next_at", "due_at", "fired_at", "running", "filling", "skipped", "missed")
         columns = {name: [row[n] for row in self.moves] for n, name in enumerate(names)}
         self.run("move_schedules", {"application": self.application, **packed(columns)})
         self._cancel([(s, lines[s.definition.name][1]) for s, p in plans if p.cancel])
         return [row for row in started if row[2] == "running"]
+
+    def _count(self, schedule: Schedule, made: Plan) -> None:
+        """How late it is for what is fired because its time has come."""
+        rule, name = schedule.definition.rule, schedule.definition.name
+        times = [fire.time.astimezone(UTC) for fire in made.fires if fire.cause == "schedule"]
+        LATENESS.observe([(max(0.0, (schedule.now - rule.due(name, at)).total_seconds()), 1) for at in times], name)
 
     def _lines(self, schedules: list[Schedule]) -> dict[str, tuple[State, list[str], list[str]]]:
         """Where each stands, and the ids of what it has started, and its backfills, that has not ended."""

@@ -20,7 +20,7 @@ import psycopg
 
 from eventflow.adoption import Adoption
 from eventflow.brokers import Brokers
-from eventflow.consumer import Intake
+from eventflow.consumer import Intake, Lag
 from eventflow.context import Start
 from eventflow.database import Connection, Database
 from eventflow.dispatcher import Dispatcher
@@ -244,6 +244,29 @@ class Incarnation:
 
     def _request(self, requests: list[Request]) -> None:
         self._loop.call_soon_threadsafe(self.executor.interrupts.request, requests)
+
+    # ---- for who watches it: from any thread ----
+
+    def loop_age(self) -> float:
+        """For how many seconds the loop has stood still."""
+        return self.executor.loop_age()
+
+    def lease_age(self) -> float:
+        """Seconds since the last beat that came through."""
+        return self._lease.age()
+
+    def runs(self) -> int:
+        """How many workflows are in memory."""
+        return len(self.executor.runs)
+
+    def waiting_for_partitions(self) -> list[str]:
+        """The consumers whose groups have not told them yet what they read."""
+        return [intake.name for intake in self.intakes if not intake.joined()]
+
+    def lags(self) -> list[tuple[str, list[Lag]]]:
+        """How far behind each consumer is."""
+        now = self.executor.now()
+        return [(intake.name, intake.lags(now)) for intake in self.intakes]
 
     # ---- for a test harness ----
 

@@ -398,8 +398,8 @@ Gap = tuple[Claim, int, int]
 class Journal:
     """Gathers entries from any thread and flushes them from its own.
 
-    `on_durable(entries)`, `on_dropped(entries)`, `on_lost(claims)` and `on_fenced(error)` are called in its thread. `keeps`:
-    as of `flush_statements`.
+    `on_durable(entries, seconds)`, `on_dropped(entries)`, `on_lost(claims)` and `on_fenced(error)` are called in its thread.
+    `keeps`: as of `flush_statements`.
     """
 
     def __init__(
@@ -407,7 +407,7 @@ class Journal:
         lane: Lane,
         application: str,
         *,
-        on_durable: Callable[[list[Entry]], None],
+        on_durable: Callable[[list[Entry], float], None],
         on_dropped: Callable[[list[Entry]], None],
         on_lost: Callable[[list[Claim]], None],
         on_fenced: Callable[[FencedError], None],
@@ -534,7 +534,8 @@ class Journal:
         self._write(entries, [g for g in gaps if not g[0].lost])
         self.flushes += 1
         if arrived:
-            self._on_durable([e for e in arrived if not e.run.dropped])
+            since = self._busy_since or 0.0
+            self._on_durable([e for e in arrived if not e.run.dropped], time.monotonic() - since)
         marks, self._marks = self._marks, []
         for mark in marks:
             mark()

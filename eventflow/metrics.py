@@ -61,7 +61,7 @@ class Counter(_Instrument):
 
     def __init__(self, name: str, help: str, *labels: str) -> None:  # noqa: A002
         super().__init__(name, help, *labels)
-        self._values: dict[Labels, int] = {}
+        self._values: dict[Labels, int] = {} if labels else {(): 0}
 
     def add(self, count: int, *labels: str) -> None:
         with self._lock:
@@ -84,7 +84,8 @@ class Histogram(_Instrument):
     def __init__(self, name: str, help: str, *labels: str, bounds: tuple[float, ...] = SECONDS) -> None:  # noqa: A002
         super().__init__(name, help, *labels)
         self.bounds = bounds
-        self._values: dict[Labels, tuple[list[int], float]] = {}
+        none = ([0] * (len(bounds) + 1), 0.0)
+        self._values: dict[Labels, tuple[list[int], float]] = {} if labels else {(): none}
         self.sink: Callable[[float, int, Labels], None] | None = None
 
     def observe(self, values: Iterable[tuple[float, int]], *labels: str) -> None:

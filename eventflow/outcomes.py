@@ -20,6 +20,7 @@ from eventflow.errors import (
 )
 from eventflow.journal import Entry, failure, forwarded
 from eventflow.kafka import Unprepared
+from eventflow.metrics import RETRIES
 from eventflow.records import Rider
 from eventflow.replay import Await, History
 from eventflow.runs import Dropped, Life, Run
@@ -164,6 +165,7 @@ class Outcomes:
         wait = run.spec.retry.wait(run.retries + 1, self._draw()) if charged or circuit is None else circuit.wait(None)
         run.retries += charged
         logger.info("%s failed, attempt %d in %.1f s: %s", run.workflow_id, run.attempt + 1, wait, error_line(error))
+        RETRIES.add(1, run.name)
         self._keep(run, error, wait)
         self._desk.loop.call_soon_threadsafe(self._later, run, wait)
 

@@ -32,6 +32,7 @@ from eventflow.database import (
 )
 from eventflow.errors import FencedError, UnavailableError, UsageError
 from eventflow.journal import Identity
+from eventflow.metrics import TAKEOVERS
 from eventflow.registry import Spec
 from eventflow.settings import masked
 from eventflow.telemetry import crash_point, seldom
@@ -232,7 +233,11 @@ class Lease:
 
     def held(self) -> bool:
         """Whether the last beat is younger than the lease; without it a peer may take over at any time (R10d)."""
-        return time.monotonic() - self._renewed < self._lease
+        return self.age() < self._lease
+
+    def age(self) -> float:
+        """How many seconds ago the last beat was that came through."""
+        return time.monotonic() - self._renewed
 
     def slept(self, wake_at: float | None) -> None:
         """A workflow of this process has gone to sleep."""
@@ -428,6 +433,7 @@ class Lease:
             if time.monotonic() > until:
                 query = "lock_dead"
             if in_transaction(connection, work):
+                TAKEOVERS.add(1)
                 tracing = active()
                 if tracing is not None:
                     tracing.takeover(dead, self._executor, began)

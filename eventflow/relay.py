@@ -14,6 +14,7 @@ import random
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from eventflow.brokers import reason
 from eventflow.database import Connection, Database, KeptConnection, evicting, in_transaction
 from eventflow.errors import EventflowError, FencedError, UnavailableError, UnreadableError, first_line
 from eventflow.kafka import headers_from_json
+from eventflow.metrics import EVENTS
 from eventflow.numbering import (
     Batch,
     Bound,
@@ -439,6 +441,8 @@ class Holding:
         except NotSentError as error:
             self._void(batch, events, error)
             return False
+        for topic, count in Counter(event.topic for event in events).items():
+            EVENTS.add(count, topic)
         self._size.sent()
         return True
 

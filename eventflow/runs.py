@@ -62,15 +62,17 @@ class Claim:
         weight: bytes of those in flight that are heavy (`flow.HEAVY`).
         isolated: how many transactions above READ COMMITTED are under way, which a fold would conflict with.
         folded: what had been read and finished when its deltas were last folded.
+        seen: the timestamp of the last message that was handed out, in milliseconds; 0: none was. end: where its log ends, as
+            of the last second.
         lock: held to change `finished`, `weight` and `isolated`.
         revoked: nothing of it may start any more. lost: nothing of it may be accepted any more.
 
     """
 
     __slots__ = (
-        "accepted_above", "early", "epoch", "finished", "folded", "generation", "group", "handed", "id", "id_prefix",
+        "accepted_above", "early", "end", "epoch", "finished", "folded", "generation", "group", "handed", "id", "id_prefix",
         "id_suffix", "incarnation", "isolated", "jumped", "leader_epoch", "lock", "lost", "next_offset", "partition", "revoked",
-        "scope", "scopes", "source", "topic", "vacant", "verified", "wary", "weight",
+        "scope", "scopes", "seen", "source", "topic", "vacant", "verified", "wary", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +105,7 @@ class Claim:
         self.folded: tuple[int, int] | None = None
         self.lost = False
         self.revoked = False
+        self.seen = self.end = 0
         self.lock = threading.Lock()
 
     def __str__(self) -> str:

@@ -246,6 +246,9 @@ class Settings(BaseSettings):
         kafka: librdkafka properties for every consumer, as JSON.
         schema_registry_url: where the schemas are of consumers that read by a registry; several, by commas, of one registry.
         schema_registry: properties of Confluent's registry client, as JSON: credentials, certificates.
+        http_port: where health and metrics are told over HTTP; None: nowhere; 0: a free one, which is logged. http_host: where.
+        live_within: seconds that the loop may stand still, or the lease be lost, before the process is not live.
+        ready_within: seconds that a partition may be behind, in a process that is ready.
         log_level: what `eventflow run` logs, where the program has not set logging up by itself.
 
     """
@@ -292,6 +295,10 @@ class Settings(BaseSettings):
     schema_registry: Annotated[RegistryProperties, NoDecode, BeforeValidator(_registry_properties)] = Field(
         default_factory=dict[str, Any], repr=False
     )
+    http_port: int | None = Field(default=None, ge=0, le=65535)
+    http_host: str = Field(default="127.0.0.1", min_length=1)
+    live_within: float = Field(default=30.0, ge=0.0, le=86400)
+    ready_within: float = Field(default=60.0, ge=0.0, le=86400 * 366)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("database_url")

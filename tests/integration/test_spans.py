@@ -1,14 +1,18 @@
 """What spans there are of each kind of work, through an in-memory exporter; what they never say; and what costs nothing."""
 
+import asyncio
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
+import opentelemetry.metrics
 import opentelemetry.trace
 import psycopg
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -18,6 +22,7 @@ import eventflow
 import eventflow.durable
 from eventflow import Fire, Message, sync, testing
 from eventflow.logs import Ids
+from eventflow.metrics import FAMILIES
 from tests.integration.test_harness import Shop, shop
 
 __all__ = ["shop"]
@@ -268,3 +273,32 @@ def test_nothing_is_imported_for_a_program_that_does_not_trace() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (found.returncode, found.stdout, found.stderr) == (0, "\n", "")
+
+
+async def test_metrics_by_opentelemetry_are_those_of_the_endpoint(monkeypatch: pytest.MonkeyPatch, shop: Shop) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    monkeypatch.setattr(opentelemetry.metrics, "get_meter_provider", lambda: provider)
+
+    @eventflow.step(name="act")
+    async def act() -> None: ...
+
+    @eventflow.kafka_consumer("orders", group="billing", name="metered")
+    async def bill(message: Message[int]) -> None:
+        await act()
+
+    async with testing.harness() as flow:
+        for n in range(250):
+            await flow.deliver("orders", n)
+        await flow.settle()
+        found = await asyncio.to_thread(reader.get_metrics_data)
+    assert found is not None
+    metrics = {m.name: m for r in found.resource_metrics for s in r.scope_metrics for m in s.metrics}
+    points = {tuple((p.attributes or {}).values()): p for p in metrics["eventflow.messages"].data.data_points}
+    assert points["metered", "succeeded"].value == 250
+    latency = {tuple((p.attributes or {}).values()): p for p in metrics["eventflow.message_latency"].data.data_points}
+    assert latency["metered",].count == 250
+    assert metrics["eventflow.message_latency"].unit == "s"
+    assert {"eventflow.lease_age", "eventflow.ledger_up", "eventflow.flush", "eventflow.in_flight"} <= metrics.keys()
+    for instrument in FAMILIES.values():
+        monkeypatch.setattr(instrument, "sink", None, raising=False)

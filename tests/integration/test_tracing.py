@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,17 @@ def test_a_trace_goes_on_where_another_process_does(world: World, carried: bool)
     lost = before["parent"]  # the first run's span never ended: the second is linked with it, or below it
     assert again["links"] == [lost] if carried else again["parent"] == lost
     assert len(named(found, "takeover")) == 1
+
+
+@pytest.mark.parametrize("state", ["refuses", "hangs"])
+def test_a_collector_that_is_down_does_not_slow_the_work(world: World, state: str) -> None:
+    """One that hangs would take ten seconds for each export; nobody waits for it, also not who leaves."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as collector:
+        port = collector.getsockname()[1]
+        if state == "refuses":
+            collector.close()
+        worker = start(world, COLLECTOR=f"http://127.0.0.1:{port}/v1/traces", OTEL_BSP_SCHEDULE_DELAY="100")
+        world.produce(500)
+        world.wait_completed("first", 500, timeout=9)
+        world.wait(lambda: world.completed("second", f"{world.topic}-out") == 500, "all that was published is consumed")
+        assert worker.stop(timeout=40) == 0

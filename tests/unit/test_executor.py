@@ -78,7 +78,7 @@ def test_a_transaction_waits_until_the_failure_before_it_in_its_scope_is_durable
         assert launched == [first]
         executor.outcomes.failed(first, ValueError("for good"))
         assert launched == [first], "the failure is not durable yet"
-        executor.durable(journal.entries)
+        executor.durable(journal.entries, 0.0)
         assert launched == [first, second]
         executor.abort()
 
@@ -113,7 +113,7 @@ def test_a_parked_message_holds_its_scope_until_it_is_decided_on() -> None:
         first, second = transactional(claim, 0), transactional(claim, 1)
         executor.dispatch([first, second])
         executor.outcomes.failed(first, DeterminismError("other code"))
-        executor.durable(journal.entries)
+        executor.durable(journal.entries, 0.0)
         assert lanes.launched == [first]
         assert claim.scope is not None
         assert claim.scope.unfinished == ["id:0"]
@@ -139,7 +139,7 @@ def test_while_a_suspect_runs_no_other_transaction_may_begin() -> None:
         while not journal.entries:
             await asyncio.sleep(0)
         assert (lanes.opened, lanes.alone) == (False, [])
-        executor.durable(journal.entries)
+        executor.durable(journal.entries, 0.0)
         while not lanes.alone:
             await asyncio.sleep(0)
         assert (lanes.opened, lanes.alone) == (False, [suspect])
@@ -182,7 +182,7 @@ class Line:
     def commit(self) -> None:
         """The journal commits what it was given."""
         entries, self.journal.entries = self.journal.entries, []
-        self.executor.durable(entries)
+        self.executor.durable(entries, 0.0)
 
 
 def on_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

@@ -284,7 +284,7 @@ async def test_a_batch_counts_whatever_it_sends(field: str) -> None:
         at.lane.free.clear()
         journal = Journal(
             at.lane, "a",  # type: ignore[arg-type]
-            on_durable=list, on_dropped=list, on_lost=list, on_fenced=print, on_incident=print,
+            on_durable=lambda *_: None, on_dropped=list, on_lost=list, on_fenced=print, on_incident=print,
         )  # fmt: skip
         for offset in range(40):
             run = at.message(spec, offset)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from common import TOPIC, Order
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -36,7 +37,10 @@ class Appending(SpanExporter):
 
 
 provider = TracerProvider()
-provider.add_span_processor(SimpleSpanProcessor(Appending()))
+if "COLLECTOR" in os.environ:
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(os.environ["COLLECTOR"])))
+else:
+    provider.add_span_processor(SimpleSpanProcessor(Appending()))
 trace.set_tracer_provider(provider)
 OUT = os.environ["OUT"]
 mail = Queue("mail")
