@@ -1,6 +1,6 @@
 """Transactional handlers and steps: the user's effects, the record that they happened, and the fence, in one commit.
 
-Many messages share a transaction (PROTOCOL.md R18): up to 50 run one after another on one connection, each with a
+Many messages share a transaction (PROTOCOL.md R18): as many as take 0.1 s run one after another on one connection, each with a
 Session of its own and no savepoints. When one fails, the group is rolled back and runs again with a savepoint each, so
 that the failure stays its own message's. Steps that wait for a lane share a transaction, too (`seats`), and run again alone
 when one fails. The protocol is one generator; a sync and an async port do what it asks.
@@ -37,7 +37,7 @@ from eventflow.journal import (
     nonce,
     rider_statements,
 )
-from eventflow.ports import Ask, AsyncPort, Condition, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
+from eventflow.ports import Ask, AsyncPort, Condition, Mode, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
 from eventflow.replay import Branch
@@ -48,7 +48,10 @@ from eventflow.tracing import Open
 
 logger = logging.getLogger(__name__)
 
-GROUP = 50
+GROUP = 200  # messages that share a transaction at most, and no more than take so many seconds
+_LONG = 0.1
+_FIRST = 50  # while nobody knows how long one takes
+_ARTEFACTS_BORNE = 3  # groups that failed while piped and in no other way, before their handler is piped no more
 Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
 Begin = Callable[[], Open | None]  # begins a span, if there is to be one
@@ -186,6 +189,8 @@ class Transactions:
         self._async_places = Places(
             [Place(lane, AsyncPort(database), ThreadPort(database)) for lane in lanes[3 * quarter :]]
         )
+        self._pace: dict[str, float] = {}  # by the handler's name, how many seconds a message has lately taken
+        self._artefacts = Counter[str]()
         self._apart = Counter[str]()  # transactions of which one failed among others: how many more calls run alone
         self._idle_async = [(lane, AsyncPort(database)) for lane in self._async_lanes]
         self.active = 0
@@ -234,20 +239,31 @@ class Transactions:
     def _take(self, waiting: deque[Run | Batch]) -> list[Run]:
         """The next messages of one handler, dropping those that may not start any more."""
         group: list[Run] = []
-        while waiting and len(group) < GROUP:
+        most = 1
+        while waiting and len(group) < most:
             if group and waiting[0].spec is not group[0].spec:
                 break
             run = waiting.popleft()
             if isinstance(run, Batch):
                 return self._may_begin(run.runs)
+            most = self._most(run.name)
             if run.may_begin():
                 group.append(run)
             else:
                 self._executor.abandon(run)
             if run.scope is not None:
                 run.begun = True
-                group += self._executor.company(run, GROUP - len(group))
+                group += self._executor.company(run, most - len(group))
         return group
+
+    def _most(self, name: str) -> int:
+        """How many messages of a handler may share a transaction: the first one's answer waits for the last one's."""
+        pace = self._pace.get(name)
+        return _FIRST if pace is None else max(1, min(GROUP, int(_LONG / pace)))
+
+    def _note_pace(self, name: str, seconds: float, messages: int) -> None:
+        lately = seconds / messages
+        self._pace[name] = max(1e-6, lately + 0.7 * (self._pace.get(name, lately) - lately))
 
     def _may_begin(self, runs: list[Run]) -> list[Run]:
         for run in runs:
@@ -304,7 +320,7 @@ class Transactions:
         if is_batched(runs[0].spec):
             yield from self._batch(lane, runs)
             return
-        failure = yield from self._attempt(lane, runs, savepoints=False)
+        failure = yield from self._attempt(lane, runs, self._mode(runs))
         if failure is None:
             return
         if len(runs) == 1:
@@ -312,7 +328,7 @@ class Transactions:
             return
         rest = [r for r in runs if not r.dropped and not r.ended]
         if failure.verdict == "user":
-            failure = yield from self._attempt(lane, rest, savepoints=True)
+            failure = yield from self._attempt(lane, rest, "savepoint")
             if failure is None:
                 return
         behind: list[Run] = []  # others of their scope that are tried again, or whose failure is not durable yet
@@ -326,12 +342,17 @@ class Transactions:
         if behind:
             self._executor.put_back(behind)
 
+    def _mode(self, runs: list[Run]) -> Mode:
+        """Piped, where user code cannot tell, or where it is done again if it can (docs/adr/0019)."""
+        pipes = _transaction(runs[0]).flavour == "connection" and self._artefacts[runs[0].name] < _ARTEFACTS_BORNE
+        return "piped" if pipes and len(runs) > 1 else "grouped"
+
     def _batch(self, lane: Lane, runs: list[Run]) -> Protocol:
         """Call a batch handler with these; where that fails, with each half of them, until who is at fault fails alone."""
         parts = [runs]
         while parts:
             part = [run for run in parts.pop() if not run.dropped and not run.ended]
-            failure = (yield from self._attempt(lane, part, savepoints=False)) if part else None
+            failure = (yield from self._attempt(lane, part, "alone")) if part else None
             if failure is None:
                 continue
             part = [run for run in part if not run.dropped and not run.ended]
@@ -340,7 +361,7 @@ class Transactions:
             else:
                 parts += halves(part)
 
-    def _attempt(self, lane: Lane, runs: list[Run], *, savepoints: bool) -> Protocol:
+    def _attempt(self, lane: Lane, runs: list[Run], mode: Mode) -> Protocol:
         """One transaction for all of them, until its outcome is known; the failure that is theirs to bear, or None."""
         tries = breaks = 0
         held = _Isolated(runs)
@@ -354,7 +375,7 @@ class Transactions:
                 yield ("begin", _transaction(runs[0]))
                 phase = "user"
                 held.hold()
-                entries = yield from self._run_all(runs, failed, savepoints=savepoints)
+                entries = yield from self._run_all(runs, failed, mode)
                 phase = "write"
                 crash_point("transactions.before_guard")
                 yield from self._write(lane, entries)
@@ -389,6 +410,8 @@ class Transactions:
                 held.let_go()
             crash_point("transactions.after_commit")
             lane.advance()
+            if mode == "savepoint" and not failed:  # nobody was at fault
+                self._artefacts[runs[0].name] += 1
             self._trace(entries, since)
             self._settle(entries, failed)
             return None
@@ -414,14 +437,12 @@ class Transactions:
         if behind:
             self._executor.put_back(behind)
 
-    def _run_all(
-        self, runs: list[Run], failed: list[tuple[Run, BaseException | None]], *, savepoints: bool
-    ) -> Protocol:
+    def _run_all(self, runs: list[Run], failed: list[tuple[Run, BaseException | None]], mode: Mode) -> Protocol:
         """`failed` gets who fails, and, without an error, who stands behind one in its scope, and does not run (R18)."""
         if is_batched(runs[0].spec):
             return (yield from self._call_batch(runs, failed))
         entries: list[Entry] = []
-        mode = "savepoint" if savepoints else "grouped"
+        savepoints, began = mode == "savepoint", time.perf_counter()
         tracing = self._executor.tracing
         for run in runs:
             if failed and run.before is not None and any(run.before is one for one, _ in failed):
@@ -450,6 +471,7 @@ class Transactions:
                 entries.append(Entry(run, [], "succeeded", output=output))
                 entries[-1].riders = list(scope.riders) or None
         yield ("flush",)
+        self._note_pace(runs[0].name, time.perf_counter() - began, len(runs))
         return entries
 
     def _call_batch(self, runs: list[Run], failed: list[tuple[Run, BaseException | None]]) -> Protocol:
