@@ -7,10 +7,12 @@ from operator import attrgetter
 import eventflow.metrics as metrics
 from eventflow.journal import Entry
 from eventflow.metrics import sample
+from eventflow.records import Status
 from eventflow.runs import Run
 
-_WHAT: Callable[[Entry], tuple[str, str]] = attrgetter("run.name", "status")
-_ENDS = frozenset({"succeeded", "failed", "cancelled", "parked"})
+_STATUS: Callable[[Entry], Status] = attrgetter("status")
+_NAME: Callable[[Entry], str] = attrgetter("run.name")
+_ENDS: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled", "parked"})
 _LETTERS = frozenset({"failed", "parked"})
 
 
@@ -18,9 +20,11 @@ def flushed(entries: Sequence[Entry], seconds: float, now: float) -> None:
     """A flush of these has taken so long, and they are durable."""
     metrics.FLUSH_SECONDS.observe([(seconds, 1)])
     metrics.FLUSH_ENTRIES.observe([(len(entries), 1)])
-    for (name, status), count in Counter(map(_WHAT, entries)).items():
-        if status in _ENDS:
-            _ended(next(entry.run for entry in entries if entry.run.name == name), status, count)
+    statuses = Counter(map(_STATUS, entries))
+    for status in statuses.keys() & _ENDS:
+        ended = entries if len(statuses) == 1 else [entry for entry in entries if entry.status == status]
+        for name, count in Counter(map(_NAME, ended)).items():
+            _ended(next(entry.run for entry in ended if entry.run.name == name), status, count)
     taken = [(entries[place], weight) for place, weight in sample(len(entries))]
     late: dict[str, list[tuple[float, int]]] = {}
     took: dict[str, list[tuple[float, int]]] = {}

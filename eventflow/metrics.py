@@ -1,7 +1,7 @@
 """What a process counts: plain numbers, added up once per batch, read when somebody asks.
 
 Counting costs the same whether anybody asks or not, so it is done by the flush, not by the message: who has ended is counted
-in C, and histograms are made of a hundred entries of a flush at most, each standing for its neighbours. Labels are names that
+in C, and histograms are made of fifty entries of a flush at most, each standing for its neighbours. Labels are names that
 code declares, never a key or an id; one that would have more than `_MOST` of them puts the rest under "other".
 
 `Family` is what is read; `exposition` has it as Prometheus' text and as OpenTelemetry's instruments.
@@ -106,7 +106,7 @@ class Histogram(_Instrument):
         return Family(self.name, "histogram", self.help, self.labels, values, self.bounds)
 
 
-def sample(count: int, most: int = 100) -> Sequence[tuple[int, int]]:
+def sample(count: int, most: int = 50) -> Sequence[tuple[int, int]]:
     """Which of so many stand for all of them: places, each with how many it stands for."""
     step = max(1, -(-count // most))
     return [(place, min(step, count - place)) for place in range(0, count, step)]
