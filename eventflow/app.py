@@ -102,6 +102,7 @@ class App:
         self._incarnation: Incarnation | None = None
         self._stop = threading.Event()
         self._ledger = Ledger(self._database, settings.application, keep=1, check=self._raise_failure)
+        self.kafka = settings.kafka_bootstrap_servers, settings.kafka
         self.encoded = self._ledger.encoded
         self._known_queues: set[str] = {DEFAULT, *declared.queues}
         self._calls = Threads[Callable[[], None]](settings.threads, lambda call: call())

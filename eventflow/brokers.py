@@ -4,13 +4,14 @@ import concurrent.futures
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import confluent_kafka
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
 
 from eventflow.errors import SettingsError, UnavailableError
@@ -57,6 +58,8 @@ _DEFAULTS: KafkaProperties = {
     "reconnect.backoff.max.ms": 1000,
     "allow.auto.create.topics": False,
 }
+# What librdkafka refuses under the new rebalance protocol (KIP-848).
+_CLASSIC = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
 # What an admin client, a producer to librdkafka, ignores with a warning. Everything else it takes as a consumer does.
 _CONSUMERS_ONLY = frozenset({
     "auto.commit.interval.ms", "auto.offset.reset", "check.crcs", "consume.callback.max.messages",
@@ -81,19 +84,36 @@ class Brokers:
     """The brokers as one consumer speaks to them."""
 
     servers: str
-    properties: KafkaProperties  # of all consumers: EVENTFLOW_KAFKA
-    own: KafkaProperties  # of this one: kafka= of its handler
+    properties: KafkaProperties = field(repr=False)  # of all consumers: EVENTFLOW_KAFKA; there are secrets among them
+    own: KafkaProperties = field(repr=False)  # of this one: kafka= of its handler
     group: str
     client_id: str
     on_error: Callable[[KafkaError], None]
+
+    @classmethod
+    def to_ask(cls, servers: str, properties: KafkaProperties) -> "Brokers":
+        """For who reads nothing, and only asks.
+
+        Raises:
+            SettingsError: no brokers are named.
+
+        """
+        if not servers:
+            raise SettingsError("KAFKA_BOOTSTRAP_SERVERS is not set")
+        return cls(
+            servers, properties, {}, "eventflow", "eventflow-client", lambda _: None
+        )  # what is asked fails with the same
 
     @cached_property
     def config(self) -> dict[str, Any]:
         return self._config(self.properties | self.own)
 
     def _config(self, properties: KafkaProperties) -> dict[str, Any]:
+        defaults = _DEFAULTS
+        if properties.get("group.protocol") == "consumer":  # then the broker's group settings say these
+            defaults = {name: value for name, value in _DEFAULTS.items() if name not in _CLASSIC}
         return {
-            **_DEFAULTS, **properties, **_OURS, "bootstrap.servers": self.servers, "group.id": self.group,
+            **defaults, **properties, **_OURS, "bootstrap.servers": self.servers, "group.id": self.group,
             "client.id": self.client_id, "error_cb": self.on_error,
         }  # fmt: skip
 
@@ -103,7 +123,10 @@ class Brokers:
 
     @cached_property
     def admin(self) -> AdminClient:
-        return AdminClient(self.admin_config, logger=logger)
+        admin = AdminClient(self.admin_config, logger=logger)
+        if str(self.config.get("sasl.mechanism", self.config.get("sasl.mechanisms"))).upper() == "OAUTHBEARER":
+            admin.poll(1.0)  # its first token is made in a poll, and what is asked before waits for one in vain
+        return admin
 
     def consumer(self) -> Consumer:
         if self.config.get("debug"):
@@ -178,6 +201,58 @@ class Brokers:
         admin: Any = self.admin
         asked = admin.list_offsets({TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions})
         return {place.partition: future.result(timeout=_ASK).leader_epoch for place, future in asked.items()}
+
+    def offsets(
+        self, topic: str, partitions: Iterable[int], where: Literal["earliest", "latest"] | datetime
+    ) -> dict[int, int]:
+        """The offset of each partition's first message; that after its last; or of the first since then, -1: there is none.
+
+        Raises:
+            UnavailableError: the brokers do not answer.
+
+        """
+        if isinstance(where, datetime):
+            spec = OffsetSpec.for_timestamp(int(where.timestamp() * 1000))
+        else:
+            spec = OffsetSpec.earliest() if where == "earliest" else OffsetSpec.latest()
+        admin: Any = self.admin
+        asked = admin.list_offsets(
+            {TopicPartition(topic, partition): spec for partition in partitions},
+            isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ASK,
+        )  # fmt: skip
+        try:
+            return {place.partition: future.result(timeout=_ASK).offset for place, future in asked.items()}
+        except TimeoutError as error:
+            raise UnavailableError(self.no_answer) from error
+        except KafkaException as error:
+            raise self.unavailable(error, f", topic {topic!r}") from error
+
+    def times(self, topic: str, places: Mapping[int, Iterable[int]]) -> dict[tuple[int, int], float]:
+        """When the first message from each of these offsets on was produced, by partition and offset, in seconds since 1970.
+
+        Of those that hold no message, or that do not answer in time, nothing is said.
+        """
+        consumer = Consumer(
+            self.config | {"enable.partition.eof": True, "auto.offset.reset": "earliest"}, logger=logger
+        )
+        found: dict[tuple[int, int], float] = {}
+        left = {partition: sorted(offsets) for partition, offsets in places.items()}
+        until = time.monotonic() + _ASK
+        try:
+            while left and time.monotonic() < until:
+                asked = {partition: offsets[0] for partition, offsets in left.items()}
+                consumer.assign([TopicPartition(topic, *place) for place in asked.items()])
+                while asked and time.monotonic() < until:
+                    message: Any = consumer.poll(0.1)
+                    if message is None or message.partition() not in asked:
+                        continue
+                    offset = asked.pop(message.partition())
+                    if message.error() is None and message.timestamp()[1] > 0:
+                        found[message.partition(), offset] = message.timestamp()[1] / 1000
+                left = {partition: offsets[1:] for partition, offsets in left.items() if len(offsets) > 1}
+        finally:
+            consumer.close()
+        return found
 
     def cut_off(self, topic: str, read: dict[int, tuple[int, int]]) -> dict[int, int]:
         """Where those partitions' logs were cut off that do not have any more what was read: an offset, by its leader's epoch.

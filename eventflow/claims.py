@@ -19,9 +19,9 @@ from eventflow.errors import EventflowError, UnavailableError
 from eventflow.idempotency import message_workflow_id_prefix, message_workflow_id_suffix
 from eventflow.journal import Journal, Lane, backoff
 from eventflow.payloads import unread
-from eventflow.records import Choice
+from eventflow.records import Choice, Pause
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Early, Fingerprint, fingerprint, place
+from eventflow.runs import ENDLESS, Claim, Early, Fingerprint, fingerprint, place
 from eventflow.scopes import Left, Scope, Scopes
 from eventflow.sources import Source, Sources
 
@@ -84,12 +84,14 @@ class Claims:
 
     def __init__(
         self, spec: ConsumerSpec, executor: int, bound: int, ledger: KeptConnection, sources: Sources, journal: Journal,
-        stop: threading.Event,
+        stop: threading.Event, reprocessing: int | None = None,
     ) -> None:  # fmt: skip
+        """`reprocessing`: of this one, and not the live ones."""
         self.held: dict[Key, Claim] = {}
         self.stopped: dict[Key, int] = {}  # the claims of those that an incident stops
+        self.paused: dict[Key, Pause] = {}  # those of the held ones that a person has paused
         self.bereft: list[Claim] = []  # lost without a hand-over: the topic may be gone
-        self._spec, self._executor, self._bound = spec, executor, bound
+        self._spec, self._executor, self._bound, self._reprocessing = spec, executor, bound, reprocessing
         self._ledger, self._sources, self._journal, self._stop = ledger, sources, journal, stop
         self._positions: dict[Claim, int] = {}
         self._put_off: dict[int, int] = {}
@@ -101,6 +103,23 @@ class Claims:
     def usable(self) -> list[Claim]:
         """Those that are neither lost nor about to be let go of."""
         return [claim for claim in self.held.values() if not claim.revoked]
+
+    def pause(self, pauses: list[Pause]) -> None:
+        """Exactly what these hold up is paused from now on."""
+        before, self.paused = self.paused, {
+            key: pause for key in self.held for pause in pauses if pause.holds(self._spec.group, *key)
+        }  # fmt: skip
+        for (topic, partition), pause in self.paused.items():
+            if (topic, partition) not in before:
+                logger.warning(
+                    "%s: %s/%d is paused by %s: %s", self._spec.spec.name, topic, partition, pause.who, pause.why
+                )
+        for topic, partition in before.keys() & self.held.keys() - self.paused.keys():
+            logger.warning("%s: %s/%d goes on", self._spec.spec.name, topic, partition)
+
+    def is_paused(self, claim: Claim) -> bool:
+        """Whether nothing more of it is to be begun until a person says so."""
+        return (claim.topic, claim.partition) in self.paused
 
     def in_flight(self) -> int:
         """How many messages of all of them have not ended."""
@@ -137,7 +156,8 @@ class Claims:
         source = self._sources.get(topic)
         if source is None:
             return []
-        self._first_positions(consumer, topic, source, partitions)
+        if self._reprocessing is None:
+            self._first_positions(consumer, topic, source, partitions)
 
         def work(connection: Connection) -> list[_Taken]:
             with evicting(self._ledger.database, connection, after=1.0):
@@ -146,12 +166,15 @@ class Claims:
         usable: list[Claim] = []
         moved: list[Key] = []
         made = [(self._make(topic, source, taken), taken.stop) for taken in self._ledger.transact(work)]
-        cut = self._sources.cut_off(topic, [claim for claim, stop in made if stop is None])
+        cut = self._sources.cut_off(topic, [claim for claim, stop in made if stop is None and not claim.through()])
         for claim, found in made:
             key = claim.topic, claim.partition
             self.stopped.pop(key, None)
-            stop = found or self._gone(consumer, claim, cut.get(claim.partition))
-            if stop is None:
+            through = claim.through()
+            stop = None if through else found or self._gone(consumer, claim, cut.get(claim.partition))
+            if through:
+                self.release([claim])
+            elif stop is None:
                 usable.append(claim)
             elif (choice := stop.choice or self._spec.policy) is None:
                 self.stopped[key] = claim.id
@@ -174,7 +197,9 @@ class Claims:
         if not run(connection, "lock_source", {"source": source.id}):
             self._sources.doubt()
             raise UnavailableError(f"source {source.id} was superseded; asking for the topic's id again")
-        where = {"group": self._spec.group, "source": source.id, "partitions": partitions}
+        where = {
+            "group": self._spec.group, "source": source.id, "partitions": partitions, "reprocessing": self._reprocessing,
+        }  # fmt: skip
         former = {row[0]: _Former(*row[2:]) for row in run(connection, "lock_claims", where)}
         ids = sorted(former)
         early = self._end_former(connection, source, partitions) if source.incarnation > 1 else {}
@@ -229,16 +254,17 @@ class Claims:
 
     def _make(self, topic: str, source: Source, taken: _Taken) -> Claim:
         former = taken.former
-        first, *above = list(taken.read.accepted)
+        first, *above = ((r.lower, ENDLESS if r.upper is None else r.upper) for r in taken.read.accepted)
+        position = first[1]
         last = taken.read if taken.read.epoch_to > former.epoch_to else former
         prefix = message_workflow_id_prefix(self._spec.group, topic, source.incarnation, taken.partition)
         claim = Claim(
             taken.id, taken.epoch, self._spec.group, topic, taken.partition, source.id, source.incarnation, prefix,
-            first.upper, former.generation,
+            position, former.generation,
         )  # fmt: skip
-        claim.leader_epoch, claim.jumped = last.leader_epoch, (last.epoch_to, first.upper)
+        claim.leader_epoch, claim.jumped = last.leader_epoch, (last.epoch_to, position)
         claim.vacant = former.released
-        claim.accepted_above = [(r.lower, r.upper) for r in above]
+        claim.accepted_above = above
         if self._spec.ordering == "partition":
             claim.scope = Scope(str(taken.id), [one for _, ids, *_ in taken.left for one in ids])
         elif self._spec.ordering == "key":
@@ -304,6 +330,28 @@ class Claims:
         )  # fmt: skip
         skipped = f", offsets {first} to {where} are skipped" if where > first else ""
         logger.warning("%s goes on at offset %d (%s)%s", claim, where, choice, skipped)
+
+    def replaced(self) -> list[Claim]:
+        """Those of the held ones that have ended: their topic is run again in their place.
+
+        Raises:
+            psycopg.Error, UnavailableError: not now.
+
+        """
+        held = {claim.id: claim for claim in self.usable()}
+        return [held[i] for (i,) in self._ledger.run("ended_claims", {"claims": list(held)})]
+
+    def end_reprocessing(self, number: int) -> None:
+        """End it, if all of it is done.
+
+        Raises:
+            psycopg.Error, UnavailableError: not now.
+
+        """
+        asked = {"executor": self._executor, "reprocessing": number}
+        [(ended,)] = self._ledger.transact(lambda c: self._ledger.database.run(c, "end_reprocessing", asked))
+        if ended:
+            logger.warning("%s: reprocessing %d has ended", self._spec.spec.name, number)
 
     def settled(self) -> list[Key]:
         """Those of the stopped partitions that may go on."""
@@ -480,7 +528,9 @@ class Claims:
             else:
                 logger.debug("fold: %s", error)
             return
-        self._positions[claim] = next(iter(accepted)).upper
+        position = next(iter(accepted)).upper
+        if position is not None:
+            self._positions[claim] = position
 
 
 def cut_off(claim: Claim, end: int) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `eventflow dev | migrate | run | schedules | dead-letters | incidents | demo`.
+"""The command line: `eventflow dev | migrate | run | schedules | dead-letters | consumers | reprocess | incidents | demo`.
 
 A mistake is one line on stderr, never a stack trace.
 
@@ -25,10 +25,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from eventflow.cli_consumers import app as consumers
 from eventflow.cli_dead_letters import app as dead_letters
 from eventflow.cli_dead_letters import show
 from eventflow.cli_incidents import app as incidents
 from eventflow.cli_queues import app as queues
+from eventflow.cli_reprocess import app as reprocess
 from eventflow.cli_schedules import app as schedules
 from eventflow.cli_workflows import app as workflows
 from eventflow.errors import EventflowError, SchemaError, SettingsError, UnavailableError, UsageError
@@ -92,6 +94,8 @@ app.add_typer(queues, name="queues")
 app.add_typer(schedules, name="schedules")
 app.add_typer(incidents, name="incidents")
 app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(consumers, name="consumers")
+app.add_typer(reprocess, name="reprocess")
 
 
 @dead_letters.command("show")

@@ -33,6 +33,7 @@ from eventflow.details import read_details, read_why
 from eventflow.errors import UsageError, WorkflowNotFoundError
 from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
+from eventflow.lags import check_place, check_why, lags, pauses, place_text
 from eventflow.ledger import Ledger, who
 from eventflow.migrations import check_schema
 from eventflow.outbox import Undelivered, outbox_row, rider_of, traced, undelivered_of
@@ -44,14 +45,18 @@ from eventflow.records import (
     DeadLetterDetails,
     IncidentRecord,
     Operation,
+    PartitionLag,
+    Pause,
     Reason,
     Redelivery,
+    Reprocessing,
     Status,
     WorkflowDetails,
     WorkflowRecord,
     incident_of,
 )
 from eventflow.registry import check_name
+from eventflow.reprocessing import Wanted, plan, reprocessings
 from eventflow.retry import Seconds
 from eventflow.schedules import ScheduleRecord, called, make_rule
 from eventflow.settings import Settings, load_settings
@@ -154,6 +159,7 @@ class Client:
         self._database = database_of(settings)
         self._application, self._limit, self._lease = settings.application, settings.max_payload, settings.lease
         self._settings: Settings | None = settings
+        self._kafka = settings.kafka_bootstrap_servers, settings.kafka
         self._opened: Ledger | None = None
 
     @classmethod
@@ -192,7 +198,7 @@ class Client:
             check_schema(connection, self._database.schema)
         if slot.runtime is None:  # else the application's settings say how large a value may be
             limit.size = self._limit
-        self._opened = Ledger(self._database, self._application, keep=_KEPT)
+        self._opened = Ledger(self._database, self._application, keep=_KEPT, kafka=self._kafka)
 
     def close(self) -> None:
         """Close its connections."""
@@ -638,6 +644,108 @@ class Client:
         """Let no more of a redelivery go; false where it had ended. What has gone goes on, the rest are dead letters still."""
         await self.redelivery(number)
         return bool(await self.ledger.manage("stop_redelivery", (), redelivery=number))
+
+    # ---- consumers ----
+
+    async def pause_consumer(
+        self, group: str, topic: str | None = None, partition: int | None = None, /, *, reason: str
+    ) -> None:
+        """Let a consumer group read nothing more, or nothing of a topic, or of one partition of that, until it is resumed.
+
+        It is in the ledger: each process that reads it holds it up with its next beat, and whoever is started later does,
+        too. Partitions stay with who has them. What is in flight ends, and what fails is tried again as ever.
+        What is paused already is so for this reason, and by this caller, from now on.
+
+        Raises:
+            UsageError: the group has never read this, or no reason is given.
+
+        """
+        asked = {**check_place(group, topic, partition), "why": check_why(reason), "who": who()}
+        found = await self.ledger.on_schedules(lambda run: run("pause_consumer", asked))
+        if not found:
+            raise UsageError(f"{place_text(group, topic, partition)}: nobody has ever read that")
+
+    async def resume_consumer(self, group: str, topic: str | None = None, partition: int | None = None, /) -> int:
+        """Let what is paused go on: a group with all its topics, a topic with its partitions, or one; of how many pauses.
+
+        Raises:
+            UsageError: it is held up by a pause of more than that, which is to be resumed.
+
+        """
+        asked = check_place(group, topic, partition)
+        resumed = await self.ledger.on_schedules(lambda run: run("resume_consumer", asked))
+        for pause in await self.pauses(group):
+            if topic is not None and pause.topic in {None, topic} and pause.partition in {None, partition}:
+                wider = place_text(pause.group, pause.topic, pause.partition)
+                raise UsageError(f"{wider} is paused by {pause.who} ({pause.why}): resume that")
+        return len(resumed)
+
+    async def pauses(self, group: str | None = None, /) -> list[Pause]:
+        """What people have paused, of one group or of all."""
+        return await asyncio.to_thread(pauses, self.ledger, group)
+
+    async def lag(self, group: str | None = None, topic: str | None = None, /) -> list[PartitionLag]:
+        """How far behind the groups are, partition by partition: in offsets, and by the age of the first message not accepted.
+
+        Needs `KAFKA_BOOTSTRAP_SERVERS`: it asks Kafka where the logs end, and reads that message's time. Partitions that no
+        group has read yet are not in it.
+
+        Raises:
+            UnavailableError, SettingsError: Kafka does not answer, or is not named.
+
+        """
+        return await asyncio.to_thread(lags, self.ledger, group, topic)
+
+    # ---- reprocessing ----
+
+    async def reprocess(
+        self, group: str, topic: str, /, *, since: datetime | None = None, offsets: Mapping[int, int] | None = None,
+        instead: bool = False, rate: float | None = None, dry_run: bool = False,
+    ) -> Reprocessing:  # fmt: skip
+        """Run a topic again, as another generation of the group that has read it: its messages under ids of their own.
+
+        From a time on, or from these offsets of these partitions; else from its beginning. Beside the live consumer, which goes
+        on as it was, up to where that is now; or `instead` of it: what it has begun may end, and the new generation goes on
+        from there, through what the old one would have read. Returns at once: it is in the ledger, and the processes that
+        serve the consumer read it, `rate` messages a second all together, whoever of them dies; each message once. Results
+        of the former generations stay. A `dry_run` only tells what it would be.
+
+        Needs `KAFKA_BOOTSTRAP_SERVERS`. The processes read what is beside the live one in the consumer group `{group}.g2`
+        (`.g3`, …), where Kafka's ACLs have to allow that.
+
+        Raises:
+            UsageError: the group has read nothing of such a topic from there on, or an option cannot be.
+            WorkflowStateError: one of this topic by this group has not ended.
+            UnavailableError, SettingsError: Kafka does not answer, or is not named.
+
+        """
+        wanted = await plan(self.ledger, Wanted(group, topic, since, offsets, instead, check_rate(rate)))
+        if dry_run:
+            return wanted.dry(who())
+        return await self.reprocessing(await self.ledger.manage("reprocess", (), **wanted.params()))
+
+    async def reprocessing(self, number: int, /) -> Reprocessing:
+        """How far the reprocessing of this number is.
+
+        Raises:
+            WorkflowNotFoundError: there is none.
+
+        """
+        return (await asyncio.to_thread(reprocessings, self.ledger, number))[0]
+
+    async def reprocessings(self) -> list[Reprocessing]:
+        """All that people have ordered, the oldest first, of whichever group."""
+        return await asyncio.to_thread(reprocessings, self.ledger)
+
+    async def stop_reprocessing(self, number: int, /) -> bool:
+        """Begin nothing more of it; what was accepted goes on. False where it had ended.
+
+        Raises:
+            WorkflowNotFoundError: there is none.
+            WorkflowStateError: it is the live consumer by now.
+
+        """
+        return bool(await self.ledger.manage("stop_reprocessing", (), reprocessing=number))
 
     # ---- incidents ----
 

@@ -22,8 +22,9 @@ from eventflow.database import Database, KeptConnection, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.flow import Flow
 from eventflow.journal import Journal, backoff
+from eventflow.records import Pause
 from eventflow.registry import ConsumerSpec
-from eventflow.runs import Claim, Run, fingerprint, weigh
+from eventflow.runs import Claim, Reprocess, Run, fingerprint, weigh
 from eventflow.scopes import Scopes
 from eventflow.settings import KafkaProperties
 from eventflow.sources import Sources
@@ -38,6 +39,7 @@ _LOOK_EVERY = 1.0
 _PAUSE_AFTER = 1.0
 _LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
+_HOPELESS = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError._FATAL}
 
 
 class Lag(NamedTuple):
@@ -77,9 +79,12 @@ class Intake:
         run_of: Callable[[Any], Run],
         on_fatal: Callable[[Exception], None],
         brokers: Callable[..., Brokers] = Brokers,
+        reprocess: Reprocess | None = None,
     ) -> None:
+        """`reprocess`: it reads the topic of that once more, beside the live one, up to an end."""
         self.spec = spec
-        self.name = spec.spec.name
+        self.reprocess = reprocess
+        self.name = spec.spec.name + ("" if reprocess is None else f", reprocessing {reprocess.id}")
         self._application = application
         self._journal = journal
         self._bound = spec.max_in_flight or max(max_in_flight, 2 * (spec.batch or 0))
@@ -110,12 +115,16 @@ class Intake:
         self._waits_for: list[Run] = []  # the same, recorded
         self._full_since: float | None = None
         self._folded_at = self._looked_at = 0.0
+        self._pauses: list[Pause] = []  # of this group
+        self._told: list[Reprocess] = [] if reprocess is None else [reprocess]  # what concerns this consumer
+        group = spec.group if reprocess is None else f"{spec.group}.g{reprocess.generation}"
         self._brokers = brokers(
-            bootstrap_servers, properties, spec.kafka, spec.group, f"eventflow-{executor}", self._on_error
+            bootstrap_servers, properties, spec.kafka, group, f"eventflow-{executor}", self._on_error
         )
         self._ledger = KeptConnection(database, f"consumer {self.name}"[:60])
         self._sources = Sources(spec, self._brokers, self._ledger, self._stop)
-        self.claims = Claims(spec, executor, self._bound, self._ledger, self._sources, journal, self._stop)
+        number = None if reprocess is None else reprocess.id
+        self.claims = Claims(spec, executor, self._bound, self._ledger, self._sources, journal, self._stop, number)
         self._turns = Turns(executor, self.claims, self._bound, self._ledger, desk, run_of, self.lose)
         self._thread = threading.Thread(target=self._main, name=f"eventflow {self.name}", daemon=True)
 
@@ -143,6 +152,10 @@ class Intake:
         self._hold.set()
         self._stop.set()
 
+    def alive(self) -> bool:
+        """Whether it has yet to leave its group."""
+        return self._thread.is_alive()
+
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
 
@@ -151,6 +164,16 @@ class Intake:
         for claim in claims:
             if self.claims.get(claim.topic, claim.partition) is claim:
                 self._lost.append(claim)
+
+    def told(self, reprocesses: Iterable[Reprocess], pauses: Iterable[Pause]) -> None:
+        """What is paused, and what is run again, of all groups: in the place of what this one reads. From any thread."""
+        self._pauses = [pause for pause in pauses if pause.group == self.spec.group]
+        if self.reprocess is None:
+            self._told = [r for r in reprocesses if r.instead and self.is_of(r)]
+
+    def is_of(self, reprocess: Reprocess) -> bool:
+        """Whether what is run again is what it reads."""
+        return reprocess.group == self.spec.group and self.spec.reads(reprocess.topic)
 
     def take_again(self, run: Run) -> None:
         """A message has come from the ledger: redelivered, or one that a peer let go of. From any thread.
@@ -187,7 +210,7 @@ class Intake:
 
     def _session(self) -> None:
         """One Kafka consumer, from subscription to close; a changed topic or a lost lease ends it and another begins."""
-        if not self._sources.identify() or not self._wait_for_lease():
+        if not self._sources.identify() or not self._wait_for_lease() or not self._learn_pauses():
             return
         self._consumer = self._brokers.consumer()
         self._paused.clear()
@@ -197,7 +220,7 @@ class Intake:
         self.claims.bereft.clear()
         self._reads = True
         over = threading.Event()
-        asked = (over, lambda: list(self.claims.held.values()))
+        asked = (over, lambda: list(self.claims.held.values()), lambda: list(self.claims.paused))
         watch = threading.Thread(target=self._sources.watch, args=asked, name="eventflow topic ids", daemon=True)
         try:
             self._subscribe()
@@ -227,9 +250,27 @@ class Intake:
                 return False
         return True
 
+    def _learn_pauses(self) -> bool:
+        """What was paused before this process began; from then on the beat tells. False: stopped."""
+        attempt = 0
+        while not self._stop.is_set():
+            try:
+                rows = self._ledger.run("read_pauses", {"group": self.spec.group})
+            except (psycopg.Error, UnavailableError) as error:
+                attempt += 1
+                seldom.say(logger, f"{unavailable(error, self._ledger.database.url)}; trying again")
+                self._ledger.close()
+                self._stop.wait(backoff(attempt))
+            else:
+                self._pauses = [Pause(*row) for row in rows]
+                return True
+        return False
+
     def _on_error(self, error: KafkaError) -> None:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}:
             self._on_fatal(UnavailableError(f"Kafka at {self._brokers.servers}: {error.str()}"))
+        elif error.code() == KafkaError._SSL:
+            seldom.say(logger, f"Kafka at {self._brokers.servers}: {error.str()}; trying again")
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             seldom.say(logger, f"{self._brokers.no_answer}; trying again")
 
@@ -247,6 +288,8 @@ class Intake:
         if time.monotonic() < self._waits_until or ((self._failed or self._waits_for) and self._stands_still()):
             self._serve()
             return
+        if self._pauses or self.claims.paused:
+            self.claims.pause(self._pauses)
         room = self._flow.room(self.claims.in_flight(), self.claims.weight())
         if room <= 0:
             self._full()
@@ -295,6 +338,25 @@ class Intake:
         settled = self.claims.settled()
         if settled:
             self._read(self._claim(settled))
+        try:
+            self._reprocess()
+        except (psycopg.Error, UnavailableError) as error:
+            logger.debug("reprocessing: %s", error)
+
+    def _reprocess(self) -> None:
+        """Keep the rate of what is run again, and end it; who reads it in the live one's place reads there from now on."""
+        told = self._told
+        rates = [r.rate * self._held_of(r) / r.parts for r in told if r.rate is not None and self._held_of(r)]
+        self._flow.limit(min(rates, default=None))
+        if not told:
+            return
+        if self.reprocess is None:
+            self._lost.extend(self.claims.replaced())
+        for one in told:
+            self.claims.end_reprocessing(one.id)
+
+    def _held_of(self, reprocess: Reprocess) -> int:
+        return sum(topic == reprocess.topic for topic, _ in self.claims.held)
 
     def _note_ends(self) -> None:
         """Where the logs end, as the last fetches have told. Here alone: a consumer that polls keeps other threads waiting."""
@@ -303,6 +365,8 @@ class Intake:
                 claim.end = self._consumer.get_watermark_offsets(
                     TopicPartition(claim.topic, claim.partition), cached=True
                 )[1]
+            if self.claims.is_paused(claim):  # of which nothing is fetched that would tell
+                claim.end = max(claim.end, self._sources.ends.get((claim.topic, claim.partition), -1))
 
     def _commit_advisory(self) -> None:
         offsets = self.claims.folded_positions()
@@ -347,15 +411,16 @@ class Intake:
         return _WITHOUT_END if claim.scope is None else max(1, self._bound // max(1, len(self.claims.held)))
 
     def _crowded(self) -> set[Key]:
-        """Partitions that have used their share up, and those that have not made half of it free again."""
+        """Partitions that have used their share up or not made half of it free again, that are paused, or through."""
         return {
             key for key, claim in self.claims.held.items()
-            if claim.scope is not None and claim.in_flight() * (2 if key in self._paused else 1) >= self._share(claim)
+            if claim.through() or key in self.claims.paused
+            or (claim.scope is not None and claim.in_flight() * (2 if key in self._paused else 1) >= self._share(claim))
         }  # fmt: skip
 
     def _fetch_again(self) -> None:
         """Seek to what was thrown away: in a doubt of all partitions, else where a claim had no room."""
-        claims = self.claims.usable() if self._unsure else [c for c in self._skipped if not self._has_no_room(c)]
+        claims = self.claims.usable() if self._unsure else [c for c in self._skipped if not self._stands(c)]
         self._unsure = False
         for claim in claims:
             self._skipped.discard(claim)
@@ -363,8 +428,8 @@ class Intake:
                 epoch = claim.leader_epoch if claim.epoch_to() == claim.next_offset else -1
                 self._consumer.seek(TopicPartition(claim.topic, claim.partition, claim.next_offset, leader_epoch=epoch))
 
-    def _has_no_room(self, claim: Claim) -> bool:
-        return not claim.revoked and claim.in_flight() * 2 >= self._share(claim)
+    def _stands(self, claim: Claim) -> bool:
+        return not claim.revoked and (self.claims.is_paused(claim) or claim.in_flight() * 2 >= self._share(claim))
 
     # ---- what comes ----
 
@@ -455,6 +520,9 @@ class Intake:
         claim = self.claims.get(topic, partition)
         if claim is None or claim.revoked or claim in self._skipped:
             return None, 0
+        if self.claims.paused and self.claims.is_paused(claim):
+            self._skipped.add(claim)
+            return None, 0
         return claim, self._share(claim) - claim.in_flight()
 
     def _same_log(self, claim: Claim, message: Any) -> bool:
@@ -517,6 +585,8 @@ class Intake:
 
     def _cover_to(self, claim: Claim, end: int) -> None:
         """The rest of the partition's log, up to its end as it is now, holds no message."""
+        if claim.accepted_above:
+            self._accepted(claim, end)
         if end > claim.next_offset and not claim.accepted_above:
             self._journal.cover((claim, claim.next_offset, end))
             claim.vacant = claim.vacant or claim.epoch_to() == claim.next_offset
@@ -526,9 +596,8 @@ class Intake:
     def _problem(self, message: Any, error: KafkaError) -> None:
         code, claim = error.code(), self.claims.get(message.topic(), message.partition())
         gone = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
-        if code in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}:
-            self._on_fatal(UnavailableError(f"{self.name}: {error.str()}"))
-            return
+        if code in _HOPELESS:
+            raise UnavailableError(f"Kafka at {self._brokers.servers}: {self._hopeless(message, error)}: {error.str()}")
         self._sources.doubt()
         if code not in gone or claim is None:
             logger.warning("%s: %s", self.name, error.str())
@@ -538,6 +607,16 @@ class Intake:
             logger.warning("%s: offset %d is not in the log: %s", claim, claim.next_offset, error.str())
             claim.revoked = True
             self._lost.append(claim)  # claimed again, it is compared with the log
+
+    def _hopeless(self, message: Any, error: KafkaError) -> str:
+        """What a person has to see to, before this consumer can read on."""
+        group = self._brokers.group
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            return f"{self.name} may not read topic {message.topic()!r}; allow it READ"
+        if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return f"{self.name} may not read in group {group!r}; allow it READ"
+        instance = self._brokers.config.get("group.instance.id")
+        return f"{self.name} is no member of group {group!r}" + (f" as {instance!r} any more" if instance else "")
 
     def _halt(self, claim: Claim, kind: str, first: int, detail: str) -> None:
         """Read no more of it; it stops, unless its topic proves to be another one."""
@@ -553,9 +632,9 @@ class Intake:
         return self._assigned
 
     def lags(self, now: float) -> list[Lag]:
-        """How far behind each of its partitions is, as far as the brokers have told."""
+        """How far behind each of its partitions is, as far as the brokers have told; of what is run again nothing."""
         found: list[Lag] = []
-        for claim in list(self.claims.held.values()):
+        for claim in [] if self.reprocess is not None else list(self.claims.held.values()):
             behind = max(0, claim.end - claim.next_offset) + claim.in_flight()
             seconds = None if behind and not claim.seen else max(0.0, now - claim.seen / 1000) if behind else 0.0
             found.append(Lag(claim.topic, claim.partition, claim.in_flight(), behind, seconds))
@@ -572,12 +651,28 @@ class Intake:
 
     def _read(self, claims: list[Claim]) -> None:
         """Fetch from where these claims stand."""
-        assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
-        again = [TopicPartition(c.topic, c.partition) for c in claims if (c.topic, c.partition) in assigned]
-        if again:
-            self._consumer.incremental_unassign(again)
-        self._consumer.incremental_assign([self.claims.start(claim) for claim in claims])
-        self._consumer.resume([TopicPartition(c.topic, c.partition) for c in claims])  # a pause outlives its assignment
+        self._unassign(self._consumer, [(c.topic, c.partition) for c in claims])
+        try:
+            self._consumer.incremental_assign([self.claims.start(claim) for claim in claims])
+            self._consumer.resume(
+                [TopicPartition(c.topic, c.partition) for c in claims]
+            )  # a pause outlives its assignment
+        except KafkaException as error:  # in a callback it would end the process
+            logger.warning("%s: %s; claiming again", self.name, error.args[0].str())
+            self._lost.extend(claims)
+
+    def _unassign(self, consumer: Consumer, keys: Iterable[Key]) -> None:
+        """Fetch no more of these; what librdkafka has let go of meanwhile, by a rebalance of its own, is gone already."""
+        assigned = {(p.topic, p.partition) for p in consumer.assignment()}
+        held = [TopicPartition(*key) for key in keys if key in assigned]
+        try:
+            if held:
+                consumer.incremental_unassign(held)
+        except KafkaException as error:
+            logger.debug("%s: %s", self.name, error)
+            for one in held:
+                with contextlib.suppress(KafkaException):
+                    consumer.incremental_unassign([one])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = [(p.topic, p.partition) for p in partitions]
@@ -607,11 +702,9 @@ class Intake:
 
     def _stand_still(self, consumer: Consumer, gone: Iterable[Key]) -> None:
         """Fetch no more of these."""
-        assigned = {(p.topic, p.partition) for p in consumer.assignment()}
+        gone = list(gone)
         self._paused.difference_update(gone)
-        held = [TopicPartition(*key) for key in gone if key in assigned]
-        if held:
-            consumer.incremental_unassign(held)
+        self._unassign(consumer, gone)
 
     def _claim(self, keys: list[Key]) -> list[Claim]:
         """Claim these partitions, while there is a lease; again and again, until it can be done."""
@@ -628,6 +721,8 @@ class Intake:
                 self._stop.wait(backoff(attempt))
                 continue
             crash_point("consumer.after_claim")
+            if self._pauses:
+                self.claims.pause(self._pauses)  # before anything of them is taken, which the same poll may give
             return claims
         return []
 

@@ -20,6 +20,7 @@ from eventflow.queues import Order
 from eventflow.records import Choice, Operation, Rider
 from eventflow.registry import Spec, TransactionSpec
 from eventflow.replay import Branch
+from eventflow.settings import KafkaProperties
 
 R = TypeVar("R")
 
@@ -153,6 +154,7 @@ class Backend(Protocol):
 
     application: str
     encoded: bool  # values pass a payload codec
+    kafka: tuple[str, KafkaProperties]  # the brokers, and how they are spoken to
 
     def query(self, query: str, params: dict[str, Any]) -> list[tuple[Any, ...]]: ...
     async def on_schedules(self, work: "Callable[[RunQuery], R]") -> R: ...

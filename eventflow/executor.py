@@ -27,6 +27,7 @@ from eventflow.errors import Cancelled, CodecError, HistoryTooLongError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.interrupts import Interrupts, overdue
 from eventflow.journal import Entry, Journal, heralds
+from eventflow.kafka import of_generation
 from eventflow.outcomes import Outcomes
 from eventflow.preparation import Preparation
 from eventflow.records import FINAL, Rider
@@ -1127,17 +1128,19 @@ def message_of(run: Run) -> Any:
     """
     claim = run.claim
     if claim is not None:
-        return run.spec.reader.read(
+        message = run.spec.reader.read(
             run.value, run.key, run.headers, claim.topic, claim.partition, run.offset or 0, claim.incarnation,
             run.timestamp,
         )  # fmt: skip
+        return message if claim.generation == 1 else of_generation(message, claim.generation)
     identity = parse_message_workflow_id(run.workflow_id)
     if identity is None:
         raise CodecError(f"{run.workflow_id} is no message")
-    return run.spec.reader.read(
+    message = run.spec.reader.read(
         run.value, run.key, run.headers, identity.topic, identity.partition, identity.offset, identity.incarnation,
         run.timestamp,
     )  # fmt: skip
+    return of_generation(message, identity.generation)
 
 
 def _resolve_wait(future: "asyncio.Future[Any]", what: Any) -> None:

@@ -34,6 +34,8 @@ class Flow:
 
     def __init__(self, messages: int, weight: int, per_second: float | None, clock: Callable[[], float]) -> None:
         self._messages, self._weight, self._clock = messages, weight, clock
+        self._own: float | None = per_second
+        self._per_second: float | None = per_second
         self._rate = None if per_second is None else Rate(per_second)
         self._mean = 0.0  # bytes that the last messages weighed
 
@@ -45,6 +47,13 @@ class Flow:
         if self._rate is not None:
             room = min(room, self._rate.room(self._clock()))
         return room if left > 0 else 0
+
+    def limit(self, per_second: float | None) -> None:
+        """Keep this rate, too, from now on; None: only its own."""
+        wanted = min((one for one in (self._own, per_second) if one is not None), default=None)
+        if wanted != self._per_second:
+            self._per_second = wanted
+            self._rate = None if wanted is None else Rate(wanted)
 
     def took(self, messages: int, weight: int) -> None:
         """So many were taken, and weigh so much."""

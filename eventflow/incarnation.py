@@ -27,6 +27,7 @@ from eventflow.dispatcher import Dispatcher
 from eventflow.elsewhere import Elsewhere
 from eventflow.errors import FencedError, UnavailableError, UnreadableError, WorkflowExistsError
 from eventflow.executor import Executor
+from eventflow.intakes import Intakes
 from eventflow.journal import Identity, Journal, Lane, rider_statements
 from eventflow.ledger import who
 from eventflow.payloads import unread
@@ -36,7 +37,7 @@ from eventflow.recovery import Lease, LedgerClock
 from eventflow.registry import ConsumerSpec, Spec, TransactionSpec
 from eventflow.relay import Relay
 from eventflow.replay import LONG, Pace
-from eventflow.runs import Claim, How, Life, Request, Run
+from eventflow.runs import Claim, How, Life, Reprocess, Request, Run
 from eventflow.scheduler import Scheduler
 from eventflow.settings import Settings
 from eventflow.slots import Slots
@@ -155,7 +156,11 @@ class Incarnation:
         self.executor.journal = self.journal
         self.executor.transactions = self.transactions
         self._streams = Reader(database, self._stopped)  # apart: what wakes workflows does not wait behind long pages
-        adoption = Adoption(database, self.id, application, specs, adopt=self._adopt, request=self._request)
+        self._adoption = adoption = Adoption(
+            database, self.id, application, specs, adopt=self._adopt, request=self._request
+        )
+        self._brokers = surroundings.brokers
+        self.intakes = Intakes(consumers, self._intake, on_fatal=self._end, on_incident=self._incident)
         self.queues = Dispatcher(
             database, self.id, application, specs, queues, adoption=adoption, adopted=self._adopted,
             held=self.executor.in_queues, threads=self.executor.threads_free, now=clock.now, beat=settings.beat,
@@ -174,8 +179,8 @@ class Incarnation:
         )  # fmt: skip
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease, adoption=adoption,
-            queues=self.queues, schedules=self.schedules, relay=self.relay, running=self.executor.holds,
-            room=self.executor.room,
+            queues=self.queues, schedules=self.schedules, relay=self.relay, consumers=self.intakes,
+            running=self.executor.holds, room=self.executor.room,
             stuck_for=self.journal.waiting_for, clock=clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
@@ -183,17 +188,22 @@ class Incarnation:
         self.schedules.on_left, self.schedules.on_lost = self._lease.take, self._lease.reconcile
         self.executor.on_published = self.relay.published
         self.executor.on_queued, self.executor.on_freed = self.queues.look, self.queues.freed
-        self.executor.on_stop, self.executor.on_ordered = self._stop_consumer, self._take_turn
-        self.intakes = [
-            Intake(
-                consumer, database, self.journal, executor=self.id, application=application,
-                bootstrap_servers=settings.kafka_bootstrap_servers, properties=settings.kafka,
-                max_in_flight=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes, dispatch=self.executor.dispatch,
-                accept=self.executor.accept_claims, desk=self.executor, run_of=adoption.run_of,
-                has_lease=self._lease.held, on_fatal=self._end, brokers=surroundings.brokers,
-            )
-            for consumer in consumers
-        ]  # fmt: skip
+        self.executor.on_stop, self.executor.on_ordered = self.intakes.stand_still, self.intakes.take_turn
+
+    def _intake(
+        self, consumer: ConsumerSpec, on_fatal: Callable[[Exception], None], reprocess: Reprocess | None
+    ) -> Intake:
+        settings = self._settings
+        return Intake(
+            consumer, self.database, self.journal, executor=self.id, application=settings.application,
+            bootstrap_servers=settings.kafka_bootstrap_servers, properties=settings.kafka,
+            max_in_flight=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes, dispatch=self.executor.dispatch,
+            accept=self.executor.accept_claims, desk=self.executor, run_of=self._adoption.run_of,
+            has_lease=self._has_lease, on_fatal=on_fatal, brokers=self._brokers, reprocess=reprocess,
+        )  # fmt: skip
+
+    def _has_lease(self) -> bool:
+        return self._lease.held()
 
     def transactions_of(self, spec: TransactionSpec) -> Transactions | Elsewhere:
         """Where this transaction is made.
@@ -219,16 +229,14 @@ class Incarnation:
             SettingsError: librdkafka refuses a consumer's properties.
 
         """
-        for intake in self.intakes:
-            intake.check()
+        self.intakes.check()
         self.journal.start()
         self._lease.start()
         self.queues.start()
         self.schedules.start(look=self._fired.any)
         if self._settings.kafka_bootstrap_servers:
             self.relay.start()
-        for intake in self.intakes:
-            intake.start()
+        self.intakes.start()
         logger.info("executor %d runs", self.id)
 
     def _adopt(self, runs: list[Run], how: How) -> None:
@@ -330,18 +338,7 @@ class Incarnation:
         self.executor.tell(riders)
 
     def _lost(self, claims: list[Claim]) -> None:
-        for intake in self.intakes:
-            intake.lose(claims)
-
-    def _take_turn(self, run: Run) -> None:
-        for intake in self.intakes:
-            if intake.spec is run.spec.consumer:
-                intake.take_again(run)
-
-    def _stop_consumer(self, run: Run, why: str) -> None:
-        for intake in self.intakes:
-            if intake.spec is run.spec.consumer:
-                intake.stand_still(run, why)
+        self.intakes.lose(claims)
 
     def _end(self, error: BaseException) -> None:
         """Fenced, or something that no retry can mend; from any thread."""
@@ -435,14 +432,12 @@ class Incarnation:
         self.queues.leave()
         self.schedules.leave()
         self.executor.waits.leave()
-        for intake in self.intakes:
-            intake.hold()
+        self.intakes.hold()
         while self._busy() and left():
             await asyncio.sleep(0.01)
-        for intake in self.intakes:
-            intake.stop()
+        self.intakes.stop()
         await self.executor.drain(left)
-        await self._join_intakes()
+        await asyncio.to_thread(self.intakes.join, _LEAVE)
         self.transactions.stop()
         self._lease.stop()
         closed = await asyncio.to_thread(self.journal.close, 10.0)
@@ -473,8 +468,7 @@ class Incarnation:
         """Fenced: nothing held here can be recorded; drop it all."""
         self._stopped.set()
         self.relay.stop()
-        for intake in self.intakes:
-            intake.stop(abandon=True)
+        self.intakes.stop(abandon=True)
         self.executor.abort()
         self._reader.stop()
         self._streams.stop()
@@ -483,7 +477,7 @@ class Incarnation:
         self._lease.stop()
         self.queues.leave()
         self.schedules.leave()
-        await self._join_intakes()
+        await asyncio.to_thread(self.intakes.join, _LEAVE)
         await asyncio.to_thread(self.journal.close, 2.0)
         await asyncio.to_thread(self._lease.join, 2.0)
         await asyncio.to_thread(self.queues.join, 2.0)
@@ -492,12 +486,6 @@ class Incarnation:
     async def _close_elsewhere(self) -> None:
         for place in self._elsewhere.values():
             await place.close()
-
-    async def _join_intakes(self) -> None:
-        """Wait until the consumers have left their groups; for all of them together no longer than for one."""
-        until = time.monotonic() + _LEAVE
-        for intake in self.intakes:
-            await asyncio.to_thread(intake.join, max(0.0, until - time.monotonic()))
 
 
 def done_with(future: "asyncio.Future[Any]", value: Any) -> None:

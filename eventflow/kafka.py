@@ -80,13 +80,14 @@ class Message(Generic[V_co, K_co]):
         key: the decoded key; the raw bytes, or None, where the annotation names no type for it.
         headers: the headers, by name.
         topic: where it was read, `partition` and `offset` with it.
+        generation: from 2 on: it is read again, as `Client.reprocess` wanted, or after its log was cut off.
         incarnation: counts the topics that have had this name, from 1; the message's workflow id holds it.
         timestamp: when it was produced, in UTC.
 
     """
 
     __slots__ = (
-        "_headers", "_incarnation", "_key", "_offset", "_partition", "_timestamp", "_topic", "_value",
+        "_generation", "_headers", "_incarnation", "_key", "_offset", "_partition", "_timestamp", "_topic", "_value",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +148,11 @@ class Message(Generic[V_co, K_co]):
         return self._incarnation
 
     @property
+    def generation(self) -> int:
+        """How often its place was read anew: 1, and from 2 on under ids of its own."""
+        return getattr(self, "_generation", 1)
+
+    @property
     def timestamp(self) -> datetime | None:
         """When it was produced, in UTC; None where Kafka does not say."""
         if isinstance(self._timestamp, int):
@@ -168,6 +174,12 @@ def _received(value: Any, key: Any, headers: Any, topic: str, partition: int, of
     message._partition = partition  # pyright: ignore[reportPrivateUsage]
     message._offset = offset  # pyright: ignore[reportPrivateUsage]
     message._incarnation = incarnation  # pyright: ignore[reportPrivateUsage]
+    return message
+
+
+def of_generation(message: Message[Any, Any], generation: int) -> Message[Any, Any]:
+    """The message as one of this generation."""
+    message._generation = generation  # pyright: ignore[reportPrivateUsage]
     return message
 
 

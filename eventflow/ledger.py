@@ -40,6 +40,7 @@ from eventflow.outbox import Row
 from eventflow.queues import Order
 from eventflow.records import Choice, Operation, Rider
 from eventflow.registry import Registry
+from eventflow.settings import KafkaProperties
 from eventflow.tracing import active
 
 R = TypeVar("R")
@@ -70,9 +71,11 @@ class Ledger:
     """The ledger, for those who hold no workflow. From any thread or loop."""
 
     def __init__(
-        self, database: Database, application: str, *, keep: int = 0, check: Callable[[], None] = lambda: None
-    ) -> None:
+        self, database: Database, application: str, *, keep: int = 0, check: Callable[[], None] = lambda: None,
+        kafka: tuple[str, KafkaProperties] = ("", {}),
+    ) -> None:  # fmt: skip
         """Of the connections, so many are kept open; `check` raises where waiting has become pointless."""
+        self.kafka = kafka
         self._database, self._keep, self._check = database, keep, check
         self.application = application
         self.encoded = database.payloads.encodes

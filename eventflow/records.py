@@ -12,6 +12,7 @@ Status = Literal["queued", "running", "waiting", "succeeded", "failed", "cancell
 # What people do to workflows that nobody holds: each a query of this name.
 Operation = Literal[
     "resume", "retry", "restart", "forget", "redeliver", "redeliver_edited", "drop_letters", "redeliver_all", "stop_redelivery",
+    "reprocess", "stop_reprocessing",
 ]  # fmt: skip
 
 FINAL: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
@@ -270,6 +271,92 @@ class Redelivery:
     passed_over: int
     ended_at: datetime | None
     stopped_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """What is not read until a person says so: a group, one of its topics, or one partition of that; by whom, and why."""
+
+    group: str
+    topic: str | None
+    partition: int | None
+    who: str
+    why: str
+    at: datetime
+
+    def holds(self, group: str, topic: str, partition: int) -> bool:
+        """Whether it holds this partition up."""
+        return group == self.group and self.topic in {None, topic} and self.partition in {None, partition}
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """How far a group is behind in a partition.
+
+    Attributes:
+        position: up to where it has taken or accepted all. end: where the log ends; None: not known yet.
+        behind: how many offsets that is, and what is in flight; a transaction's marker has an offset, too.
+        seconds: how old the first message is that is not accepted, as its producer dates it; 0 where there is none.
+        owner: which process reads it; None: none does. paused: by whom it is, and why.
+
+    """
+
+    group: str
+    topic: str
+    partition: int
+    position: int
+    end: int | None
+    behind: int | None
+    seconds: float | None
+    owner: str | None
+    paused: Pause | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReprocessedPartition:
+    """A partition of a topic that is run again: from `first` to before `past`; `done` offsets are accepted."""
+
+    partition: int
+    first: int
+    past: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reprocessing:
+    """A topic that is run again by a group, as a generation of its own.
+
+    Attributes:
+        id: None: it was only asked what it would be.
+        instead: whether it has taken the live one's place, and goes on from there.
+        rate: messages a second, of all processes together; None: as fast as they can.
+        who: wanted it, and at: when.
+        ended_at: when all of it was accepted and had ended, or it was stopped, by whom says `stopped_by`; None: it goes on.
+        partitions: from where to where, and how far it is.
+
+    """
+
+    id: int | None
+    group: str
+    topic: str
+    generation: int
+    instead: bool
+    rate: float | None
+    who: str
+    at: datetime
+    ended_at: datetime | None
+    stopped_by: str | None
+    partitions: tuple[ReprocessedPartition, ...]
+
+    @property
+    def total(self) -> int:
+        """How many offsets it has, and at most so many messages: a marker of a transaction, or what was compacted, is none."""
+        return sum(one.past - one.first for one in self.partitions)
+
+    @property
+    def done(self) -> int:
+        """How many offsets are accepted."""
+        return sum(one.done for one in self.partitions)
 
 
 class Rider(NamedTuple):

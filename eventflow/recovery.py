@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -33,7 +34,9 @@ from eventflow.database import (
 from eventflow.errors import FencedError, UnavailableError, UsageError
 from eventflow.journal import Identity
 from eventflow.metrics import TAKEOVERS
+from eventflow.records import Pause
 from eventflow.registry import Spec
+from eventflow.runs import Reprocess
 from eventflow.settings import masked
 from eventflow.telemetry import crash_point, seldom
 from eventflow.tracing import active
@@ -140,6 +143,12 @@ class Relaying(Protocol):
     def told(self, facts: list[Any]) -> None: ...
 
 
+class Consumers(Protocol):
+    """The Kafka consumers of this executor: what people say of them rides on the beat."""
+
+    def told(self, reprocesses: list[Reprocess], pauses: list[Pause]) -> None: ...
+
+
 class _Heard(NamedTuple):
     """What a beat finds, as `beat.sql` says it."""
 
@@ -156,6 +165,8 @@ class _Heard(NamedTuple):
     fires: float | None
     redelivers: bool
     relay: list[Any]
+    reprocesses: list[Any]
+    pauses: list[Any]
     now: float
     checked: str
 
@@ -176,6 +187,7 @@ class Lease:
         queues: Queues,
         schedules: Schedules,
         relay: Relaying,
+        consumers: Consumers,
         running: Callable[[str], bool],
         room: Callable[[], int],
         stuck_for: Callable[[], float],
@@ -189,6 +201,7 @@ class Lease:
         self._adoption, self._queues, self._running, self._room = adoption, queues, running, room
         self._schedules = schedules
         self._relay = relay
+        self._consumers = consumers
         self._stuck_for, self._clock, self._on_fenced = stuck_for, clock, on_fenced
         self._requested = False  # whether people ask something of what this executor holds
         self._asleep = False  # whether a workflow sleeps, of all that this application has
@@ -331,6 +344,11 @@ class Lease:
         self._queues.told(arrived=heard.arrived, due=heard.due)
         self._schedules.told(heard.fires)
         self._relay.told(heard.relay)
+        pauses = [
+            Pause(group, topic, partition, who, why, datetime.fromisoformat(at))
+            for group, topic, partition, who, why, at in heard.pauses
+        ]
+        self._consumers.told([Reprocess(*one) for one in heard.reprocesses], pauses)
         self._watch({int(i): int(b) for i, b in heard.peers.items()}, asked)
         self._beats += 1
         self._to_reconcile = self._to_reconcile or self._beats % _RECONCILE_EVERY == 0

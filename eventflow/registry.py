@@ -99,7 +99,7 @@ class ConsumerSpec:
     start: Literal["earliest", "latest"]
     identity: Literal["topic_id", "name"]
     max_in_flight: int | None
-    kafka: KafkaProperties
+    kafka: KafkaProperties = field(repr=False)  # there may be secrets among them
     spec: Spec
     transaction: "TransactionSpec | None"
     deserializer: Deserializer | None = None

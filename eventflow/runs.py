@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from eventflow.codec import decode_error, encode_error
 from eventflow.errors import UnreadableError
@@ -21,6 +21,7 @@ from eventflow.scopes import Scope, Scopes
 from eventflow.tracing import Trace
 
 How = Literal["queued", "recovered", "woken"]  # why a row that nobody held has come to this executor
+ENDLESS = 1 << 62  # above all offsets
 Request = tuple[str, str, str, int]  # that a workflow ends: its id, "cancel" or "terminate", who wants it, the number
 
 _ONE_THREAD = nullcontext()  # what an async run does, it does on the loop's thread
@@ -39,6 +40,23 @@ def fingerprint(timestamp: int, key: bytes | None, value: bytes | None) -> Finge
 def place(group: str, topic: str, incarnation: int, partition: int) -> str:
     """A partition as logs and incidents name it."""
     return f"{group} {topic}{f'#{incarnation}' if incarnation > 1 else ''}/{partition}"
+
+
+class Reprocess(NamedTuple):
+    """A topic that is run again, as the beat tells of it.
+
+    Attributes:
+        instead: in the live consumer's place. rate: messages a second, of all processes. parts: how many partitions it has.
+
+    """
+
+    id: int
+    group: str
+    topic: str
+    generation: int
+    instead: bool
+    rate: float | None
+    parts: int
 
 
 class Dropped(BaseException):
@@ -123,7 +141,14 @@ class Claim:
 
     def read_through(self) -> bool:
         """Whether nothing that was passed over is a message that another owner has read: the next one may rely on that."""
-        return not self.accepted_above and (self.vacant or self.epoch_to() == self.next_offset)
+        above = self.accepted_above
+        if above and above[0][1] < ENDLESS:
+            return False
+        return self.through() or self.vacant or self.epoch_to() == self.next_offset
+
+    def through(self) -> bool:
+        """Whether nothing more of it is to be read: it is run again, and that up to an end."""
+        return self.next_offset >= ENDLESS
 
     def in_flight(self) -> int:
         """How many of its messages were handed out and have not ended."""

@@ -68,6 +68,7 @@ class Sources:
         self.suspect = threading.Event()
         self.changed: dict[str, str] = {}
         self.found: dict[str, Identity] = {}
+        self.ends: dict[tuple[str, int], int] = {}  # where the logs of paused partitions end
         self._spec, self._brokers, self._ledger, self._stop = spec, brokers, ledger, stop
         self._known: dict[str, Source] = {}
         self._validated: dict[tuple[int, int], int] = {}  # the leader's epoch at which a claim's log had what was read
@@ -210,7 +211,9 @@ class Sources:
             self.doubt()
             raise UnavailableError(f"the topic {topic!r} is {became} now; asking anew")
 
-    def watch(self, over: threading.Event, claims: Callable[[], list[Claim]]) -> None:
+    def watch(
+        self, over: threading.Event, claims: Callable[[], list[Claim]], paused: Callable[[], list[tuple[str, int]]]
+    ) -> None:
         """Ask regularly, and after every doubt, whether the topics are still what they were; for a thread.
 
         What was read before the question was asked is verified by its answer, once that cannot come from a broker which had
@@ -225,6 +228,7 @@ class Sources:
                 now = self._brokers.identities(known)
                 became = {topic: _what_became(source, now[topic]) for topic, source in known.items()}
                 found = self._identities(topic for topic in self._wanted() if topic not in known)
+                self.ends = self._ends(paused())
             except UnavailableError as error:
                 logger.debug("asking for topic ids: %s", error)
             else:
@@ -239,6 +243,17 @@ class Sources:
                 if doubts != self._doubts:
                     self.suspect.set()  # a doubt that is younger than the question
             over.wait(0.2)
+
+    def _ends(self, keys: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Where these logs end.
+
+        Raises:
+            UnavailableError: the brokers do not answer.
+
+        """
+        topics = {topic: [p for t, p in keys if t == topic] for topic, _ in keys}
+        found = {topic: self._brokers.offsets(topic, partitions, "latest") for topic, partitions in topics.items()}
+        return {(topic, partition): end for topic, ends in found.items() for partition, end in ends.items()}
 
 
 def _what_became(source: Source, now: Identity | UnavailableError) -> str | None:

@@ -54,8 +54,11 @@ from eventflow.records import (
     DeadLetter,
     DeadLetterDetails,
     IncidentRecord,
+    PartitionLag,
+    Pause,
     Reason,
     Redelivery,
+    Reprocessing,
     Status,
     StepRecord,
     WorkflowDetails,
@@ -786,6 +789,46 @@ class Client:
     def stop_redelivery(self, number: int, /) -> bool:
         """Let no more of a redelivery go; see `eventflow.client.Client.stop_redelivery`."""
         return self._run("stop_redelivery", self._client.stop_redelivery, number)
+
+    def pause_consumer(
+        self, group: str, topic: str | None = None, partition: int | None = None, /, *, reason: str
+    ) -> None:
+        """Let a consumer read nothing more until it is resumed; see `eventflow.client.Client.pause_consumer`."""
+        self._run("pause_consumer", self._client.pause_consumer, group, topic, partition, reason=reason)
+
+    def resume_consumer(self, group: str, topic: str | None = None, partition: int | None = None, /) -> int:
+        """Let what is paused go on; see `eventflow.client.Client.resume_consumer`."""
+        return self._run("resume_consumer", self._client.resume_consumer, group, topic, partition)
+
+    def pauses(self, group: str | None = None, /) -> list[Pause]:
+        """What people have paused; see `eventflow.client.Client.pauses`."""
+        return self._run("pauses", self._client.pauses, group)
+
+    def lag(self, group: str | None = None, topic: str | None = None, /) -> list[PartitionLag]:
+        """How far behind the groups are; see `eventflow.client.Client.lag`."""
+        return self._run("lag", self._client.lag, group, topic)
+
+    def reprocess(
+        self, group: str, topic: str, /, *, since: datetime | None = None, offsets: Mapping[int, int] | None = None,
+        instead: bool = False, rate: float | None = None, dry_run: bool = False,
+    ) -> Reprocessing:  # fmt: skip
+        """Run a topic again, as another generation of the group; see `eventflow.client.Client.reprocess`."""
+        return self._run(
+            "reprocess", self._client.reprocess, group, topic, since=since, offsets=offsets, instead=instead, rate=rate,
+            dry_run=dry_run,
+        )  # fmt: skip
+
+    def reprocessing(self, number: int, /) -> Reprocessing:
+        """How far a reprocessing is; see `eventflow.client.Client.reprocessing`."""
+        return self._run("reprocessing", self._client.reprocessing, number)
+
+    def reprocessings(self) -> list[Reprocessing]:
+        """All that people have ordered; see `eventflow.client.Client.reprocessings`."""
+        return self._run("reprocessings", self._client.reprocessings)
+
+    def stop_reprocessing(self, number: int, /) -> bool:
+        """Begin nothing more of it; see `eventflow.client.Client.stop_reprocessing`."""
+        return self._run("stop_reprocessing", self._client.stop_reprocessing, number)
 
     def incidents(self, *, settled: bool = False) -> list[IncidentRecord]:
         """What a person should look at; see `eventflow.client.Client.incidents`."""

@@ -155,7 +155,7 @@ class Turns:
     def _take(self) -> None:
         free = (
             (claim, scope) for claim in self._claims.usable()
-            if claim.scopes is not None and claim.next_offset > claim.scopes.unread
+            if claim.scopes is not None and claim.next_offset > claim.scopes.unread and not self._claims.is_paused(claim)
             for scope in claim.scopes.of_the_ledger() if scope.wants()
         )  # fmt: skip
         # One in any case: it may be why there is no room.

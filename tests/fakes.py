@@ -52,6 +52,12 @@ class NoRelay:
     def told(self, facts: list[Any]) -> None: ...
 
 
+class NoConsumers:
+    """Nothing is read."""
+
+    def told(self, *_: Any) -> None: ...
+
+
 def new_lease(
     database: Any, identity: Identity, application: str, specs: Mapping[str, Spec], *, beat: float = 1, lease: float = 5,
     adopt: Callable[..., object] = lambda *_: None, running: Callable[[str], bool] = lambda _: False,
@@ -63,5 +69,6 @@ def new_lease(
     )  # fmt: skip
     return Lease(
         database, identity, application, specs, beat=beat, lease=lease, adoption=adoption, queues=NoQueues(), relay=NoRelay(),
+        consumers=NoConsumers(),
         schedules=NoSchedules(), running=running, room=room, stuck_for=lambda: 0.0, clock=LedgerClock(0.0), on_fenced=on_fenced,  # type: ignore[arg-type]
     )  # fmt: skip

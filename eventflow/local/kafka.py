@@ -39,6 +39,9 @@ share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=6000
+group.consumer.min.heartbeat.interval.ms=500
+group.consumer.heartbeat.interval.ms=1000
 broker.session.timeout.ms=1000
 broker.heartbeat.interval.ms=250
 log.cleaner.dedupe.buffer.size=4194304
@@ -69,7 +72,11 @@ class Kafka:
 
     """
 
-    def __init__(self, root: Path, *, port: int | None = None, heap: str = "256m", fast_start: bool = True) -> None:
+    def __init__(
+        self, root: Path, *, port: int | None = None, heap: str = "256m", fast_start: bool = True, properties: str = ""
+    ) -> None:
+        """`properties`: lines for `server.properties`, which win over its own."""
+        self._properties = properties
         self._home = data_folder(root) / "kafka"
         self._home.mkdir(exist_ok=True)
         self._log = self._home / "log"
@@ -136,7 +143,8 @@ class Kafka:
         controller = kept_port(self._home / "controller-port")
         network = 1 if "-XX:TieredStopAtLevel=1" in self._tuning else 2
         path.write_text(
-            _PROPERTIES.format(port=self.port, controller=controller, data=self._home / "data", network=network),
+            _PROPERTIES.format(port=self.port, controller=controller, data=self._home / "data", network=network)
+            + self._properties,
             encoding="utf-8",
         )
         return path

@@ -1,7 +1,7 @@
 -- All that an idle process asks, once per beat: renew the lease; is the timeline the same, or all that was acknowledged still there
 -- (EF003); who else lives; what nobody holds, what people ask, who sleeps, until when; what has come into queues, when is the next
--- due, of schedules too; are dead letters redelivered; who relays, is anything there for him. Touches only its own beat; indexes
--- workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
+-- due, of schedules too; what is redelivered, run again, paused; who relays, is anything there for him. Touches only its own beat;
+-- indexes workflows_executor, workflows_wake, workflows_arrivals, workflows_delayed.
 with renewed as (
   update eventflow.beats set beat = beat + 1, at = now() where executor = %(executor)b::bigint returning 1
 )
@@ -35,5 +35,11 @@ select (select count(*) from renewed),
                  exists (select from eventflow.outbox where id > %(low)b::bigint)
                    or exists (select from eventflow.undelivered where wanted is not null))
           from eventflow.relay r left join eventflow.executors e on e.id = r.holder left join eventflow.beats b on b.executor = r.holder),
+       coalesce((select jsonb_agg(jsonb_build_array(
+                   r.id, r."group", s.topic, r.generation, r.instead, r.rate,
+                   (select count(*) from eventflow.reprocessed p where p.reprocessing = r.id)))
+                  from eventflow.reprocessings r join eventflow.sources s on s.id = r.source where r.ended_at is null), '[]'),
+       coalesce((select jsonb_agg(jsonb_build_array(
+                   p."group", nullif(p.topic, ''), nullif(p.partition, -1), p.who, p.why, p.at)) from eventflow.pauses p), '[]'),
        extract(epoch from clock_timestamp())::float8,
        eventflow.check_acknowledged(%(executor)b::bigint, %(acknowledged)b::bigint[])::text

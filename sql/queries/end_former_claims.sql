@@ -2,7 +2,7 @@
 -- which offsets of them may be the new incarnation's: accepted, and read after the topic was last seen to be the same.
 -- Locks in order of id before it writes; waits for every open flush that holds one FOR SHARE, as take_claims does.
 with former as materialized (
-  select c.id, o.incarnation, c.ended from eventflow.claims c join eventflow.sources o on o.id = c.source
+  select c.id, o.incarnation, c.ended or c.reprocessing is not null as ended from eventflow.claims c join eventflow.sources o on o.id = c.source
     join eventflow.sources s on s.topic = o.topic and o.incarnation < s.incarnation
    where s.id = %(source)b::bigint and c."group" = %(group)b::text and c.partition = any(%(partitions)b::int[])
    order by c.id for no key update of c

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, assert_type
 
@@ -279,6 +279,17 @@ async def codecs() -> None:
     settings = Settings(database_url="postgresql://db/shop", payload_codec=own)
     with sync.Client(payload_codec=Squeezed()), eventflow.running(settings):
         pass
+
+
+async def run_again() -> None:
+    async with Client() as client:
+        begun = await client.reprocess("billing", "orders", since=datetime.now(UTC), rate=200)
+        assert_type(begun.partitions[0].past, int)
+        await client.pause_consumer("billing", "orders", 3, reason="odd keys")
+        assert_type((await client.lag("billing"))[0].seconds, float | None)
+        assert_type(await client.stop_reprocessing(begun.id or 0), bool)
+    with sync.Client() as blocking:
+        assert_type(blocking.reprocess("billing", "orders", offsets={0: 7}, instead=True).done, int)
 
 
 async def tested() -> None:

@@ -98,6 +98,13 @@ def test_every_crash_point_is_in_the_guarantees_and_armed_by_a_test() -> None:
     assert named <= points
 
 
+def test_every_test_that_the_page_of_failures_names_exists() -> None:
+    tests = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")))
+    assert named
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
 def test_every_place_in_the_code_that_a_page_names_exists() -> None:
     modules = {p.stem for p in (ROOT / "eventflow").glob("*.py")}
     queries = {p.name for p in (ROOT / "sql" / "queries").glob("*.sql")}

@@ -336,7 +336,7 @@ def watched(desk: Desk, *answers: Callable[[], Any]) -> dict[str, str]:
     sources._known = {"orders": Source(1, "orders", 1, "id-1", "cluster")}
     sources._brokers = Brokers(ask)
     sources.doubt()
-    sources.watch(over, lambda: list(desk.intake.claims.held.values()))
+    sources.watch(over, lambda: list(desk.intake.claims.held.values()), list)
     return sources.changed
 
 

@@ -31,7 +31,7 @@ class FakeDatabase:
         if self.away:
             connection.closed = True
             raise psycopg.OperationalError("server closed the connection unexpectedly\n\tThis probably means")
-        return [(True, True, True, {}, False, False, False, None, False, None, None, False, None, 0.0, None)]
+        return [(True, True, True, {}, False, False, False, None, False, None, None, False, None, [], [], 0.0, None)]
 
 
 def test_beats_that_fail_are_told_and_so_is_the_first_that_does_not(caplog: pytest.LogCaptureFixture) -> None:
