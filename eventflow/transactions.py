@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 GROUP = 200  # messages that share a transaction at most, and no more than take so many seconds
 _LONG = 0.1
-_FIRST = 50  # while nobody knows how long one takes
+_FIRST = 10  # while nobody knows how long one takes
 _ARTEFACTS_BORNE = 3  # groups that failed while piped and in no other way, before their handler is piped no more
 Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]

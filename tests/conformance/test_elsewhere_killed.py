@@ -3,6 +3,7 @@
 Effects are rows without a unique constraint. The seed chooses how often the point is passed before the kill.
 """
 
+import itertools
 import json
 import signal
 from collections.abc import Iterator
@@ -133,9 +134,17 @@ FREEZES = {
 }
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["session", "connection"])
-@pytest.mark.parametrize("colour", COLOURS)
-@pytest.mark.parametrize("point", FREEZES)
+def zombies() -> Iterator[Any]:
+    """Each point, by each kind of handler; in `make test`, each by one of them."""
+    for n, point in enumerate(FREEZES):
+        for m, (colour, kind) in enumerate(itertools.product(COLOURS, range(2))):
+            marks = [pytest.mark.long] if m != n % 4 else []
+            yield pytest.param(
+                point, colour, kind, marks=marks, id=f"{point}-{colour}-{('session', 'connection')[kind]}"
+            )
+
+
+@pytest.mark.parametrize(("point", "colour", "kind"), list(zombies()))
 def test_a_zombie_elsewhere(two: Two, point: str, colour: str, kind: int) -> None:
     """Frozen until a peer has taken over and ended the workflow; woken, it adds nothing, and works as a new executor."""
     two.insert(f"one {colour}", "first", kind)
