@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import orders, report, verify
-from benchmarks.catalogue import Contestant, Ratio
+from benchmarks.catalogue import Contestant, Ratio, Size
 from benchmarks.report import Figures
 from benchmarks.runs import Run, once, rounds
 from benchmarks.services import services
@@ -25,9 +25,9 @@ PART = "telemetry"
 REMOVED = "telemetry-removed"
 
 
-def _contestant(mode: str, title: str) -> Contestant:
+def _contestant(mode: str, title: str, size: Size = "fast") -> Contestant:
     command = (sys.executable, "-m", "benchmarks.contestants.eventflow_telemetry", "--mode", mode)
-    return Contestant(f"telemetry-{mode}", title, command, "fast", verify.workflows, "asyncio")
+    return Contestant(f"telemetry-{mode}", title, command, size, verify.workflows, "asyncio")
 
 
 CONTESTANTS = (
@@ -35,7 +35,7 @@ CONTESTANTS = (
     _contestant("off", "no SDK"),
     _contestant("sampled", "traces, 1 %"),
     _contestant("metrics", "metrics by OpenTelemetry"),
-    _contestant("all", "traces, all"),
+    _contestant("all", "traces, all", "slow"),
 )
 RATIOS = (
     Ratio("no SDK / taken out", "telemetry-off", (REMOVED,), 0.97),
@@ -82,9 +82,14 @@ def main() -> int:
     with ExitStack() as end:
         where = end.enter_context(services())
         machine = report.machine(where)
-        topic = end.enter_context(orders.topic(where.bootstrap, orders.PARTITIONS))
-        orders.fill(where.bootstrap, topic, asked.count, partitions=orders.PARTITIONS, keys=0)
-        runs, failures = rounds(chosen, asked.rounds, lambda c, n: once(where, c, topic, asked.count, n), say)
+        counts: dict[Size, int] = {"fast": asked.count, "slow": asked.count // 8}
+        topics: dict[Size, str] = {}
+        for size, count in counts.items():
+            topics[size] = end.enter_context(orders.topic(where.bootstrap, orders.PARTITIONS))
+            orders.fill(where.bootstrap, topics[size], count, partitions=orders.PARTITIONS, keys=0)
+        runs, failures = rounds(
+            chosen, asked.rounds, lambda c, n: once(where, c, topics[c.size], counts[c.size], n), say
+        )
     results: Figures = {"machine": machine, "rounds": asked.rounds, "rates": report.rates(runs, CONTESTANTS)}
     results |= {"ratios": report.ratios(runs, RATIOS), "cpu": cpu_ratios(runs)}
     report.show_tables(console, tables(results))

@@ -25,20 +25,15 @@ def flushed(entries: Sequence[Entry], seconds: float, now: float) -> None:
         ended = entries if len(statuses) == 1 else [entry for entry in entries if entry.status == status]
         for name, count in Counter(map(_NAME, ended)).items():
             _ended(next(entry.run for entry in ended if entry.run.name == name), status, count)
-    taken = [(entries[place], weight) for place, weight in sample(len(entries))]
-    late: dict[str, list[tuple[float, int]]] = {}
+        _late([(ended[place].run, weight) for place, weight in sample(len(ended))], now)
+    stepped = [entry for entry in entries if entry.checkpoints]
     took: dict[str, list[tuple[float, int]]] = {}
-    for entry, weight in taken:
-        run = entry.run
-        if run.claim is not None and run.timestamp and entry.status in _ENDS:
-            late.setdefault(run.name, []).append((max(0.0, now - run.timestamp / 1000), weight))
-        for checkpoint in entry.checkpoints:
+    for place, weight in sample(len(stepped)):
+        for checkpoint in stepped[place].checkpoints:
             if checkpoint.seconds:  # what takes no time is no step
                 took.setdefault(checkpoint.name, []).append((checkpoint.seconds, weight))
                 if checkpoint.error is not None:
                     metrics.STEP_FAILURES.add(weight, checkpoint.name)
-    for name, values in late.items():
-        metrics.LATENCY.observe(values, name)
     for name, values in took.items():
         metrics.STEPS.observe(values, name)
 
@@ -48,10 +43,17 @@ def committed(runs: Sequence[Run], now: float) -> None:
     if not runs:
         return
     _ended(runs[0], "succeeded", len(runs))
-    taken = [(runs[place].timestamp, weight) for place, weight in sample(len(runs))]
-    late = [(max(0.0, now - stamp / 1000), weight) for stamp, weight in taken if stamp]
-    if late:
-        metrics.LATENCY.observe(late, runs[0].name)
+    _late([(runs[place], weight) for place, weight in sample(len(runs))], now)
+
+
+def _late(runs: Sequence[tuple[Run, int]], now: float) -> None:
+    """These have ended, each standing for so many: how old they are, where they are messages."""
+    late: dict[str, list[tuple[float, int]]] = {}
+    for run, weight in runs:
+        if run.claim is not None and run.timestamp:
+            late.setdefault(run.name, []).append((max(0.0, now - run.timestamp / 1000), weight))
+    for name, values in late.items():
+        metrics.LATENCY.observe(values, name)
 
 
 def _ended(one: Run, status: str, count: int) -> None:

@@ -109,6 +109,8 @@ class Executor:
         self._longest, self._long = longest, min(_LONG, longest // 2)
         self.application = application
         self.tracing = active()
+        if self.tracing is not None:
+            self.tracing.whose = _whose
         self.on_signal: Callable[[], None]  # something came for a workflow that may sleep
         self.on_told: Callable[
             [Literal["target", "sleeper"], str], None
@@ -1112,6 +1114,13 @@ def _abandon_task(task: Any) -> None:
     if task not in _left:
         _left.append(task)
         asyncio.tasks._unregister_task(task)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+def _whose() -> Run | None:
+    """The run whose code this is."""
+    here = current.get()
+    branch = here.branch if isinstance(here, StepScope) else here
+    return None if branch is None else branch.run
 
 
 def _is_transactional(run: Run) -> bool:

@@ -11,6 +11,7 @@ here, and begin under ids that it takes. What is not taken has no spans below it
 
 import copy
 import functools
+import hashlib
 import logging
 import math
 import random
@@ -38,6 +39,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 R = TypeVar("R")
 _NO_SPAN = nullcontext()
+
+
+def _quietly(method: Callable[P, R]) -> Callable[P, R | None]:
+    """Whatever a program's sampler, processor or propagator raises: a span is lost then, and the work goes on."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            seldom.say(logger, f"a span was lost: {type(error).__name__}")
+            return None
+
+    return call
 
 
 class Trace:
@@ -106,11 +121,14 @@ class Open:
         self.error = error
         self.close()
 
+    @_quietly
     def close(self) -> None:
         """End it, and let what was current before be current again."""
-        self._tracing.end(self.span, self.error)
-        if self._token is not None:
-            self._tracing.context.detach(self._token)
+        try:
+            self._tracing.end(self.span, self.error)
+        finally:
+            if self._token is not None:
+                self._tracing.context.detach(self._token)
 
 
 class _Draw:
@@ -135,20 +153,6 @@ class _Draw:
         return True
 
 
-def _quietly(method: Callable[P, R]) -> Callable[P, R | None]:
-    """Whatever a program's sampler, processor or propagator raises: there is no span then, and the work goes on."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        try:
-            return method(*args, **kwargs)
-        except Exception as error:
-            seldom.say(logger, f"a span was not begun: {type(error).__name__}")
-            return None
-
-    return call
-
-
 class Tracing:
     """How this program traces: its provider's tracers, and what its sampler is known to do."""
 
@@ -157,6 +161,7 @@ class Tracing:
 
         self.context, self._propagate, self._trace = context, propagate, trace
         self._nowhere = context.Context()
+        self._fields = frozenset(propagate.get_global_textmap().fields)
         self._tracer = self._roots = self._tracer_of(provider)
         share, self._follows = _sampling(getattr(provider, "sampler", None))
         self._draw = _Draw(1.0 if share is None else share)
@@ -166,25 +171,37 @@ class Tracing:
                 self._roots.id_generator = _drawn(self._roots.id_generator, share)
             else:
                 self._draw = _Draw(1.0)
-        self._unsampled = _unsampled()
+        self.whose: Callable[[], Any] = lambda: None  # tells which run's code this is
+        self._attach = context.attach
+        self._nothing = trace.set_span_in_context(_unsampled(self), self._nowhere)
 
     def _tracer_of(self, provider: Any) -> Any:
         return provider.get_tracer("eventflow", version("eventflow"))
 
     # ---- runs ----
 
-    @_quietly
     def begin(self, run: Any) -> Open | None:
         """Begin a run's span, current in this context from here on; None where it is not recorded."""
+        headers = run.headers
+        if headers and any(name in self._fields for name, _ in headers):
+            if not self._follows or not _left_out(headers):
+                return self._begin(run, drawn=False)
+        elif run.trace is not None or self._draw.next():
+            return self._begin(run, drawn=run.trace is None)
+        self._attach(self._nothing)
+        return None
+
+    @_quietly
+    def _begin(self, run: Any, *, drawn: bool) -> Open | None:
         known: Trace | None = run.trace
         if known is not None and known.span is not None and known.before is None:
             known.before = self.text(known.span)
-        parent = self._received(run.headers) if run.headers else None
+        parent = self.received(run.headers) if run.headers else None
         if parent is None and known is not None:
             parent = self._parent(known.cause or known.before)
         if parent is None:
-            if not self._draw.next():
-                self.context.attach(self._trace.set_span_in_context(self._unsampled(), self._nowhere))
+            if not drawn and not self._draw.next():
+                self._attach(self._nothing)
                 return None
             span = self._start(self._roots, run, self._nowhere, None)
         elif self._follows and not self._span_context(parent).trace_flags.sampled:
@@ -217,11 +234,11 @@ class Tracing:
     @_quietly
     def begin_batch(self, runs: Sequence[Any]) -> Open | None:
         """Begin the span of one call for many messages, which is linked with the trace of each."""
-        received = [self._received(run.headers) for run in runs if run.headers]
+        received = [self.received(run.headers) for run in runs if run.headers]
         contexts = [self._span_context(one) for one in received if one is not None]
         links = [self._trace.Link(one) for one in contexts if one.trace_flags.sampled][:_LINKS]
         if not links and not self._draw.next():
-            self.context.attach(self._trace.set_span_in_context(self._unsampled(), self._nowhere))
+            self._attach(self._nothing)
             return None
         first = runs[0]
         attributes = _message_attributes(first)
@@ -295,7 +312,7 @@ class Tracing:
         """Begin the span of a Kafka transaction that sends events, linked with their creations; None where none is recorded."""
         links: list[Any] = []
         for one in headers:
-            found = self._received(one)
+            found = self.received(one)
             if found is not None and self._span_context(found).trace_flags.sampled:
                 links.append(self._trace.Link(self._span_context(found)))
                 if len(links) == _LINKS:
@@ -349,10 +366,9 @@ class Tracing:
         context = span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 1:02x}"
 
-    def _received(self, headers: Sequence[tuple[str, bytes | None]]) -> Any:
+    def received(self, headers: Sequence[tuple[str, bytes | None]]) -> Any:
         """The context that headers carry; None where they carry no trace."""
-        fields = self._propagate.get_global_textmap().fields
-        carrier = {name: value.decode("ascii", "replace") for name, value in headers if value and name in fields}
+        carrier = {name: value.decode("ascii", "replace") for name, value in headers if value and name in self._fields}
         if not carrier:
             return None
         found = self._propagate.extract(carrier, self._nowhere)
@@ -380,24 +396,23 @@ def _drawn(generator: Any, share: float) -> Any:
     return found
 
 
-@functools.cache
-def _unsampled() -> Any:
-    """The span of what is not recorded, of which logs and calls may ask the ids: they are made when the first one does."""
+def _unsampled(tracing: Tracing) -> Any:
+    """The span of all that is not recorded. Its ids are found when a log or a call asks: as they were sent, or made."""
     from opentelemetry import trace
 
     class Unsampled(trace.NonRecordingSpan):
-        __slots__ = ("_known",)
-
         def __init__(self) -> None:
-            self._known: trace.SpanContext | None = None
+            super().__init__(trace.INVALID_SPAN_CONTEXT)
 
         def get_span_context(self) -> trace.SpanContext:
-            if self._known is None:
-                ids = random.getrandbits(127) + 1, random.getrandbits(63) + 1
-                self._known = trace.SpanContext(*ids, False, trace.TraceFlags(0))
-            return self._known
+            run = tracing.whose()
+            if run is not None and run.headers and (sent := tracing.received(run.headers)) is not None:
+                return trace.get_current_span(sent).get_span_context()
+            digest = hashlib.blake2b(b"" if run is None else run.workflow_id.encode(), digest_size=24).digest()
+            trace_id, span_id = int.from_bytes(digest[:16], "big"), int.from_bytes(digest[16:], "big")
+            return trace.SpanContext(trace_id or 1, span_id or 1, False, trace.TraceFlags(0))
 
-    return Unsampled
+    return Unsampled()
 
 
 def _sampling(sampler: Any) -> tuple[float | None, bool]:
@@ -413,6 +428,17 @@ def _sampling(sampler: Any) -> tuple[float | None, bool]:
     if ratio is not None:
         return float(ratio[1]), follows
     return {"AlwaysOnSampler": 1.0, "AlwaysOffSampler": 0.0}.get(root), follows
+
+
+def _left_out(headers: Sequence[tuple[str, bytes | None]]) -> bool:
+    """Whether a message's trace was not sampled where it began, and nothing but that is sent along."""
+    found = False
+    for name, value in headers:
+        if name == "traceparent":
+            found = value is not None and len(value) == 55 and value.endswith(b"-00")
+        elif name == "baggage":
+            return False
+    return found
 
 
 # ---- what spans say ------------------------------------------------------------------------------

@@ -190,7 +190,8 @@ async def test_what_is_not_sampled_says_so_to_whom_it_calls(traced: Traced) -> N
             assert connection.execute("select count(*) from eventflow.traces").fetchone() == (0,)
     assert seen == [(True, False)] * 2
     assert all(event.headers["traceparent"].endswith(b"-00") for event in events)
-    assert any(event.headers["traceparent"].startswith(b"00-" + b"ab" * 16) for event in events)
+    assert sum(event.headers["traceparent"].startswith(f"00-{'ab' * 16}-{'cd' * 8}".encode()) for event in events) == 1
+    assert len({event.headers["traceparent"] for event in events}) == 2
     assert traced.exporter.get_finished_spans() == ()
 
 
@@ -234,6 +235,37 @@ async def test_a_sampler_that_fails_does_not_hold_the_work_up(traced: Traced, ca
         await flow.deliver("orders", 7, headers={"traceparent": "nonsense"})
         await flow.settle()
     assert done == [7]
+    assert "secret" not in caplog.text
+
+
+class Raising(SimpleSpanProcessor):
+    def on_end(self, span: ReadableSpan) -> None:
+        raise RuntimeError("secret")
+
+
+async def test_a_processor_that_fails_does_not_hold_the_work_up(
+    traced: Traced, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = TracerProvider()
+    provider.add_span_processor(Raising(traced.exporter))
+    monkeypatch.setattr(opentelemetry.trace, "get_tracer_provider", lambda: provider)
+    done: list[int] = []
+
+    @eventflow.step(name="act")
+    async def act(n: int) -> None:
+        done.append(n)
+
+    @eventflow.kafka_consumer("orders", group="billing")
+    async def bill(message: Message[int]) -> None:
+        await act(message.value)
+        await eventflow.publish("receipts", 1)
+
+    async with testing.harness() as flow:
+        for n in range(3):
+            await flow.deliver("orders", n)
+        await flow.settle()
+        assert len(await flow.published("receipts")) == 3
+    assert done == [0, 1, 2]
     assert "secret" not in caplog.text
 
 

@@ -1,5 +1,6 @@
 """What users write must check under pyright strict, without a cast or an ignore."""
 
+import logging
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 import eventflow
-from eventflow import Fire, Handle, Message, Retry, durable, sync, testing
+from eventflow import Fire, Handle, Message, Retry, durable, health, sync, testing
 from eventflow.client import Client
 from eventflow.encryption import AesGcm
 from eventflow.kafka import Deserializer, Headers, by_header
+from eventflow.logs import Ids
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import Queue, QueueRecord
 from eventflow.records import DeadLetter, Reason, Redelivery, WorkflowDetails, WorkflowRecord
@@ -348,3 +350,11 @@ def schedules_sync(client: sync.Client) -> None:
     assert_type(client.trigger_schedule("poll", result=int), sync.Handle[int])
     assert_type(client.schedule("poll").next_fire, datetime | None)
     client.delete_schedule("poll")
+
+
+def watched(handler: logging.Handler) -> bool:
+    handler.addFilter(Ids())
+    assert_type(health.ready(), health.Check)
+    assert_type(health.live().reasons, tuple[str, ...])
+    assert_type(health.metrics(), bytes)
+    return health.started().ok

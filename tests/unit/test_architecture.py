@@ -69,6 +69,8 @@ def test_the_compose_file() -> None:
     for name, service in compose["services"].items():
         assert "healthcheck" in service, name
         assert all(str(port).startswith("127.0.0.1:") for port in service["ports"]), name
+        for mounted in [volume for volume in service.get("volumes", ()) if volume.startswith("./")]:
+            assert yaml.safe_load((ROOT / mounted.partition(":")[0]).read_text()), mounted
     assert "controller" in compose["services"]["kafka"]["environment"]["KAFKA_PROCESS_ROLES"]
 
 
