@@ -52,6 +52,7 @@ bench: venv ## Measure, beside the rivals, in one run; memory over 2,000,000 mes
 	@$(BIN)/python -m benchmarks --memory 2000000
 	@$(BIN)/python -m benchmarks.workflows
 	@$(BIN)/python -m benchmarks.schedules
+	@$(BIN)/python -m benchmarks.publishing
 	@$(BIN)/python -m benchmarks.telemetry
 
 lock: venv ## Resolve the locked versions anew

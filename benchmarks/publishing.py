@@ -4,6 +4,7 @@ A process relays. For throughput, another one writes events by SQL in transactio
 relay's own process publish a thousand events a second. A consumer that reads committed messages counts each event.
 """
 
+import argparse
 import asyncio
 import json
 import multiprocessing
@@ -109,6 +110,7 @@ def measure(url: str, servers: str, rate: int) -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     with services() as addresses:
         for rate in (0, RATE):
             with fresh(addresses.database_url) as url:
