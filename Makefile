@@ -7,10 +7,12 @@ OTHERS := 3.12 3.13
 # Most tests wait for processes: three at a time, each third with services of its own. What measures time runs alone.
 WORKERS ?= 3
 SHARD ?= 1/1
+MESSAGES ?= 200000
+KILLS ?= 100
 TOGETHER := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit test-crash check format bench lock clean
+.PHONY: help venv demo test unit test-crash test-random check format bench lock clean
 
 help: ## Print this message
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,15 +27,19 @@ demo: venv ## Watch orders flow through a real Kafka into a real Postgres while 
 	@$(BIN)/eventflow demo
 
 test: venv ## Run the whole suite, on real services
-	@$(BIN)/pytest $(TOGETHER) -m "not long and not alone"
-	@$(BIN)/pytest -m "alone and not long"
+	@$(BIN)/pytest $(TOGETHER) -m "not long and not large and not alone"
+	@$(BIN)/pytest -m "alone and not long and not large"
 
 unit: venv ## Run the unit tests: seconds, no services
 	@$(BIN)/pytest tests/unit -q
 
 test-crash: venv ## Run the long form of the crash tests: 20 seeds; again after Ctrl-C: what is left; SHARD=2/4: a part
 	@EVENTFLOW_CRASH_SEEDS=$${EVENTFLOW_CRASH_SEEDS:-20} \
-	  $(BIN)/pytest -p tests.long_run --shard $(SHARD) $(TOGETHER) tests -m "crash or long"
+	  $(BIN)/pytest -p tests.long_run --shard $(SHARD) $(TOGETHER) tests -m "(crash or long) and not large"
+
+test-random: venv ## Kill at random under load: MESSAGES=200000 KILLS=100; SEED=7 repeats a run, which says its seed
+	@EVENTFLOW_TEST_SEED=$(SEED) EVENTFLOW_TEST_MESSAGES=$(MESSAGES) EVENTFLOW_TEST_KILLS=$(KILLS) \
+	  $(BIN)/pytest -q -m large tests/integration/test_at_random.py
 
 check: venv ## Formatter, linter, type checker, import layers, unit tests on other Pythons
 	@$(BIN)/ruff format --check .
