@@ -291,8 +291,16 @@ class Brokers:
     def _describe(self, topics: list[str]) -> dict[str, Identity | UnavailableError]:
         admin: Any = self.admin  # its futures are not typed
         asked = admin.describe_topics(confluent_kafka.TopicCollection(topics), request_timeout=5)
-        cluster_id = admin.describe_cluster(request_timeout=5).result(timeout=6).cluster_id
+        cluster_id = self._cluster_id()
         return {topic: self._identity(topic, cluster_id, asked[topic]) for topic in topics}
+
+    def _cluster_id(self) -> str | None:
+        """Told with any topic's metadata; one that nobody has to make, and that costs little.
+
+        Never by `describe_cluster`: an only broker that has just come back answers without brokers, and with that, where no
+        topic was asked for, either, librdkafka (2.16) aborts the process (`rd_kafka_admin_response_parse`).
+        """
+        return self.admin.list_topics("__consumer_offsets", timeout=5).cluster_id
 
     def _identity(self, topic: str, cluster_id: str | None, asked: Any) -> Identity | UnavailableError:
         try:

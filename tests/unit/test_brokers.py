@@ -72,7 +72,7 @@ def test_a_property_that_librdkafka_refuses_is_blamed_on_who_set_it(bad: dict[st
 
 
 class FakeAdmin:
-    """Answers each question with an error: when it is asked, or of the topic."""
+    """Answers each question with an error, when it is asked or of the topic; it has no `describe_cluster`, which aborts."""
 
     def __init__(self, error: Exception | None = None, of_topic: Exception | None = None) -> None:
         self._error, self._of_topic, self.polls = error, of_topic, 0
@@ -81,13 +81,14 @@ class FakeAdmin:
         if self._error is not None:
             raise self._error
         asked: Future[Any] = Future()
-        asked.set_exception(self._of_topic or AssertionError)
+        if self._of_topic is None:
+            asked.set_result(SimpleNamespace(topic_id="i"))
+        else:
+            asked.set_exception(self._of_topic)
         return {"orders": asked}
 
-    def describe_cluster(self, **_: Any) -> Any:
-        asked: Future[Any] = Future()
-        asked.set_result(SimpleNamespace(cluster_id="c"))
-        return asked
+    def list_topics(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(cluster_id="c")
 
     def poll(self, _: float) -> None:
         self.polls += 1
@@ -107,6 +108,12 @@ def test_brokers_that_do_not_answer(error: Exception, where: str) -> None:
     with pytest.raises(UnavailableError, match=r"^Kafka at 127\.0\.0\.1:1 does not answer$"):
         made.identities(["orders"])
     assert admin.polls == 1, "its log and its errors are served, not kept"
+
+
+def test_a_topic_is_told_by_its_cluster_and_its_id() -> None:
+    made = brokers()
+    vars(made)["admin"] = FakeAdmin()
+    assert made.identities(["orders"]) == {"orders": ("c", "i")}
 
 
 def said_of(code: int) -> str:
