@@ -12,6 +12,7 @@ All that is random depends on the seed alone, but for how the processes race: a 
 import json
 import os
 import random
+import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -54,11 +55,14 @@ class Chaos:
     postgres: Postgres | None = None
     say: Callable[[str], None] = lambda text: None
     patience: float = 60  # seconds without anything happening
+    workers: int = 2
     pool: list[Worker] = field(default_factory=list[Worker])
     armed: list[Worker] = field(default_factory=list[Worker])
+    left: list[Worker] = field(default_factory=list[Worker])
     frozen: list[tuple[Worker, bool]] = field(default_factory=list[tuple[Worker, bool]])
     places: dict[Place, Draw] = field(default_factory=dict[Place, Draw])
     kills: int = 0
+    said: float = 0.0
     done: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
@@ -72,7 +76,7 @@ class Chaos:
         world = self.world
         world.create_topic(draws.PARTITIONS)
         world.create_topic(draws.PARTITIONS, self.out)
-        for _ in range(3):
+        for _ in range(self.workers):
             self.join()
         for turn, fault in enumerate(self.faults, 1):
             size = self.messages * turn // (len(self.faults) + 1) - world.produced
@@ -103,14 +107,14 @@ class Chaos:
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Until then, as long as anything gets on; saying every ten seconds how far it is."""
-        moved, before, said = time.monotonic(), self.handled(), time.monotonic()
+        moved, before = time.monotonic(), self.handled()
         while not condition():
             now, handled = time.monotonic(), self.handled()
             if handled > before:
                 moved, before = now, handled
             assert now < moved + self.patience, f"nothing moves: {what}; {self.story()}"
-            if now > said + 10:
-                said = now
+            if now > self.said + 10:
+                self.said = now
                 self.say(self.standing())
             time.sleep(0.1)
 
@@ -162,8 +166,9 @@ class Chaos:
                     self.frozen.append((victim, fault.late))
             case "leave":
                 victim = self.choose(fault.who)
-                victim.signal(15)
+                victim.signal(signal.SIGTERM)
                 self.pool.remove(victim)
+                self.left.append(victim)
                 self.join()
             case "broker":
                 restart(self.kafka)
@@ -178,6 +183,7 @@ class Chaos:
         self.wait(lambda: self.world.one(UNFINISHED) == 0, "none is unfinished")
         self.wait(lambda: self.world.one("select count(*) from eventflow.outbox") == 0, "the outbox is empty")
         assert all(worker.alive for worker in self.pool), self.story()
+        assert all(self.world.wait_death(worker) >= 0 for worker in self.left), self.story()
         self.say(f"{self.standing()}: judging")
 
     # ---- what must have come of it ----
@@ -336,7 +342,7 @@ def test_random_handlers_in_small(
     private_world: World, private_kafka: Kafka, private_postgres: Postgres, seed: int
 ) -> None:
     chaos = Chaos(
-        private_world, seed, 350, draws.faults(seed, 4), kafka=private_kafka, postgres=private_postgres
+        private_world, seed, 300, draws.faults(seed, 4), kafka=private_kafka, postgres=private_postgres
     )  # fmt: skip
     chaos.run()
     chaos.check()
@@ -411,7 +417,7 @@ def test_random_handlers_in_large(
     groups = draws.groups(seed)
     chaos = Chaos(
         private_world, seed, -(-messages // len(groups)), draws.faults(seed, kills), private_kafka, private_postgres,
-        spoken, patience=120,
+        spoken, patience=120, workers=3,
     )  # fmt: skip
     try:
         chaos.run()
