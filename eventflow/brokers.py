@@ -144,6 +144,11 @@ class Brokers:
         if refusal is not None:
             everyones = refusal == _refusal(self._config(self.properties))
             raise SettingsError(f"{'EVENTFLOW_KAFKA' if everyones else f'kafka= of the handler {name!r}'}: {refusal}")
+        if self.config.get("group.protocol") == "consumer":
+            logging.getLogger(__name__).info(
+                "%s: the broker keeps group %r (KIP-848): its group.consumer.session.timeout.ms says how soon a dead process's "
+                "partitions go to others; what it had accepted does after the lease", name, self.group,
+            )  # fmt: skip
 
     def identities(self, topics: Iterable[str]) -> dict[str, Identity | UnavailableError]:
         """What each topic is, or why that cannot be told: an `UnknownTopicError` where there is none of this name.

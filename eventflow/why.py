@@ -122,6 +122,8 @@ class PartitionFacts:
     unfinished: int = 0
     head: str | None = None
     head_status: Status | None = None
+    paused_by: str | None = None
+    paused_why: str | None = None
     end: int | None = None
     lease: float = 5.0
 
@@ -422,6 +424,9 @@ def explain_partition(facts: PartitionFacts) -> Reason:
     subject = facts.subject
     if facts.incident is not None:
         return Reason(subject, "incident", f"group {facts.group}: {subject} {_stopped(facts)}", None, None)
+    if facts.paused_by is not None:
+        text = f"is paused by {facts.paused_by}: {facts.paused_why}; `eventflow consumers resume {facts.group}` lets it go on"
+        return Reason(subject, "paused", f"group {facts.group}: {subject} {text}", None, None)
     place = _place(facts)
     if facts.released or not facts.alive:
         who = "no live process has it" if facts.released else f"executor {facts.owner}, which had it, is dead"

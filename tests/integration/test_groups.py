@@ -66,6 +66,7 @@ def test_who_joins_takes_only_what_he_is_given(world: World, protocol: str) -> N
         assert {p: shared[p] for p in stayed} == {p: begun[p] for p in stayed}, "what stays is not claimed again"
         group = described(world, "billing")
         if protocol == "consumer":
+            assert "its group.consumer.session.timeout.ms says how soon" in first.text
             assert group.type == ConsumerGroupType.CONSUMER
         else:
             assert (group.type, group.partition_assignor) == (ConsumerGroupType.CLASSIC, "cooperative-sticky")

@@ -75,6 +75,8 @@ def test_what_is_paused_stands_still_in_every_process_and_after_a_restart(world:
     assert [(pause.group, pause.topic, pause.partition) for pause in client.pauses()] == [
         ("keyed", topic, 1), ("ledger", None, None),
     ]  # fmt: skip
+    [why] = [reason for reason in client.why(f"{topic}/1") if "group keyed" in reason.text]
+    assert (why.state, "its keys are odd" in why.text) == ("paused", True)
     with pytest.raises(UsageError, match=r"group 'ledger' is paused by .* \(the shop is being mended\): resume that"):
         client.resume_consumer("ledger", topic)
     assert client.resume_consumer("keyed") == 1

@@ -137,6 +137,7 @@ PARTITION: dict[str, Any] = {
         ({"silent": 9.0}, "silent", "its lease has run out"),
         ({"incident": 12, "kind": "retention", "detail": "it is gone"}, "incident", "is stopped by incident 12 (retention): it is gone; `eventflow incidents settle 12`"),
         ({"incident": 12, "kind": "retention", "detail": "d", "choice": "latest"}, "incident", "settled by latest, once a process has it"),
+        ({"paused_by": "ada", "paused_why": "odd keys"}, "paused", "is paused by ada: odd keys; `eventflow consumers resume"),
     ],
 )  # fmt: skip
 def test_a_partition(known: dict[str, Any], state: str, said: str) -> None:
