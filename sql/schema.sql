@@ -760,11 +760,17 @@ create function eventflow.reprocessed_offsets(claim_id bigint, first bigint, pas
    where c.id = claim_id
 $$;
 
--- A reprocessing ends when all of it is accepted, and nothing of that is under way. Whether it has; by any of those that read it.
+-- A reprocessing ends when all of it is accepted, and nothing of that is under way; or when its topic is another one. Whether it has;
+-- by any of those that read it.
 create function eventflow.end_reprocessing(executor_id bigint, number bigint) returns boolean language plpgsql volatile as $$
 declare done boolean;
 begin
   perform eventflow.fence(executor_id);
+  if exists (select from eventflow.reprocessings r join eventflow.sources s on s.id = r.source where r.id = number and s.superseded) then
+    update eventflow.reprocessings r set ended_at = now(), stopped_by = 'eventflow, as the topic was recreated'
+     where r.id = number and r.ended_at is null;
+    return true;
+  end if;
   select bool_and(
            eventflow.reprocessed_offsets(p.claim, p.first, p.past) = p.past - p.first
            and not exists (select from eventflow.workflows w

@@ -183,6 +183,21 @@ def test_from_a_time_on_at_a_rate_until_it_is_stopped(world: World, client: sync
     world.check_no_incidents()
 
 
+def test_it_ends_with_its_topic(world: World, client: sync.Client) -> None:
+    """A topic that is recreated is another one: what was to be run again of the old one is gone, and says so."""
+    world.create_topic(PARTITIONS)
+    fill(world, 40)
+    world.start("again", ready=True)
+    world.wait_completed("keyed")
+    one = client.reprocess("keyed", world.topic, rate=1)
+    world.wait(lambda: client.reprocessing(one.id or 0).done > 0, "it is under way")
+    world.delete_topic()
+    world.create_topic(PARTITIONS)
+    ended = wait_end(world, client, one)
+    assert ended.done < ended.total
+    assert ended.stopped_by == "eventflow, as the topic was recreated"
+
+
 def test_what_cannot_be_run_again_is_refused(world: World, client: sync.Client) -> None:
     world.create_topic(PARTITIONS)
     fill(world, 40)
