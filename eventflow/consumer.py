@@ -345,15 +345,19 @@ class Intake:
 
     def _reprocess(self) -> None:
         """Keep the rate of what is run again, and end it; who reads it in the live one's place reads there from now on."""
+        self._keep_rate()
         told = self._told
-        rates = [r.rate * self._held_of(r) / r.parts for r in told if r.rate is not None and self._held_of(r)]
-        self._flow.limit(min(rates, default=None))
         if not told:
             return
         if self.reprocess is None:
             self._lost.extend(self.claims.replaced())
         for one in told:
             self.claims.end_reprocessing(one.id)
+
+    def _keep_rate(self) -> None:
+        """Its share of what is run again at a rate, by the partitions that it has."""
+        rates = [r.rate * max(1, self._held_of(r)) / r.parts for r in self._told if r.rate is not None]
+        self._flow.limit(min(rates, default=None))
 
     def _held_of(self, reprocess: Reprocess) -> int:
         return sum(topic == reprocess.topic for topic, _ in self.claims.held)
@@ -723,6 +727,7 @@ class Intake:
             crash_point("consumer.after_claim")
             if self._pauses:
                 self.claims.pause(self._pauses)  # before anything of them is taken, which the same poll may give
+            self._keep_rate()
             return claims
         return []
 
