@@ -711,9 +711,11 @@ def running(
 
 def run(
     settings: Settings, *, consumers: bool | Sequence[str] = True, queues: bool | Sequence[str] = True,
-    schedules: bool | Sequence[str] = True, uvloop: bool | None = None,
+    schedules: bool | Sequence[str] = True, uvloop: bool | None = None, ready: Callable[[], None] | None = None,
 ) -> int:  # fmt: skip
     """Run everything registered until SIGTERM or SIGINT, then drain; the exit status. What `eventflow run` calls.
+
+    `ready` is called when it runs.
 
     Raises:
         EventflowError: where trying again is pointless.
@@ -733,6 +735,8 @@ def run(
         entering.result()
         leaving.app = context.app
         tune_garbage_collector()
+        if ready is not None:
+            ready()
         await asyncio.wait({leaving.asked, context.app.failed}, return_when=asyncio.FIRST_COMPLETED)
         _end_when_overdue(settings.drain)
         await context.__aexit__(None, None, None)

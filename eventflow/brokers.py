@@ -1,10 +1,11 @@
 """How this process speaks to Kafka: librdkafka's properties, its errors in one line, and what the brokers know of a topic."""
 
 import concurrent.futures
+import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -12,10 +13,10 @@ from typing import Any, Literal
 
 import confluent_kafka
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
 
 from eventflow.errors import SettingsError, UnavailableError
-from eventflow.settings import KafkaProperties, Settings
+from eventflow.settings import KafkaProperties
 from eventflow.telemetry import Seldom
 
 logger = logging.getLogger("eventflow.kafka.client")
@@ -323,17 +324,52 @@ class Brokers:
         return cluster_id, topic_id
 
 
-def end_of(settings: Settings, topic: str, partition: int, timeout: float = 3) -> int | None:
-    """Where a partition's log ends, for people: None where there are no brokers, or they do not say. Blocks."""
-    if not settings.kafka_bootstrap_servers:
-        return None
-    brokers = Brokers(settings.kafka_bootstrap_servers, settings.kafka, {}, "", "eventflow", lambda _: None)
+def ends_of(
+    servers: str, properties: KafkaProperties, places: Sequence[tuple[str, int]], timeout: float = 3
+) -> dict[tuple[str, int], int]:
+    """Where these partitions' logs end, for people: of those of which the brokers say so in time. Blocks."""
+    if not servers or not places:
+        return {}
+    brokers = Brokers.to_ask(servers, properties)
     admin: Any = brokers.admin
-    asked = admin.list_offsets({TopicPartition(topic, partition): OffsetSpec.latest()}, request_timeout=timeout)
+    asked = {TopicPartition(*place): OffsetSpec.latest() for place in places}
+    ends: dict[tuple[str, int], int] = {}
+    until = time.monotonic() + timeout
+    for place, future in admin.list_offsets(asked, request_timeout=timeout).items():
+        with contextlib.suppress(KafkaException, concurrent.futures.TimeoutError):
+            ends[place.topic, place.partition] = future.result(timeout=max(0.0, until - time.monotonic())).offset
+    return ends
+
+
+def library_version() -> str:
+    """The version of librdkafka."""
+    return confluent_kafka.libversion()[0]
+
+
+def describe(brokers: Brokers, topics: list[str]) -> tuple[int, dict[str, tuple[int, int, dict[str, str]]]]:
+    """How many brokers there are, and of each topic how many partitions, copies of each, and its settings. Blocks.
+
+    Raises:
+        UnavailableError: the brokers do not answer.
+
+    """
+    admin: Any = brokers.admin
     try:
-        return next(iter(asked.values())).result(timeout=timeout).offset
-    except (KafkaException, concurrent.futures.TimeoutError):
-        return None
+        known = admin.list_topics(timeout=_ASK)
+        asked = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in topics}  # pyright: ignore[reportUnknownMemberType]
+        told = (
+            {one.name: future.result(timeout=_ASK) for one, future in admin.describe_configs([*asked.values()]).items()}
+            if asked
+            else {}
+        )
+    except KafkaException as error:
+        raise brokers.unavailable(error) from error
+    found: dict[str, tuple[int, int, dict[str, str]]] = {}
+    for name in topics:
+        partitions = known.topics[name].partitions
+        copies = min((len(one.replicas) for one in partitions.values()), default=0)
+        found[name] = len(partitions), copies, {one.name: one.value for one in told[name].values()}
+    return len(known.brokers), found
 
 
 def cut_at(error: KafkaError) -> int | None:

@@ -1,4 +1,4 @@
-"""The command line: `eventflow dev | migrate | run | schedules | dead-letters | consumers | reprocess | incidents | demo`.
+"""The command line `eventflow`: what runs a program, prepares a database, and has services; the operators' are in `cli_*`.
 
 A mistake is one line on stderr, never a stack trace.
 
@@ -38,6 +38,7 @@ from eventflow.local import LocalServiceError, LocalServices, services
 from eventflow.logs import Ids
 from eventflow.registry import registry
 from eventflow.settings import Settings, load_settings, masked
+from eventflow.starter import make_project
 from eventflow.terminal import Json, open_client, say_json
 from eventflow.words import one_line
 
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -58,6 +58,7 @@ _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 
 def main() -> None:
     """The entry point of the command `eventflow`."""
+    logging.getLogger("eventflow").addHandler(logging.NullHandler())  # a command says by itself what its user needs
     try:
         app(prog_name="eventflow")
     except SettingsError as error:
@@ -130,6 +131,21 @@ def _reader_of(module: str) -> Callable[["DeadLetterDetails"], str]:
 
 
 @app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks, with --watch.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Show on one screen: processes, partitions and how far they are behind, queues, schedules, dead letters, incidents.
+
+    KAFKA_BOOTSTRAP_SERVERS, where it is set, tells how far the logs go.
+    """
+    from eventflow.cli_status import show
+
+    show(watch=every if watch else None, as_json=as_json)
+
+
+@app.command()
 def why(
     subject: Annotated[str, typer.Argument(metavar="ID | TOPIC/PARTITION[/OFFSET] | KEY", help="What does not run.")],
     group: Annotated[str | None, typer.Option(help="Of a partition: only of this consumer group.")] = None,
@@ -146,6 +162,38 @@ def why(
             say_json(reason)
         else:
             typer.echo(one_line(reason.text, 2000))
+
+
+@app.command()
+def doctor(
+    module: Annotated[str | None, typer.Option("--app", help="A program, whose topics are looked at, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look whether the database, its clock, rights and settings, and Kafka's topics are fit to run on; say what to change.
+
+    Exit status 1 where something is wrong.
+    """
+    from eventflow.cli_doctor import examine
+
+    topics: list[str] = []
+    if module is not None:
+        _import(module)
+        topics = [name for one in registry.consumers if isinstance(one.topics, tuple) for name in one.topics]
+    examine(topics, as_json=as_json)
+
+
+# ---- a project of one's own ---------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="The project's name, and its folder's: small letters, digits, - and _.")],
+    folder: Annotated[Path, typer.Option("--in", help="Where the folder is made.")] = Path(),
+) -> None:
+    """Make a project that runs: a program, settings, tests, a compose file, a Dockerfile, a Makefile."""
+    files = make_project(name, folder)
+    typer.echo(f"{folder / name} has {', '.join(files)}")
+    typer.echo(f"try it: cd {shlex.quote(str(folder / name))} && make demo")
 
 
 # ---- local services ----------------------------------------------------------------------------
@@ -242,6 +290,7 @@ def demo(
 @app.command()
 def migrate(
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would be applied.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Only print what would be applied, for psql.")] = False,
     roles: Annotated[
         str | None, typer.Option(metavar="NAME", help="Print the GRANTs that a role needs to run.")
     ] = None,
@@ -249,23 +298,28 @@ def migrate(
     """Bring the database of DATABASE_URL to this version's schema, and those of EVENTFLOW_DATABASES to what they need."""
     from eventflow.migrations import LEDGER, RESULTS, RESULTS_SCHEMA
 
+    if sum((plan, sql, roles is not None)) > 1:
+        raise UsageError("--plan, --sql, --roles: choose one")
     settings = load_settings()
     schema = settings.database_schema
-    _migrate(settings.database_url, f"{settings.safe_database_url}, schema {schema}", schema, LEDGER, plan, roles)
+    how = "sql" if sql else "plan" if plan else ""
+    _migrate(settings.database_url, f"{settings.safe_database_url}, schema {schema}", schema, LEDGER, how, roles)
     for name, url in settings.databases.items():
         where = f"database {name!r}, {masked(url)}"
         try:
-            _migrate(url, where, RESULTS_SCHEMA, RESULTS, plan, roles)
+            _migrate(url, where, RESULTS_SCHEMA, RESULTS, how, roles)
         except (SchemaError, UnavailableError) as error:
             raise type(error)(f"database {name!r}: {error}") from error
 
 
-def _migrate(url: str, where: str, schema: str, layout: "Layout", plan: bool, roles: str | None) -> None:
+def _migrate(url: str, where: str, schema: str, layout: "Layout", how: str, roles: str | None) -> None:
     from eventflow import migrations
 
     if roles is not None:
         typer.echo(f"-- {where}\n{migrations.roles_sql(schema, roles, layout)}")
-    elif plan:
+    elif how == "sql":
+        typer.echo(f"-- {where}\n{migrations.pending_sql(url, schema=schema, layout=layout) or '-- nothing to do'}")
+    elif how == "plan":
         pending = migrations.plan(url, schema=schema, layout=layout)
         typer.echo("\n".join(pending) if pending else f"nothing to do: {where} is up to date")
     else:
@@ -283,41 +337,61 @@ def run(
     module: Annotated[
         str, typer.Argument(help="What declares consumers and workflows: `app`, `shop.app` or `app.py`.")
     ],
-    consumers: Annotated[
-        list[str] | None, typer.Option("--consumer", help="Serve this consumer, not all; may be repeated.")
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Only these consumers, queues, schedules; `queue:NAME` where two are so named."),
     ] = None,
     no_consumers: Annotated[bool, typer.Option("--no-consumers", help="Serve no consumer.")] = False,
-    taken: Annotated[
-        list[str] | None, typer.Option("--queue", help="Serve this queue, not all; may be repeated.")
-    ] = None,
     no_queues: Annotated[bool, typer.Option("--no-queues", help="Serve no queue.")] = False,
-    fired: Annotated[
-        list[str] | None, typer.Option("--schedule", help="Fire this schedule, not all; may be repeated.")
-    ] = None,
     no_schedules: Annotated[bool, typer.Option("--no-schedules", help="Fire no schedule.")] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, max=256, help="So many processes: one that dies is started again; SIGHUP replaces each.")
+    ] = 1,
+    reload: Annotated[bool, typer.Option("--reload", help="For development: start again when a file changes.")] = False,
     uvloop: Annotated[
         bool | None, typer.Option("--uvloop/--no-uvloop", help="Use uvloop; by default where it is installed.")
     ] = None,
-) -> None:
+    line: Annotated[int | None, typer.Option("--supervised", hidden=True)] = None,
+) -> None:  # fmt: skip
     """Import a module and run what it registers, until SIGTERM or Ctrl-C; then drain and leave cleanly.
 
     Reads DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS and EVENTFLOW_... from the environment.
     """
-    from eventflow.app import run as run_app
-
     if uvloop and importlib.util.find_spec("uvloop") is None:
         raise UsageError('--uvloop: uvloop is not installed; pip install "eventflow[uvloop]"')
     settings = load_settings()
+    if processes > 1 or reload:
+        _log(settings)
+        options = {"--no-consumers": no_consumers, "--no-queues": no_queues, "--no-schedules": no_schedules}
+        options |= {"--uvloop": uvloop is True, "--no-uvloop": uvloop is False}
+        given = [name for name, value in options.items() if value] + ([] if only is None else ["--only", only])
+        sys.exit(_supervise(module, given, processes, settings.http_port, reload=reload))
+    _run(module, settings, only, {"consumer": no_consumers, "queue": no_queues, "schedule": no_schedules}, uvloop, line)
+
+
+def _supervise(module: str, options: list[str], processes: int, port: int | None, *, reload: bool) -> int:
+    """Run it in processes of their own; where they cannot import it, that is said once."""
+    from eventflow.supervisor import Supervisor, changes, command_of
+
+    watch = (lambda: changes(Path.cwd())) if reload else None
+    return Supervisor(command_of(module, options), processes, watch, port or None).run()
+
+
+def _run(
+    module: str, settings: Settings, only: str | None, none_of: dict[str, bool], uvloop: bool | None, line: int | None
+) -> None:  # fmt: skip
+    from eventflow.app import run as run_app
+
+    ready = None
+    if line is not None:
+        from eventflow.supervisor import supervised
+
+        ready = supervised(line)
     _import(module)
     _log(settings)
     if not registry.specs:
         raise UsageError(f"{module} registers nothing to run: no @kafka_consumer, no @workflow, no @scheduled")
-    served = {
-        "consumers": _served("consumer", consumers, none=no_consumers),
-        "queues": _served("queue", taken, none=no_queues),
-        "schedules": _served("schedule", fired, none=no_schedules),
-    }
-    sys.exit(run_app(settings, **served, uvloop=uvloop))
+    sys.exit(run_app(settings, **_served(only, none_of), uvloop=uvloop, ready=ready))
 
 
 @schedules.command("plan")
@@ -343,11 +417,38 @@ def plan_schedules(
         typer.echo(f"nothing changes: {len(registry.schedules)} schedules are as {module} has them", err=True)
 
 
-def _served(what: str, names: list[str] | None, *, none: bool) -> bool | list[str]:
-    """All, none, or those named."""
-    if names and none:
-        raise UsageError(f"--{what} and --no-{what}s: choose one")
-    return names or not none
+def _served(only: str | None, none_of: dict[str, bool]) -> dict[str, bool | list[str]]:
+    """Of each kind all, none, or those named."""
+    if only is None:
+        return {f"{kind}s": not none for kind, none in none_of.items()}
+    if any(none_of.values()):
+        raise UsageError("--only, or --no-consumers and the like: choose one")
+    known = {
+        "consumer": [one.spec.name for one in registry.consumers], "queue": ["default", *registry.queues],
+        "schedule": list(registry.schedules),
+    }  # fmt: skip
+    chosen: dict[str, list[str]] = {kind: [] for kind in known}
+    for asked in filter(None, (part.strip() for part in only.split(","))):
+        kind, name = _named(asked, known)
+        chosen[kind].append(name)
+    if not any(chosen.values()):
+        raise UsageError("--only names nothing")
+    return {f"{kind}s": names or False for kind, names in chosen.items()}
+
+
+def _named(asked: str, known: dict[str, list[str]]) -> tuple[str, str]:
+    """Which kind a name is of."""
+    wanted, colon, rest = asked.partition(":")
+    found = [kind for kind, names in known.items() if asked in names]
+    if not found and colon and wanted in known and rest in known[wanted]:
+        return wanted, rest
+    if not found:
+        there = "; ".join(f"{kind}s {', '.join(names)}" for kind, names in known.items() if names)
+        raise UsageError(f"--only: nothing is named {asked!r}; there are {there}")
+    if len(found) > 1:
+        choices = " or ".join(f"{kind}:{asked}" for kind in found)
+        raise UsageError(f"--only: {asked!r} is the name of a {' and a '.join(found)}: say {choices}")
+    return found[0], asked
 
 
 def _log(settings: Settings) -> None:

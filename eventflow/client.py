@@ -13,7 +13,6 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 import eventflow.firing as firing
 import eventflow.talk as talk
 from eventflow.borrowed import AsyncBorrowed
-from eventflow.brokers import end_of
 from eventflow.codec import codec_for, limit
 from eventflow.context import Backend, RunQuery, runtime, slot
 from eventflow.cron import Overlap
@@ -29,7 +28,7 @@ from eventflow.dead_letters import (
     read_letter,
     redeliveries,
 )
-from eventflow.details import read_details, read_why
+from eventflow.details import read_details, read_overview, read_why
 from eventflow.errors import UsageError, WorkflowNotFoundError
 from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
@@ -45,6 +44,7 @@ from eventflow.records import (
     DeadLetterDetails,
     IncidentRecord,
     Operation,
+    Overview,
     PartitionLag,
     Pause,
     Reason,
@@ -158,7 +158,6 @@ class Client:
         settings = load_settings(database_schema=schema, **{n: v for n, v in given.items() if v is not None})
         self._database = database_of(settings)
         self._application, self._limit, self._lease = settings.application, settings.max_payload, settings.lease
-        self._settings: Settings | None = settings
         self._kafka = settings.kafka_bootstrap_servers, settings.kafka
         self._opened: Ledger | None = None
 
@@ -495,11 +494,14 @@ class Client:
 
         """
         talk.check_address(subject)
-        return await asyncio.to_thread(read_why, self.ledger, subject, group, self._lease, self._end_of)
+        return await asyncio.to_thread(read_why, self.ledger, subject, group, self._lease)
 
-    def _end_of(self, topic: str, partition: int) -> int | None:
-        """Where the partition's log ends, if Kafka says so. Blocks."""
-        return None if self._settings is None else end_of(self._settings, topic, partition)
+    async def overview(self) -> Overview:
+        """What goes on in this client's application: processes, what its groups have read, workflows, dead letters.
+
+        How far a group is behind is told where `KAFKA_BOOTSTRAP_SERVERS` is set and the brokers answer.
+        """
+        return await asyncio.to_thread(read_overview, self.ledger)
 
     async def send_many(
         self, messages: Iterable[tuple[str, object]], /, *, topic: str = "", idempotency_key: str | None = None
@@ -776,7 +778,7 @@ class _Here(Client):
     """The running application's."""
 
     def __init__(self) -> None:
-        self._opened = self._settings = None
+        self._opened = None
         self._lease = Settings.model_fields["lease"].default
 
     @property

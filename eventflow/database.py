@@ -159,6 +159,12 @@ class Database:
         return self.payloads.read(name, [column.name for column in cursor.description], cursor.fetchall())
 
 
+def client_version() -> str:
+    """The version of libpq, as people write it."""
+    number = psycopg.pq.version()
+    return f"{number // 10000}.{number % 10000}"
+
+
 def database_of(settings: Settings) -> Database:
     """The ledger that the settings choose, and the codec that its payloads pass.
 

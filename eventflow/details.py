@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from eventflow.brokers import ends_of
 from eventflow.codec import recorded_line
 from eventflow.context import Backend
 from eventflow.errors import WorkflowNotFoundError
@@ -18,7 +19,17 @@ from eventflow.idempotency import (
     parse_schedule_workflow_id,
 )
 from eventflow.payloads import unread
-from eventflow.records import Checkpoint, Reason, RequestRecord, WorkflowDetails, WorkflowRecord
+from eventflow.records import (
+    Checkpoint,
+    GroupRecord,
+    Overview,
+    Pause,
+    ProcessRecord,
+    Reason,
+    RequestRecord,
+    WorkflowDetails,
+    WorkflowRecord,
+)
 from eventflow.schedules import ScheduleRecord
 from eventflow.why import (
     FireFacts,
@@ -62,13 +73,12 @@ def read_details(backend: Backend, workflow_id: str) -> WorkflowDetails:
     )
 
 
-EndOf = Callable[[str, int], int | None]  # where the log of a topic's partition ends, if that can be told
 _PLACE = re.compile(r"(?P<topic>[A-Za-z0-9._-]{1,249})/(?P<partition>\d{1,9})(?:/(?P<offset>\d{1,18}))?")
 _OF_WORKFLOW = [field.name for field in dataclasses.fields(WorkflowFacts)]
 _OF_PARTITION = [field.name for field in dataclasses.fields(PartitionFacts)]
 
 
-def read_why(backend: Backend, subject: str, group: str | None, lease: float, end_of: EndOf) -> list[Reason]:
+def read_why(backend: Backend, subject: str, group: str | None, lease: float) -> list[Reason]:
     """Why this does not run: a workflow by its id, else `topic/partition[/offset]` for each group, else a key. Blocks.
 
     Raises:
@@ -83,11 +93,11 @@ def read_why(backend: Backend, subject: str, group: str | None, lease: float, en
     if message is not None:
         asked = {"group": message.group, "incarnation": message.incarnation, "generation": message.generation}
         where = message.topic, message.partition, message.offset
-        reasons = _of_place(backend, where, asked, lease, end_of)
+        reasons = _of_place(backend, where, asked, lease)
     elif place is not None:
         asked = {"group": group, "incarnation": None, "generation": None}
         offset = None if place["offset"] is None else int(place["offset"])
-        reasons = _of_place(backend, (place["topic"], int(place["partition"]), offset), asked, lease, end_of)
+        reasons = _of_place(backend, (place["topic"], int(place["partition"]), offset), asked, lease)
     elif (fire := _of_fire(backend, subject)) is not None:
         reasons = [fire]
     reasons = reasons or _of_key(backend, subject, lease)
@@ -115,16 +125,18 @@ def _of_workflow(backend: Backend, workflow_id: str, lease: float) -> Reason | N
 
 
 def _of_place(
-    backend: Backend, place: tuple[str, int, int | None], asked: dict[str, Any], lease: float, end_of: EndOf
+    backend: Backend, place: tuple[str, int, int | None], asked: dict[str, Any], lease: float
 ) -> list[Reason]:
     topic, partition, offset = place
     asked = asked | {"topic": topic, "partition": partition, "offset": offset}
     rows = backend.query("why_partition", asked)
-    end = end_of(topic, partition) if rows else None
+    end = _ends(backend, [(topic, partition)] if rows else []).get((topic, partition))
+    held = [Pause(*row) for row in backend.query("read_pauses", {"group": asked["group"]})]
     reasons: list[Reason] = []
     for row in rows:
         known: dict[str, Any] = dict(zip(_OF_PARTITION, row, strict=False))
-        facts = PartitionFacts(**known, end=end, lease=lease)
+        paused = next((one for one in held if one.holds(known["group"], topic, partition)), None)
+        facts = PartitionFacts(**known, end=end, paused=paused, lease=lease)
         if offset is None:
             reasons.append(explain_partition(facts))
             continue
@@ -157,3 +169,41 @@ def _of_key(backend: Backend, key: str, lease: float) -> list[Reason]:
     rows = backend.query("why_key", {"scopes": scopes, "key": data, "text": key})
     found = [_of_workflow(backend, workflow_id, lease) for (workflow_id,) in rows]
     return [reason for reason in found if reason is not None]
+
+
+def read_overview(backend: Backend) -> Overview:
+    """What goes on in the backend's application. Blocks."""
+    asked = {"application": backend.application}
+    counts: dict[str, dict[str, int]] = {"status": {}, "dead letters": {}}
+    for kind, name, count in backend.query("count_workflows", asked):
+        counts[kind][name] = count
+    return Overview(
+        backend.application, tuple(ProcessRecord(*row) for row in backend.query("living_processes", asked)),
+        tuple(_groups(backend)), counts["status"], counts["dead letters"],
+    )  # fmt: skip
+
+
+def _groups(backend: Backend) -> list[GroupRecord]:
+    rows = backend.query("read_groups", {})
+    ends = _ends(backend, sorted({(topic, partition) for _, topic, partition, *_ in rows}))
+    held = [Pause(*row) for row in backend.query("read_pauses", {"group": None})]
+    gathered: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+    for group, topic, partition, position, *rest in rows:
+        end = ends.get((topic, partition))
+        behind = None if end is None else max(0, end - (position or 0))
+        paused = any(one.holds(group, topic, partition) for one in held)
+        gathered.setdefault((group, topic), []).append((behind, paused, *rest))
+    found: list[GroupRecord] = []
+    for (group, topic), parts in gathered.items():
+        known = [behind for behind, *_ in parts if behind is not None]
+        found.append(GroupRecord(
+            group, topic, len(parts), sum(owned for _, _, owned, _, _ in parts),
+            sum(incident is not None for *_, incident, _ in parts), sum(paused for _, paused, *_ in parts),
+            sum(known) if len(known) == len(parts) else None, sum(unfinished for *_, unfinished in parts),
+        ))  # fmt: skip
+    return found
+
+
+def _ends(backend: Backend, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """Where the logs end, as far as Kafka says so."""
+    return ends_of(*backend.kafka, places)

@@ -187,6 +187,29 @@ def plan(database_url: str, *, schema: str = "eventflow", layout: Layout = LEDGE
     return [m.title for m in migrations(layout.folder) if m.version not in done]
 
 
+def pending_sql(database_url: str, *, schema: str = "eventflow", layout: Layout = LEDGER) -> str:
+    """What `migrate` would run, as a script for `psql`: nothing where there is nothing to do. Changes nothing.
+
+    Raises:
+        UnavailableError, SchemaError: as of `plan`.
+
+    """
+    missing = {*plan(database_url, schema=schema, layout=layout)}
+    script = [_as_sql(one, schema) for one in migrations(layout.folder) if one.title in missing]
+    return "\n".join(script)
+
+
+def _as_sql(migration: Migration, schema: str) -> str:
+    """One migration as the transaction that `_apply` makes of it; applied twice, it is refused by the key of `migrations`."""
+    quoted = in_schema("eventflow.", schema).removesuffix(".")
+    create = f"create schema if not exists {quoted};\n" if migration.version == 1 else ""
+    record = (
+        f"insert into {quoted}.migrations (version, name, oldest_code) "
+        f"values ({migration.version}, '{migration.name}', {migration.oldest_code});\n"
+    )
+    return f"begin;\n{create}{in_schema(migration.text, schema).strip()}\n{record}commit;\n"
+
+
 def migrate(
     database_url: str,
     *,

@@ -141,6 +141,58 @@ class WorkflowDetails:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """A process that lives, or that nobody has taken over yet.
+
+    Attributes:
+        version: its `EVENTFLOW_APPLICATION_VERSION`. silent: seconds since its last beat.
+        workflows, partitions: how many it holds.
+
+    """
+
+    executor: int
+    host: str
+    pid: int
+    version: str | None
+    born_at: datetime
+    silent: float
+    workflows: int
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecord:
+    """How far a group has read a topic.
+
+    Attributes:
+        partitions: how many it knows; read: how many of them a living process has.
+        stopped: how many of them an incident stops; paused: how many a person has paused.
+        behind: messages that it has not read, where Kafka tells where the logs end. unfinished: accepted, and not ended.
+
+    """
+
+    group: str
+    topic: str
+    partitions: int
+    read: int
+    stopped: int
+    paused: int
+    behind: int | None
+    unfinished: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What goes on: the processes, what is read, how many workflows are in which state, dead letters by handler."""
+
+    application: str
+    processes: tuple[ProcessRecord, ...]
+    groups: tuple[GroupRecord, ...]
+    workflows: dict[str, int] = field(hash=False)
+    dead_letters: dict[str, int] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Reason:
     """Why something does not run, or that it does, or has: see `Client.why`.
 

@@ -54,6 +54,7 @@ from eventflow.records import (
     DeadLetter,
     DeadLetterDetails,
     IncidentRecord,
+    Overview,
     PartitionLag,
     Pause,
     Reason,
@@ -690,6 +691,10 @@ class Client:
     def workflow(self, workflow_id: str, /) -> WorkflowDetails:
         """A workflow with all that is known of it; see `eventflow.client.Client.workflow`."""
         return self._run("workflow", self._client.workflow, workflow_id)
+
+    def overview(self) -> Overview:
+        """What goes on; see `eventflow.client.Client.overview`."""
+        return self._run("overview", self._client.overview)
 
     def why(self, subject: str, /, *, group: str | None = None) -> list[Reason]:
         """Why something does not run; see `eventflow.client.Client.why`."""

@@ -130,8 +130,8 @@ def plain(value: Any) -> Any:
         return value.total_seconds()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if isinstance(value, tuple):
-        return [plain(one) for one in cast("tuple[Any, ...]", value)]
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in cast("Sequence[Any]", value)]
     return value
 
 

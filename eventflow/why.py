@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from eventflow.codec import recorded_line
 from eventflow.lines import Limits
-from eventflow.records import Checkpoint, Reason, Status
+from eventflow.records import Checkpoint, Pause, Reason, Status
 from eventflow.words import counted, length_text, one_line, time_text, times
 
 _TIMED = {"recv": ("receiving", "a message"), "result": ("child", "another's result"), "event": ("event", "an event")}
@@ -125,6 +125,7 @@ class PartitionFacts:
     paused_by: str | None = None
     paused_why: str | None = None
     end: int | None = None
+    paused: Pause | None = None
     lease: float = 5.0
 
     @property
@@ -428,6 +429,10 @@ def explain_partition(facts: PartitionFacts) -> Reason:
         text = f"is paused by {facts.paused_by}: {facts.paused_why}; `eventflow consumers resume {facts.group}` lets it go on"
         return Reason(subject, "paused", f"group {facts.group}: {subject} {text}", None, None)
     place = _place(facts)
+    if facts.paused is not None:
+        by = f"by {facts.paused.who} at {time_text(facts.paused.at)}: {facts.paused.why or 'nobody said why'}"
+        text = f"group {facts.group}: {subject} is paused {by}; its position is {place}"
+        return Reason(subject, "paused", f"{text}; `eventflow consumers resume` lets it go on", None, None)
     if facts.released or not facts.alive:
         who = "no live process has it" if facts.released else f"executor {facts.owner}, which had it, is dead"
         text = f"group {facts.group}: {subject} is not read: {who}, and its position is {place}"

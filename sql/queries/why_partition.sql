@@ -22,6 +22,6 @@ select c."group", s.topic, s.incarnation, c.partition, c.generation, c.released 
                       where w.claim = c.id and w.status in ('queued', 'running', 'waiting', 'parked')) u on true
  where s.topic = %(topic)b::text and c.partition = %(partition)b::int
    and (%(group)b::text is null or c."group" = %(group)b::text)
-   and (%(incarnation)b::int is null and not s.superseded and not c.ended
+   and (%(incarnation)b::int is null and not s.superseded and not c.ended and c.reprocessing is null
         or s.incarnation = %(incarnation)b::int and c.generation = %(generation)b::int)
  order by c."group", c.generation

@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import typer.main
 
-from eventflow.migrations import migrate
+from eventflow import cli
+from eventflow.migrations import check_schema, migrate
 
 Done = subprocess.CompletedProcess[str]
 APP = """
@@ -71,12 +74,39 @@ def test_the_version_both_ways() -> None:
     assert re.fullmatch(r"eventflow \d+\.\d+\.\d+\n", by_script)
 
 
-@pytest.mark.parametrize("command", ["", "dev", "migrate", "run", "demo"])
-def test_every_command_has_help(command: str) -> None:
+@pytest.mark.parametrize("command", ["", "run", "workflows cancel"])
+def test_help_both_ways(command: str) -> None:
     for flag in ("--help", "-h"):
         done = eventflow(*command.split(), flag)
         assert done.returncode == 0
         assert f"Usage: eventflow {command}" in done.stdout
+
+
+def test_every_command_says_what_it_does_and_stands_on_the_page() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    table = page.partition("\n## ")[0]
+    commands: Any = typer.main.get_command(cli.app)
+    for name, command in commands.commands.items():
+        row = next((line for line in table.splitlines() if f"`{name}" in line), "")
+        assert row, f"{name} is not on the page"
+        assert command.help, name
+        for inner, one in getattr(command, "commands", {}).items():
+            assert one.help, f"{name} {inner}"
+            assert inner in row, f"{name} {inner} is not on the page"
+
+
+def test_a_shell_completes() -> None:
+    script = Path(sys.executable).parent / "eventflow"
+
+    def complete(words: str) -> str:
+        asked = {"_EVENTFLOW_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return subprocess.run(
+            [str(script)], capture_output=True, text=True, check=False, env=environment(**asked)
+        ).stdout
+
+    assert complete("eventflow work").split() == ["workflows"]
+    assert complete("eventflow queues re").split() == ["resume", "reset"]
+    assert "--processes" in complete("eventflow run --pro")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +162,7 @@ BROKEN = {
 SERVES = """
 import eventflow
 from eventflow.queues import Queue
-mail = Queue("mail")
+mail, orders_too = Queue("mail"), Queue("orders")
 @eventflow.kafka_consumer("t", group="g", name="orders")
 async def orders(message: eventflow.Message[bytes]) -> None: ...
 """
@@ -141,12 +171,16 @@ async def orders(message: eventflow.Message[bytes]) -> None: ...
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--queue", "mial"], "no queue is named 'mial'; there are: default, mail"),
-        (["--consumer", "order"], "no consumer is named 'order'; there are: orders"),
-        (["--queue", "mail", "--no-queues"], "--queue and --no-queues: choose one"),
-        (["--consumer", "orders", "--no-consumers"], "--consumer and --no-consumers: choose one"),
-        (["--queue", "mail", "--consumer", "orders"], "KAFKA_BOOTSTRAP_SERVERS is not set"),
-        (["--queue", "mail", "--no-consumers"], "no-such-host"),  # so far it comes
+        (
+            ["--only", "mial"],
+            "--only: nothing is named 'mial'; there are consumers orders; queues default, mail, orders",
+        ),
+        (["--only", "orders"], "'orders' is the name of a consumer and a queue: say consumer:orders or queue:orders"),
+        (["--only", "mail", "--no-queues"], "--only, or --no-consumers and the like: choose one"),
+        (["--only", " , "], "--only names nothing"),
+        (["--only", "mail, consumer:orders"], "KAFKA_BOOTSTRAP_SERVERS is not set"),
+        (["--only", "mail,queue:orders"], "no-such-host"),  # so far it comes
+        (["--no-consumers"], "no-such-host"),
     ],
 )
 def test_what_a_process_serves(tmp_path: Path, options: list[str], expected: str) -> None:
@@ -224,6 +258,18 @@ def test_migrate(database_url: str) -> None:
     assert "postgres:***@" in first.stdout, "the password is masked"
     grants = eventflow("migrate", "--roles", "someone", **url).stdout
     assert 'grant usage on schema "eventflow" to "someone";' in grants
+    assert "choose one" in complaint(eventflow("migrate", "--plan", "--sql", **url), 2)
+
+
+def test_migrate_by_a_script(database_url: str) -> None:
+    """What `--sql` prints makes the schema as `migrate` does, and is empty then."""
+    url = {"DATABASE_URL": database_url, "EVENTFLOW_DATABASE_SCHEMA": "my flow"}
+    script = eventflow("migrate", "--sql", **url).stdout
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(script.encode())
+        check_schema(connection, "my flow")
+    assert eventflow("migrate", "--sql", **url).stdout.splitlines()[1:] == ["-- nothing to do"]
+    assert eventflow("migrate", **url).stdout.strip().endswith("is up to date")
 
 
 def test_migrate_prepares_other_databases(database_url: str) -> None:

@@ -123,6 +123,21 @@ def test_whatever_stands_still_says_why(world: World, client: sync.Client) -> No
     assert "nothing that is unfinished or a dead letter has it" in complaint(command(world, "nobody"), 1)
     assert "nobody has read 'nothing/3'" in complaint(command(world, "nothing/3"), 1)
 
+    screen = printed(
+        eventflow("status", DATABASE_URL=world.database_url, KAFKA_BOOTSTRAP_SERVERS=world.bootstrap_servers)
+    )
+    lines = [" ".join(line.split()) for line in screen]
+    assert "processes one process" in lines
+    assert any(line.startswith(f"executor {world.executor(worker)} process {worker.pid} on ") for line in lines)
+    assert f"{world.topic} group billing 1 of one partition read 0 behind 6 not ended" in lines
+    assert any(
+        line.startswith("closed 2 in line 0 running 0 delayed the first for ") and line.endswith("PAUSED")
+        for line in lines
+    )
+    assert any(line.startswith("workflows") and " waiting" in line and "parked" in line for line in lines)
+    assert {"dead letters 2 of bill", "schedules none"} <= set(lines)
+    assert any(line.startswith("1 open stop ") for line in lines), "a consumer that stands still is an incident"
+
     # Its process is frozen, and nobody is there to take over; then another one does, and is told to go.
     worker.freeze()
     silent = reason(client, "works", "silent")

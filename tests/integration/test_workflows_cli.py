@@ -1,6 +1,7 @@
 """`eventflow workflows` and `eventflow queues`, the installed command on a real ledger: what is printed, asked and done."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -198,6 +199,24 @@ def test_queues(run, database_url: str) -> None:  # noqa: ANN001
     assert printed(run("queues", "reset", "mail")) == ["reset mail; concurrency 2"]
     [resumed] = objects(run("queues", "resume", "mail", "--json"))
     assert (resumed["paused"], resumed["waiting"], resumed["settings"]) == (False, 1, {"concurrency": 2})
+
+
+def test_status_again_and_again(run, folder: Path, database_url: str) -> None:  # noqa: ANN001
+    [once] = objects(run("status", "--json"))
+    assert (once["overview"]["processes"], once["overview"]["application"]) == ([], "default")
+    assert {queue["name"] for queue in once["queues"]} == {"default", "mail"}
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "eventflow", "status", "--watch", "--every", "0.2"], cwd=folder, stdout=subprocess.PIPE,
+        text=True, env=environment(DATABASE_URL=database_url),
+    )  # fmt: skip
+    assert watching.stdout is not None
+    seen = 0
+    while seen < 2:
+        line = watching.stdout.readline()
+        assert line, "it goes on"
+        seen += line == "processes     NONE runs\n"
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(20) == 130
 
 
 def test_a_terminal_that_knows_no_other_letters(run, database_url: str, folder: Path) -> None:  # noqa: ANN001

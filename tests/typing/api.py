@@ -20,7 +20,7 @@ from eventflow.kafka import Deserializer, Headers, by_header
 from eventflow.logs import Ids
 from eventflow.payloads import PayloadCodec
 from eventflow.queues import Queue, QueueRecord
-from eventflow.records import DeadLetter, Reason, Redelivery, WorkflowDetails, WorkflowRecord
+from eventflow.records import DeadLetter, Overview, Reason, Redelivery, WorkflowDetails, WorkflowRecord
 from eventflow.schedules import ScheduleRecord
 from eventflow.schema_registry import Avro, JsonSchema, SchemaRegistry
 from eventflow.settings import Settings
@@ -234,6 +234,7 @@ async def checkout(session: AsyncSession, connection: "psycopg.AsyncConnection[o
         assert_type(await client.queues(), list[QueueRecord])
         assert_type(await client.workflow("refund:7"), WorkflowDetails)
         assert_type(await client.why("refund:7"), list[Reason])
+        assert_type(await client.overview(), Overview)
         async for record in client.workflows(name="refund", newest_first=True):
             assert_type(record, WorkflowRecord)
         await client.change_queue("mail", concurrency=3)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eventflow import why
-from eventflow.records import Checkpoint
+from eventflow.records import Checkpoint, Pause
 from eventflow.why import (
     FireFacts,
     PartitionFacts,
@@ -131,6 +131,8 @@ PARTITION: dict[str, Any] = {
         ({"position": None}, "reading", "its position is the log's beginning of 600, 600 messages to go"),
         ({"end": 510}, "done", "is read to its end, 510, by executor 4"),
         ({"end": 510, "unfinished": 2, "head": "m", "head_status": "parked"}, "reading", ", 2 messages accepted and not ended, the first is m, parked"),
+        ({"paused": Pause("g", None, None, "ada", "the bank is closed", NOW)}, "paused",
+         "is paused by ada at 2026-11-27 12:00:00Z: the bank is closed; its position is 510 of 600"),
         ({"released": True}, "unowned", "is not read: no live process has it, and its position is 510 of 600"),
         ({"alive": False}, "unowned", "executor 4, which had it, is dead"),
         ({"silent": 4.0}, "silent", "which has been silent for 4 s: its lease runs out in 1 s"),

@@ -1,0 +1,277 @@
+"""`eventflow run --processes N`, and `--reload`: processes that run a program, each a `eventflow run` of its own.
+
+The supervisor imports nothing of the program. A process that dies is started again, after a while that grows; on SIGTERM all
+drain; on SIGHUP each is replaced, one after another: the next one is told to go once its successor is ready, and where that
+does not come up, the rest stay as they are. Each holds one end of a socket: it says there that it is ready, and when the
+supervisor is gone, it drains, so that nothing outlives it unseen.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_FIRST, _LONGEST = 0.5, 30.0  # seconds until a process that died is started again; twice as long each time
+_STEADY = 30.0  # seconds after which one that dies is not held to have failed at its start
+_WRONG = 2  # the status of a process whose command, program or settings are wrong: it would end so again
+_LOOK = 0.5  # seconds between two looks at the files
+_PASSED_OVER = {"node_modules", "__pycache__", "site-packages"}
+
+
+@dataclass(eq=False)
+class Worker:
+    """One process, from its start to its end."""
+
+    number: int
+    process: "subprocess.Popen[bytes]"
+    line: socket.socket
+    began: float
+    ready: bool = False
+    told: bool = False  # to go
+
+    @property
+    def name(self) -> str:
+        """As the log has it."""
+        return f"process {self.number} of this program ({self.process.pid})"
+
+    def leave(self, times: int = 1) -> None:
+        """Tell it to go; told twice, it lets go of what runs at once."""
+        self.told = True
+        for _ in range(times):
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+
+
+@dataclass
+class Place:
+    """One of the N: the process that has it, and when the next one is due."""
+
+    number: int
+    worker: Worker | None = None
+    failures: int = 0
+    due: float = 0.0
+    old: Worker | None = None  # is to be replaced, by its successor
+    successor: Worker | None = None
+
+
+class Signals:
+    """Signals as events of a loop that sleeps until one comes."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._reader, self._writer = socket.socketpair()
+        for end in (self._reader, self._writer):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, _heard)
+
+    def wait(self, others: Sequence[socket.socket], timeout: float) -> tuple[list[int], list[socket.socket]]:
+        """The signals that have come, and which of the others have something to say, after so many seconds at the latest."""
+        ready = select.select([self._reader, *others], [], [], timeout)[0]
+        came: list[int] = []
+        if self._reader in ready:
+            ready.remove(self._reader)
+            came = list(self._reader.recv(4096))
+        return came, ready
+
+
+@dataclass
+class Supervisor:
+    """Keeps N processes running.
+
+    Attributes:
+        command: what each is started with; `{fd}` in it stands for its end of the socket. reload: changes of files.
+        port: of the first one's health and metrics; each has the next one.
+
+    """
+
+    command: Sequence[str]
+    count: int
+    reload: Callable[[], Iterator[Path | None]] | None = None
+    port: int | None = None
+    clock: Callable[[], float] = time.monotonic
+    places: list[Place] = field(default_factory=list[Place])
+    leaving: bool = False
+    status: int = 0
+
+    def run(self) -> int:
+        """Until all have ended; the exit status: 0 where each drained, and none was wrong."""
+        signals = Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
+        self.places = [Place(number) for number in range(1, self.count + 1)]
+        changes = None if self.reload is None else self.reload()
+        while True:
+            self._fill()
+            if self.leaving and not any(place.worker or place.successor for place in self.places):
+                return self.status
+            came, spoke = signals.wait([one.line for one in self._workers() if not one.ready], self._patience())
+            for number in came:
+                self._on(number)
+            for one in self._workers():
+                if one.line in spoke and not one.ready:
+                    one.ready = one.line.recv(16) != b""
+            self._reap()
+            self._replace()
+            changed = None if changes is None or self.leaving else next(changes)
+            if changed is not None:
+                logger.info("%s has changed: starting again", changed)
+                self._again()
+
+    def _workers(self) -> list[Worker]:
+        return [one for place in self.places for one in (place.worker, place.successor) if one is not None]
+
+    def _patience(self) -> float:
+        """Until something is due."""
+        due = [place.due - self.clock() for place in self.places if place.worker is None and not self.leaving]
+        return max(0.0, min([*due, 60.0 if self.reload is None else _LOOK]))
+
+    def _on(self, number: int) -> None:
+        if number == signal.SIGHUP and not self.leaving:
+            logger.info("SIGHUP: each process is replaced, one after another")
+            for place in self.places:
+                place.old = place.worker
+        elif number in {signal.SIGTERM, signal.SIGINT}:
+            logger.info("%s: %d processes drain", signal.Signals(number).name, len(self._workers()))
+            self.leaving = True
+            for one in self._workers():
+                one.leave()
+
+    def _fill(self) -> None:
+        """Start what is due."""
+        for place in self.places:
+            if place.worker is None and not self.leaving and place.due <= self.clock():
+                place.worker = self._start(place.number)
+
+    def _start(self, number: int) -> Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [part.format(fd=theirs.fileno()) if part == "{fd}" else part for part in self.command]
+            # In a session of its own: Ctrl-C is for the supervisor, which tells each once.
+            more = {} if not self.port else {"EVENTFLOW_HTTP_PORT": str(self.port + number - 1)}
+            process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], start_new_session=True, env=os.environ | more
+            )
+        return Worker(number, process, ours, self.clock())
+
+    def _reap(self) -> None:
+        """See who has ended, and what follows."""
+        for place in self.places:
+            if place.successor is not None and place.successor.process.poll() is not None:
+                self._give_up(place.successor)
+                place.successor = None
+            worker = place.worker
+            if worker is not None and worker.process.poll() is not None:
+                worker.line.close()
+                place.worker, place.successor = place.successor, None
+                self._ended(place, worker)
+
+    def _ended(self, place: Place, worker: Worker) -> None:
+        status = worker.process.returncode
+        if worker.told or self.leaving:
+            if status != 0:
+                logger.warning("%s %s", worker.name, _said(status))
+                self.status = self.status or 1
+            return
+        if self.reload is not None and status != 0:
+            logger.warning("%s %s; it is started again when a file changes", worker.name, _said(status))
+            place.due = float("inf")
+            return
+        if status == _WRONG:
+            logger.error("%s %s: it would end so again", worker.name, _said(status))
+            self.status, self.leaving = _WRONG, True
+            for one in self._workers():
+                one.leave()
+            return
+        place.failures = 1 if self.clock() - worker.began > _STEADY else place.failures + 1
+        wait = min(_FIRST * 2 ** (place.failures - 1), _LONGEST)
+        place.due = self.clock() + wait
+        logger.warning("%s %s; it is started again in %g s", worker.name, _said(status), wait)
+
+    def _replace(self) -> None:
+        """Go on with a rolling restart: one place at a time."""
+        for place in self.places:
+            if place.worker is not None and place.worker is not place.old and place.worker.ready:
+                place.old = None  # it is replaced
+        place = next((place for place in self.places if place.old is not None), None)
+        if place is None or place.worker is None or place.worker is not place.old or self.leaving:
+            return
+        if self.port is None and place.successor is None:
+            place.successor = self._start(place.number)
+        elif not place.worker.told and (place.successor is None or place.successor.ready):
+            place.worker.leave()  # first, where its successor is to have its port
+
+    def _give_up(self, successor: Worker) -> None:
+        successor.line.close()
+        logger.error(
+            "%s %s before it was ready: the others stay as they are",
+            successor.name,
+            _said(successor.process.returncode),
+        )
+        for place in self.places:
+            place.old = None
+
+    def _again(self) -> None:
+        """All at once, and without waiting for what runs: for development."""
+        for place in self.places:
+            place.due, place.failures = 0.0, 0
+            if place.worker is not None:
+                place.worker.leave(times=2)
+
+
+def _heard(_number: int, _frame: object) -> None:
+    """What there is to do about a signal is done by the loop."""
+
+
+def _said(status: int) -> str:
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def changes(folder: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[Path | None]:
+    """The next Python file below a folder that has changed, or None, each time it is asked; looks twice a second at most."""
+    known, looked = _times(folder), clock()
+    while True:
+        changed = None
+        if clock() - looked >= _LOOK:
+            now, looked = _times(folder), clock()
+            changed = next((file for file in sorted({*now, *known}) if now.get(file) != known.get(file)), None)
+            known = now
+        yield changed
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    found: dict[Path, int] = {}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [one for one in folders if not one.startswith(".") and one not in _PASSED_OVER]
+        for name in files:
+            if name.endswith(".py"):
+                try:
+                    found[Path(place, name)] = Path(place, name).stat().st_mtime_ns
+                except OSError:
+                    continue  # it has just gone
+    return found
+
+
+def supervised(fd: int) -> Callable[[], None]:
+    """In a process of a supervisor: leave when that is gone. Returns what says that this process is ready."""
+    line = socket.socket(fileno=fd)
+
+    def watch() -> None:
+        line.recv(1)  # says nothing, ever
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="eventflow supervisor", daemon=True).start()
+    return lambda: line.sendall(b"ready")
+
+
+def command_of(module: str, options: Sequence[str]) -> list[str]:
+    """What a process of a supervisor is started with."""
+    return [sys.executable, "-m", "eventflow", "run", module, *options, "--supervised", "{fd}"]
