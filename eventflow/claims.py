@@ -203,10 +203,14 @@ class Claims:
         former = {row[0]: _Former(*row[2:]) for row in run(connection, "lock_claims", where)}
         ids = sorted(former)
         early = self._end_former(connection, source, partitions) if source.incarnation > 1 else {}
+        if self._reprocessing is not None:
+            early = {}  # what was handled is to be handled again
         taken = run(connection, "take_claims", {"executor": self._executor, "in_flight": self._bound, "claims": ids})
         read = {claim: _Read(*what) for claim, *what in run(connection, "read_positions", {"claims": ids})}
-        if self._spec.ordering != "key":
-            run(connection, "free_lines", {"claims": ids})
+        # Nobody holds a claim that is read through: what stands in its lines is anybody's, in order.
+        lines = [i for i in ids if self._spec.ordering != "key" or next(iter(read[i].accepted)).upper is None]
+        if lines:
+            run(connection, "free_lines", {"claims": lines})
         left_over = run(connection, "read_unfinished", {"claims": ids})
         stops = {claim: _Stop(*stop) for claim, *stop in run(connection, "read_stops", {"claims": ids})}
         return [

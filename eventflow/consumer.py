@@ -314,8 +314,8 @@ class Intake:
 
     def _tend(self) -> None:
         """What is due from time to time, also while there is no room: what blocks a scope may be what takes the room."""
-        while self._again:
-            self._turns.take_again(self._again.popleft())
+        if self._again:
+            self._turns.take_again([self._again.popleft() for _ in range(len(self._again))])
         now = time.monotonic()
         if self.spec.ordering != "none":
             self._turns.tend(now)
@@ -700,9 +700,14 @@ class Intake:
         self._forget(consumer, gone)
 
     def _forget(self, consumer: Consumer, gone: list[Key]) -> None:
-        self.claims.drop(gone)
+        self._drop(gone)
         self._granted.difference_update(gone)
         self._stand_still(consumer, gone)
+
+    def _drop(self, keys: list[Key]) -> None:
+        claims = [claim for key in keys if (claim := self.claims.get(*key)) is not None]
+        self.claims.drop(keys)
+        self._turns.give_back(claims)
 
     def _stand_still(self, consumer: Consumer, gone: Iterable[Key]) -> None:
         """Fetch no more of these."""
@@ -744,7 +749,7 @@ class Intake:
         again = sorted({(c.topic, c.partition) for c in lost} & self._granted)
         mine = [(c.topic, c.partition) for c in lost if self.claims.get(c.topic, c.partition) is c]
         self._give_up(mine)
-        self.claims.drop(mine)
+        self._drop(mine)
         self._skipped.difference_update(lost)
         if not again:
             return

@@ -274,6 +274,11 @@ class Executor:
         for run in runs:
             self.hand(run, Entry(run, [], "queued", held=None), ended=True)
 
+    def release(self, runs: list[Run]) -> None:
+        """Let go of these, which have rows and wait for their turn. From their consumer's thread."""
+        for run in runs:
+            self.outcomes.release(run)
+
     def take(self, run: Run) -> None:
         """It was in line in the ledger, and is this executor's now."""
         run.executor = self

@@ -668,7 +668,7 @@ def flush_statements(
     if ranges:
         statements.append(("insert_deltas", _delta_params(ranges)))
     for name, succeeded in fast.items():
-        rows = succeeded if keeps else [entry for entry in succeeded if entry.run.life is not None]
+        rows = succeeded if keeps else [entry for entry in succeeded if _is_known(entry)]
         if rows:
             statements.append(("insert_succeeded", _fast_params(executor, application, name, rows)))
     if new:
@@ -688,6 +688,11 @@ def flush_statements(
     if riders:
         statements += rider_statements(riders)
     return statements, set(ranges)
+
+
+def _is_known(entry: Entry) -> bool:
+    """Whether others know it by its row: it waits, talks or has relatives, or leaves events, children and the like."""
+    return entry.run.life is not None or any(rider.query != "insert_outbox" for rider in entry.riders or ())
 
 
 def rider_statements(riders: Iterable[Rider]) -> list[Statement]:

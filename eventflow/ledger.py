@@ -363,7 +363,8 @@ class _Caller:
     def tell(self, outcome: str | BaseException) -> None:
         if self._outcome is None:
             self._outcome = outcome
-            self._answered.release()
+            with contextlib.suppress(RuntimeError):  # two threads told it at once
+                self._answered.release()
 
     def wait(self) -> str:
         self._answered.acquire()

@@ -5,11 +5,10 @@ protocol's generator on one. When the transaction commits is not for user code t
 """
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
 
@@ -29,8 +28,8 @@ class RolledBackError(EventflowError):
     """The user's code rolled the shared transaction back."""
 
 
-# By itself; among others; the same, its statements sent before the answers to former ones have come; with a savepoint.
-Mode = Literal["alone", "grouped", "piped", "savepoint"]
+# By itself; among others; among others, with a savepoint.
+Mode = Literal["alone", "grouped", "savepoint"]
 # A statement failed on it; no transaction is open on it any more; it is gone, by whomever's doing.
 Condition = Literal["whole", "failed", "over", "broken"]
 
@@ -47,52 +46,10 @@ def _condition(raw: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | No
     return _CONDITIONS.get(raw.info.transaction_status, "whole")
 
 
-class _Cursor(psycopg.Cursor[Any]):
-    """One that user code is lent. What its statement came to is there when it is asked for, although statements are piped."""
-
-    def _arrive(self) -> None:
-        connection = cast("_Lent", self.connection)
-        if connection.pipe is not None and self.pgresult is None:
-            connection.pipe.sync()
-
-    @property
-    def rowcount(self) -> int:
-        self._arrive()
-        return super().rowcount
-
-    @property
-    def description(self) -> list[psycopg.Column] | None:
-        self._arrive()
-        return super().description
-
-    @property
-    def statusmessage(self) -> str | None:
-        self._arrive()
-        return super().statusmessage
-
-    def nextset(self) -> bool | None:
-        self._arrive()
-        return super().nextset()
-
-
 class _Lent(psycopg.Connection[Any]):
     """A connection lent to user code: when it commits is not the user's to decide."""
 
     lent = False
-    pipe: psycopg.Pipeline | None = None
-    _piping: contextlib.ExitStack
-
-    def open_pipe(self) -> None:
-        """From here on statements are sent before the answers to former ones have come (libpq's pipeline mode)."""
-        if self.pipe is None:
-            self._piping = contextlib.ExitStack()
-            self.pipe = self._piping.enter_context(self.pipeline())
-
-    def close_pipe(self) -> None:
-        """All answers have come; the first error among them is raised."""
-        if self.pipe is not None:
-            self.pipe = None
-            self._piping.close()
 
     def commit(self) -> None:
         if self.lent:
@@ -158,8 +115,7 @@ class Port:
 
     def _connect(self) -> _Lent:
         try:
-            options = self._database.options("transaction")
-            connection = _Lent.connect(self._database.url, cursor_factory=_Cursor, **options)
+            connection = _Lent.connect(self._database.url, **self._database.options("transaction"))
         except psycopg.OperationalError as error:
             raise self._database.unavailable(error) from error
         self._database.adopt(connection)
@@ -189,8 +145,6 @@ class Port:
 
     def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "connection":
-            if mode == "piped":
-                self.raw.open_pipe()
             self.raw.lent = True
             try:
                 result = call(self.raw)
@@ -211,13 +165,9 @@ class Port:
         return result
 
     def flush(self) -> None:
-        """Send what grouped messages have only added, and wait for the answers to what was piped."""
+        """Send what grouped messages have only added."""
         if self._sa is not None:
             self._sessions.flush()
-        elif self.raw.pipe is not None:
-            # Refused outside a transaction: had user code ended it, what came behind would go back, and not be committed.
-            self.raw.execute(b"savepoint eventflow_end")
-            self.raw.close_pipe()
 
     def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
         cursor = self.raw.execute(statement, params, binary=True)
@@ -242,8 +192,6 @@ class Port:
         if self.raw is None or self.raw.closed:
             return
         try:
-            with contextlib.suppress(psycopg.Error):  # known already, or of no interest any more
-                self.raw.close_pipe()
             self.raw.rollback()
             self._end()
         except psycopg.Error:

@@ -70,6 +70,16 @@ class Scope:
         with self._lock:
             self._line = deque(sorted([run, *(self._line or ())], key=_offset))
 
+    def give_back(self) -> list[Run]:
+        """The claim is another's: who waits here and has a row is to be let go of; the owner takes rows that nobody holds."""
+        with self._lock:
+            line = self._line or ()
+            rows = [run for run in line if run.in_ledger]
+            if rows:
+                self._line = deque(run for run in line if not run.in_ledger)
+                self._passed += len(rows)
+            return rows
+
     def leave(self, run: Run) -> Run | None:
         """Its function has ended for good: who may start now."""
         with self._lock:
@@ -214,6 +224,12 @@ class KeyScope(Scope):
         """The same, with those from the ledger's line: who is in line here may be put there, and it is not to be again."""
         with self._lock:
             self._taken = deque(sorted([run, *(self._taken or ())], key=_offset))
+
+    def give_back(self) -> list[Run]:
+        """The same; those that were taken from the ledger's line, too."""
+        with self._lock:
+            taken, self._taken = self._taken or (), None
+        return [*taken, *super().give_back()]
 
     def hold_back(self, run: Run) -> None:
         """The same."""

@@ -48,10 +48,9 @@ from eventflow.tracing import Open
 
 logger = logging.getLogger(__name__)
 
-GROUP = 200  # messages that share a transaction at most, and no more than take so many seconds
+GROUP = 50  # messages that share a transaction at most, and no more than take so many seconds
 _LONG = 0.1
 _FIRST = 10  # while nobody knows how long one takes
-_ARTEFACTS_BORNE = 3  # groups that failed while piped and in no other way, before their handler is piped no more
 Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
 Begin = Callable[[], Open | None]  # begins a span, if there is to be one
@@ -190,7 +189,6 @@ class Transactions:
             [Place(lane, AsyncPort(database), ThreadPort(database)) for lane in lanes[3 * quarter :]]
         )
         self._pace: dict[str, float] = {}  # by the handler's name, how many seconds a message has lately taken
-        self._artefacts = Counter[str]()
         self._apart = Counter[str]()  # transactions of which one failed among others: how many more calls run alone
         self._idle_async = [(lane, AsyncPort(database)) for lane in self._async_lanes]
         self.active = 0
@@ -212,7 +210,7 @@ class Transactions:
                     for thread in self._threads:
                         thread.start()
                 (self._line.alone if alone else self._line.waiting).extend(sync)
-                self._ready.notify(min(len(self._threads), 1 + len(sync) // GROUP))
+                self._ready.notify()  # who takes some and leaves others wakes the next lane
         if len(sync) < len(items):
             rest = [r for r in items if _transaction(r).is_async]
             line = self._async_line.alone if alone else self._async_line.waiting
@@ -229,12 +227,10 @@ class Transactions:
 
     def _put_async(self, line: deque[Run | Batch], items: list[Run | Batch]) -> None:
         line.extend(items)
-        while self._async_line and self._idle_async and not self._stopped.is_set():
+        if self._async_line and self._idle_async and not self._stopped.is_set():
             task = self._executor.loop.create_task(self._work_async(*self._idle_async.pop()))
             self._async_tasks.add(task)
             task.add_done_callback(self._async_tasks.discard)
-            if len(self._async_line) <= GROUP and not any(isinstance(item, Batch) for item in self._async_line.next()):
-                break
 
     def _take(self, waiting: deque[Run | Batch]) -> list[Run]:
         """The next messages of one handler, dropping those that may not start any more."""
@@ -282,6 +278,8 @@ class Transactions:
                         return
                     group = self._take(self._line.next())
                     self.active += 1
+                    if self._line:
+                        self._ready.notify()
                 try:
                     if group:
                         drive(self.group(lane, group), port)
@@ -302,6 +300,7 @@ class Transactions:
         try:
             while self._async_line and not self._stopped.is_set():
                 group = self._take(self._async_line.next())
+                self._put_async(self._async_line.waiting, [])  # what is left wakes the next lane
                 if group:
                     await adrive(self.group(lane, group), port)
             self._idle_async.append((lane, port))
@@ -320,7 +319,7 @@ class Transactions:
         if is_batched(runs[0].spec):
             yield from self._batch(lane, runs)
             return
-        failure = yield from self._attempt(lane, runs, self._mode(runs))
+        failure = yield from self._attempt(lane, runs, "grouped")
         if failure is None:
             return
         if len(runs) == 1:
@@ -341,11 +340,6 @@ class Transactions:
                 behind.append(run)
         if behind:
             self._executor.put_back(behind)
-
-    def _mode(self, runs: list[Run]) -> Mode:
-        """Piped, where user code cannot tell, or where it is done again if it can (docs/adr/0019)."""
-        pipes = _transaction(runs[0]).flavour == "connection" and self._artefacts[runs[0].name] < _ARTEFACTS_BORNE
-        return "piped" if pipes and len(runs) > 1 else "grouped"
 
     def _batch(self, lane: Lane, runs: list[Run]) -> Protocol:
         """Call a batch handler with these; where that fails, with each half of them, until who is at fault fails alone."""
@@ -410,8 +404,6 @@ class Transactions:
                 held.let_go()
             crash_point("transactions.after_commit")
             lane.advance()
-            if mode == "savepoint" and not failed:  # nobody was at fault
-                self._artefacts[runs[0].name] += 1
             self._trace(entries, since)
             self._settle(entries, failed)
             return None

@@ -6,7 +6,7 @@ Kafka is either behind its line or in it.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ class Desk(Protocol):
     def dispatch(self, runs: list[Run]) -> None: ...
     def unblock(self, scope: Scope) -> None: ...
     def store(self, runs: list[Run]) -> None: ...
+    def release(self, runs: list[Run]) -> None: ...
     def take(self, run: Run) -> None: ...
 
 
@@ -89,19 +90,31 @@ class Turns:
 
     # ---- who comes again ----
 
-    def take_again(self, run: Run) -> None:
-        """One whose row this executor has taken goes before those that wait in its scope, in order of offsets.
+    def take_again(self, runs: Iterable[Run]) -> None:
+        """Those whose rows this executor has taken go before those that wait in their scopes, in order of offsets.
 
         Where the scope waits for this very one, it runs now. So does one of a partition that is not held: whoever claims that
         learns of it.
         """
-        claim, scope = self._place(run)
-        if claim is None or scope is None:
-            self._desk.dispatch([run])
-            return
-        self._come(claim, scope, run)
-        scope.enter_again(run)
-        self._desk.unblock(scope)
+        scopes: dict[Scope, None] = {}
+        for run in runs:
+            claim, scope = self._place(run)
+            if claim is None or scope is None:
+                self._desk.dispatch([run])
+            else:
+                self._come(claim, scope, run)
+                scope.enter_again(run)
+                scopes[scope] = None
+        for scope in scopes:  # once all have come: who came first need not be the first
+            self._desk.unblock(scope)
+
+    def give_back(self, claims: Iterable[Claim]) -> None:
+        """These claims are no more ours: neither are the rows that wait for their turn under them."""
+        for claim in claims:
+            scopes = ([] if claim.scope is None else [claim.scope]) if claim.scopes is None else claim.scopes.all()
+            rows = [run for scope in scopes for run in scope.give_back()]
+            if rows:
+                self._desk.release(rows)
 
     def _place(self, run: Run) -> tuple[Claim | None, Scope | None]:
         place = parse_message_workflow_id(run.workflow_id)

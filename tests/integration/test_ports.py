@@ -6,7 +6,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row
 from sqlalchemy import event, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -265,84 +264,3 @@ def test_an_async_nested_transaction_commits_nothing_where_a_session_was_before(
 
     asyncio.run(main())
     assert rows(url, "select count(*) from orders") == [(0,)]
-
-
-# ---- piped ---------------------------------------------------------------------------------------
-
-Connected = Callable[["psycopg.Connection[Any]"], Any]
-
-
-def piped(url: str, *handlers: Connected) -> list[Any]:
-    port, connection = Port(Database(url)), spec("connection")
-    port.begin(connection)
-    try:
-        results = [port.user(connection, handler, "piped") for handler in handlers]
-        port.flush()
-        port.commit()
-    except BaseException:
-        port.rollback()
-        port.begin(connection)  # it is as good as new
-        port.rollback()
-        raise
-    finally:
-        port.close()
-    return results
-
-
-def insert(number: int) -> Connected:
-    return lambda connection: connection.execute("insert into orders values (%s, 'new')", [number])
-
-
-def test_statements_are_sent_before_the_answers_to_former_ones_have_come(url: str) -> None:
-    waited: list[Any] = []
-
-    def look(connection: "psycopg.Connection[Any]") -> None:
-        waited.append(connection.info.pipeline_status.name)
-        cursor = connection.execute("insert into orders values (99, 'new')")
-        waited.append(cursor.pgresult)
-        assert cursor.rowcount == 1
-
-    piped(url, *(insert(n) for n in range(20)), look)
-    assert waited == ["ON", None]
-    assert rows(url, "select count(*) from orders") == [(21,)]
-
-
-@pytest.mark.parametrize(
-    ("look", "found"),
-    [
-        (lambda c: c.execute("update orders set state = 'paid'").rowcount, 2),
-        (lambda c: c.execute("update orders set state = 'paid' where id = 7").rowcount, 0),
-        (lambda c: c.execute("delete from orders where id = 1").statusmessage, "DELETE 1"),
-        (lambda c: [column.name for column in c.execute("select id, state from orders").description], ["id", "state"]),
-        (lambda c: c.execute("select state from orders where id = 1").fetchone(), ("new",)),
-        (lambda c: list(c.execute("select id from orders order by 1")), [(1,), (2,)]),
-        (
-            lambda c: c.cursor(row_factory=dict_row).execute("select id from orders where id = 2").fetchall(),
-            [{"id": 2}],
-        ),
-        (lambda c: c.execute("insert into orders values (5, 'x') returning id").fetchone(), (5,)),
-        (lambda c: c.cursor().executemany("insert into orders values (%s, 'x')", [(8,), (9,)]), None),
-    ],
-)
-def test_what_a_statement_came_to_is_there_when_it_is_asked_for(url: str, look: Connected, found: object) -> None:
-    assert piped(url, insert(1), insert(2), look)[2] == found
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        insert(1),
-        lambda c: c.execute("select no_such_column from orders"),
-        lambda c: c.execute("select 1; select 2"),
-        lambda c: c.cursor().copy("copy orders from stdin").__enter__(),
-        lambda c: c.execute("commit"),
-        lambda c: c.execute("commit").fetchall(),
-        lambda c: c.execute("rollback"),
-    ],
-    ids=["twice", "no column", "two statements", "copy", "commit", "commit, fetched", "rollback"],
-)
-def test_one_that_cannot_be_piped_fails_the_group_before_it_commits(url: str, wrong: Connected) -> None:
-    """So that it runs again, one message after another; what came behind a COMMIT has gone back."""
-    with pytest.raises((psycopg.Error, RolledBackError)):
-        piped(url, insert(1), wrong, insert(3))
-    assert rows(url, "select id from orders where id > 1") == []

@@ -192,22 +192,3 @@ def test_a_handler_on_an_async_session(world: World) -> None:
     world.wait_completed("ledger")
     world.check("ledger", effects=True)
     assert world.sql("select distinct note from effects") == [("repeatable read",)]
-
-
-@pytest.mark.parametrize(("kind", "again"), [("copy", 2 * 3 * 200), ("caught", 0)])
-def test_what_cannot_be_piped_is_done_again_and_piped_no_more(world: World, kind: str, again: int) -> None:
-    """Each of two lanes has three groups of a handler with a COPY done again; an error that is caught is raised in its place."""
-    world.sql("create table once (n int primary key)")
-    world.sql("insert into once values (1)")
-    world.create_topic(2)
-    world.produce(600)
-    world.start("unpiped", KIND=kind)
-    world.wait_completed("ledger")
-    calls = """select count(*), coalesce(max(id), 0) from effects where "group" = 'calls' and id > %s"""
-    [(called, last)] = world.sql(calls, 0)
-    assert (called > 600) == (again > 0)
-    assert called <= 600 + again
-    world.produce(100)
-    world.wait_completed("ledger")
-    assert world.sql(calls, last)[0][0] == 100
-    world.check("ledger", effects=True)

@@ -16,9 +16,9 @@ import pytest
 from eventflow.codec import error_line
 from eventflow.executor import Executor
 from eventflow.ids import new_id
-from eventflow.journal import ClaimsLostError, Entry, Journal
+from eventflow.journal import RIDERS, ClaimsLostError, Entry, Journal, flush_statements
 from eventflow.kafka import Message
-from eventflow.records import Checkpoint
+from eventflow.records import Checkpoint, Rider
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run
@@ -397,3 +397,24 @@ def test_ids_are_random_uuids_that_no_fork_shares() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(reader, 100).decode() != new_id()
+
+
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [(None, 0), ("insert_outbox", 0), ("insert_events", 1), ("insert_children", 1), ("insert_messages", 1)],
+)
+def test_a_message_that_others_know_keeps_its_row(query: str | None, kept: int) -> None:
+    """Also where rows of what succeeds at once are not kept (R19, docs/adr/0018)."""
+
+    def handler(message: Message[Any]) -> None: ...
+
+    run = Run(handler_spec(handler), "kafka:g:t:1:0:0", "a")
+    run.claim, run.offset, run.first = Claim(1, 1, "g", "t", 0, 1, 1, "kafka:g:t:1:0:", 0), 0, 0
+    entry = Entry(run, [], "succeeded", output="null")
+    if query is not None:
+        entry.riders = [Rider(query, tuple(["x"] * len(RIDERS[query])))]
+    for keeps in (True, False):
+        statements, claims = flush_statements(1, "a", [entry], [], keeps=keeps)
+        names = [name for name, _ in statements]
+        assert names.count("insert_succeeded") == (1 if keeps else kept)
+        assert names.count("insert_deltas") == len(claims) == 1

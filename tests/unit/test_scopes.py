@@ -255,6 +255,27 @@ def test_nobody_is_taken_before_the_last_one_is_durable() -> None:
     assert scope.wants()
 
 
+def test_who_waits_and_has_a_row_is_given_back_with_the_claim() -> None:
+    """The next owner takes rows that nobody holds; who has begun ends here, and who has none comes from Kafka again."""
+    scopes = Scopes(1)
+    scope, [a, z] = entered(scopes, b"x", "az")
+    b, c, d = waiters("bcd")
+    for run in (b, c, d):
+        run.in_ledger = True
+    scope.take([b, c], more=False)
+    scope.enter_again(d)
+    assert scope.give_back() == [b, c, d]
+    assert scope.give_back() == []
+    assert end(scope, a) is z
+    whole = Scope("1", [])
+    assert whole.enter(a)
+    whole.enter_again(c)
+    whole.enter_again(b)
+    assert not whole.enter(z)
+    assert whole.give_back() == [b, c]
+    assert whole.leave(a) is z
+
+
 def test_what_the_ledger_has_is_found_by_the_key() -> None:
     scopes = Scopes(7, [(key_scope_id(7, b"x"), ["before"], None, None), (key_scope_id(7, b"y"), [], 1, 9)])
     scope, [a] = entered(scopes, b"x", "a")
