@@ -268,8 +268,8 @@ class Incarnation:
         return len(self.executor.runs)
 
     def waiting_for_partitions(self) -> list[str]:
-        """The consumers whose groups have not told them yet what they read."""
-        return [intake.name for intake in self.intakes if not intake.joined()]
+        """The consumers whose groups have not told them yet what they read; what is run again beside them does not count."""
+        return [intake.name for intake in self.intakes if intake.reprocess is None and not intake.joined()]
 
     def lags(self) -> list[tuple[str, list[Lag]]]:
         """How far behind each consumer is."""
