@@ -226,6 +226,7 @@ class Settled:
     """An executor that keeps what it is told of."""
 
     def __init__(self) -> None:
+        self.tracing = None
         self.outcomes = self
         self.done, self.wrong = list[Run](), list[BaseException]()
 
