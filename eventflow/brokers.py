@@ -233,6 +233,19 @@ class Brokers:
         except KafkaException as error:
             raise self.unavailable(error, f", topic {topic!r}") from error
 
+    def ends(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The offset after the last message of each partition of these topics.
+
+        Raises:
+            UnavailableError: the brokers do not answer.
+
+        """
+        topics: dict[str, set[int]] = {}
+        for topic, partition in places:
+            topics.setdefault(topic, set()).add(partition)
+        found = {topic: self.offsets(topic, partitions, "latest") for topic, partitions in topics.items()}
+        return {(topic, partition): end for topic, its in found.items() for partition, end in its.items()}
+
     def times(self, topic: str, places: Mapping[int, Iterable[int]]) -> dict[tuple[int, int], float]:
         """When the first message from each of these offsets on was produced, by partition and offset, in seconds since 1970.
 

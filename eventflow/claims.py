@@ -203,8 +203,6 @@ class Claims:
         former = {row[0]: _Former(*row[2:]) for row in run(connection, "lock_claims", where)}
         ids = sorted(former)
         early = self._end_former(connection, source, partitions) if source.incarnation > 1 else {}
-        if self._reprocessing is not None:
-            early = {}  # what was handled is to be handled again
         taken = run(connection, "take_claims", {"executor": self._executor, "in_flight": self._bound, "claims": ids})
         read = {claim: _Read(*what) for claim, *what in run(connection, "read_positions", {"claims": ids})}
         # Nobody holds a claim that is read through: what stands in its lines is anybody's, in order.
@@ -232,7 +230,8 @@ class Claims:
             connection, "end_former_claims",
             {"source": source.id, "group": self._spec.group, "partitions": partitions},
         )  # fmt: skip
-        suspects = _suspects(former)
+        # What is run again is compared with nothing: it was handled, and is to be once more.
+        suspects = _suspects(former) if self._reprocessing is None else []
         read = run(connection, "read_positions", {"claims": [claim for claim, *_ in suspects]})
         positions = {claim: accepted for claim, accepted, *_ in read}
         early: dict[int, Early] = {}

@@ -107,64 +107,54 @@ class _Deed:
     asks: bool = True  # about those that are named, too
 
 
-@app.command()
-def cancel(
-    workflow_ids: _Ids = None, everything: _All = False, name: _Name = None, status: _Status = None, queue: _Queue = None,
-    prefix: _Prefix = None, attribute: _Attribute = None, parent: _Parent = None, created_after: _After = None,
-    created_before: _Before = None, children: _Children = True, dry_run: _Dry = False, yes: Yes = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Ask for workflows to end: each is told at its next operation, and may clean up."""
-    only = _filter(name, status, queue, prefix, attribute, parent, created_after, created_before)
-    deed = _Deed("cancel", "asked to end", UNFINISHED, lambda client, ids: client.cancel(ids, children=children))
-    _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
+def _command(deed: _Deed, says: str) -> None:
+    """A command that does this to those that are named, or that a filter means."""
+
+    @app.command(deed.verb, help=says)
+    def _(
+        workflow_ids: _Ids = None, everything: _All = False, name: _Name = None, status: _Status = None, queue: _Queue = None,
+        prefix: _Prefix = None, attribute: _Attribute = None, parent: _Parent = None, created_after: _After = None,
+        created_before: _Before = None, dry_run: _Dry = False, yes: Yes = False, as_json: Json = False,
+    ) -> None:  # fmt: skip
+        only = _filter(name, status, queue, prefix, attribute, parent, created_after, created_before)
+        _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
-@app.command()
-def terminate(
-    workflow_ids: _Ids = None, everything: _All = False, name: _Name = None, status: _Status = None, queue: _Queue = None,
-    prefix: _Prefix = None, attribute: _Attribute = None, parent: _Parent = None, created_after: _After = None,
-    created_before: _Before = None, children: _Children = True, dry_run: _Dry = False, yes: Yes = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """End workflows here and now: what their code still does is not recorded."""
-    only = _filter(name, status, queue, prefix, attribute, parent, created_after, created_before)
-    deed = _Deed("terminate", "terminated", UNFINISHED, lambda client, ids: client.terminate(ids, children=children))
-    _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
+def _ending(verb: str, done: str, act: Callable[["Client", list[str], bool], Any], says: str) -> None:
+    """The same of one that ends workflows, and all that descends from them, or not."""
+
+    @app.command(verb, help=says)
+    def _(
+        workflow_ids: _Ids = None, everything: _All = False, name: _Name = None, status: _Status = None, queue: _Queue = None,
+        prefix: _Prefix = None, attribute: _Attribute = None, parent: _Parent = None, created_after: _After = None,
+        created_before: _Before = None, children: _Children = True, dry_run: _Dry = False, yes: Yes = False,
+        as_json: Json = False,
+    ) -> None:  # fmt: skip
+        only = _filter(name, status, queue, prefix, attribute, parent, created_after, created_before)
+        deed = _Deed(verb, done, UNFINISHED, lambda client, ids: act(client, ids, children))
+        _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
-@app.command()
-def resume(
-    workflow_ids: _Ids = None, everything: _All = False, name: _Name = None, status: _Status = None, queue: _Queue = None,
-    prefix: _Prefix = None, attribute: _Attribute = None, parent: _Parent = None, created_after: _After = None,
-    created_before: _Before = None, dry_run: _Dry = False, yes: Yes = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Let parked and cancelled workflows go on from what they have recorded."""
-    only = _filter(name, status, queue, prefix, attribute, parent, created_after, created_before)
-    deed = _Deed("resume", "resumed", _HELD_UP, lambda client, ids: client.resume(ids), asks=False)
-    _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
-
-
-@app.command()
-def retry(
-    workflow_ids: _Ids = None, everything: _All = False, name: _Name = None, status: _Status = None, queue: _Queue = None,
-    prefix: _Prefix = None, attribute: _Attribute = None, parent: _Parent = None, created_after: _After = None,
-    created_before: _Before = None, dry_run: _Dry = False, yes: Yes = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Run failed workflows again, from the step whose exception ended them."""
-    only = _filter(name, status, queue, prefix, attribute, parent, created_after, created_before)
-    deed = _Deed("retry", "retried", _FAILED, lambda client, ids: client.retry(ids), asks=False)
-    _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
-
-
-@app.command()
-def restart(
-    workflow_ids: _Ids = None, everything: _All = False, name: _Name = None, status: _Status = None, queue: _Queue = None,
-    prefix: _Prefix = None, attribute: _Attribute = None, parent: _Parent = None, created_after: _After = None,
-    created_before: _Before = None, dry_run: _Dry = False, yes: Yes = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Run workflows that have ended again from the beginning: what they had recorded is gone, and their steps run again."""
-    only = _filter(name, status, queue, prefix, attribute, parent, created_after, created_before)
-    deed = _Deed("restart", "restarted", FINAL, lambda client, ids: client.restart(ids))
-    _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
+_ending(
+    "cancel", "asked to end", lambda client, ids, children: client.cancel(ids, children=children),
+    "Ask for workflows to end: each is told at its next operation, and may clean up.",
+)  # fmt: skip
+_ending(
+    "terminate", "terminated", lambda client, ids, children: client.terminate(ids, children=children),
+    "End workflows here and now: what their code still does is not recorded.",
+)  # fmt: skip
+_command(
+    _Deed("resume", "resumed", _HELD_UP, lambda client, ids: client.resume(ids), asks=False),
+    "Let parked and cancelled workflows go on from what they have recorded.",
+)
+_command(
+    _Deed("retry", "retried", _FAILED, lambda client, ids: client.retry(ids), asks=False),
+    "Run failed workflows again, from the step whose exception ended them.",
+)
+_command(
+    _Deed("restart", "restarted", FINAL, lambda client, ids: client.restart(ids)),
+    "Run workflows that have ended again from the beginning: what they had recorded is gone, and their steps run again.",
+)
 
 
 @app.command()
@@ -204,16 +194,10 @@ def delay(
     _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
-@app.command()
-def delete(
-    workflow_ids: _Ids = None, everything: _All = False, name: _Name = None, status: _Status = None, queue: _Queue = None,
-    prefix: _Prefix = None, attribute: _Attribute = None, parent: _Parent = None, created_after: _After = None,
-    created_before: _Before = None, dry_run: _Dry = False, yes: Yes = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Delete workflows that have ended or are parked, with all that they recorded."""
-    only = _filter(name, status, queue, prefix, attribute, parent, created_after, created_before)
-    deed = _Deed("delete", "deleted", _OVER, lambda client, ids: client.delete(ids))
-    _do(deed, workflow_ids, only, everything=everything, dry_run=dry_run, yes=yes, as_json=as_json)
+_command(
+    _Deed("delete", "deleted", _OVER, lambda client, ids: client.delete(ids)),
+    "Delete workflows that have ended or are parked, with all that they recorded.",
+)
 
 
 def _do(

@@ -23,7 +23,6 @@ from eventflow.dead_letters import (
     LetterPages,
     Letters,
     check_rate,
-    check_reason,
     edited,
     read_letter,
     redeliveries,
@@ -32,7 +31,7 @@ from eventflow.details import read_details, read_overview, read_why
 from eventflow.errors import UsageError, WorkflowNotFoundError
 from eventflow.handles import Handle, order_for
 from eventflow.ids import new_id
-from eventflow.lags import check_place, check_why, lags, pauses, place_text
+from eventflow.lags import check_place, lags, pauses, place_text
 from eventflow.ledger import Ledger, who
 from eventflow.migrations import check_schema
 from eventflow.outbox import Undelivered, outbox_row, rider_of, traced, undelivered_of
@@ -71,6 +70,8 @@ _KEPT = 4  # connections
 _PAGE = 500
 _MOST_UPCOMING = 1000
 _UNDELIVERED = 1000
+_DROPPED = "say why: a dropped message is never handled, and who looks for it later reads the reason"
+_PAUSED = "say why it is paused: whoever wonders is shown that"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -610,7 +611,7 @@ class Client:
         What waits behind a parked one goes on. `resume` takes it back. Raises as `redeliver`, and `UsageError` without a
         reason.
         """
-        return await self.ledger.manage("drop_letters", workflow_ids, why=check_reason(reason))
+        return await self.ledger.manage("drop_letters", workflow_ids, why=_reason(reason, _DROPPED))
 
     async def redeliver_all(self, *, rate: float | None = None, **only: Unpack[Letters]) -> Redelivery:
         """Redeliver all that `dead_letters` lists now, the oldest first, `rate` a second at most; returns at once.
@@ -662,7 +663,7 @@ class Client:
             UsageError: the group has never read this, or no reason is given.
 
         """
-        asked = {**check_place(group, topic, partition), "why": check_why(reason), "who": who()}
+        asked = {**check_place(group, topic, partition), "why": _reason(reason, _PAUSED), "who": who()}
         found = await self.ledger.on_schedules(lambda run: run("pause_consumer", asked))
         if not found:
             raise UsageError(f"{place_text(group, topic, partition)}: nobody has ever read that")
@@ -787,6 +788,18 @@ class _Here(Client):
 
     def open(self) -> None:
         raise UsageError("Client.here() is the running application's: it is used as it is, not entered")
+
+
+def _reason(why: str, otherwise: str) -> str:
+    """Why a person does something.
+
+    Raises:
+        UsageError: it says nothing.
+
+    """
+    if not isinstance(why, str) or not why.strip() or "\0" in why:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(otherwise)
+    return why.strip()
 
 
 class _Paged(Protocol[T_co]):

@@ -539,7 +539,7 @@ class Intake:
             return True
         if (
             message.offset() < claim.jumped[0]
-        ):  # its last owner had read further than the position, and knows of later ones
+        ):  # its last owner had read beyond the position, and knew of later messages
             claim.jumped, claim.leader_epoch = (0, 0), -1
         if epoch > claim.leader_epoch:
             claim.leader_epoch = epoch
@@ -658,9 +658,8 @@ class Intake:
         self._unassign(self._consumer, [(c.topic, c.partition) for c in claims])
         try:
             self._consumer.incremental_assign([self.claims.start(claim) for claim in claims])
-            self._consumer.resume(
-                [TopicPartition(c.topic, c.partition) for c in claims]
-            )  # a pause outlives its assignment
+            # A pause outlives its assignment.
+            self._consumer.resume([TopicPartition(c.topic, c.partition) for c in claims])
         except KafkaException as error:  # in a callback it would end the process
             logger.warning("%s: %s; claiming again", self.name, error.args[0].str())
             self._lost.extend(claims)

@@ -217,18 +217,6 @@ def check_rate(rate: float | None) -> float | None:
     return rate
 
 
-def check_reason(why: str) -> str:
-    """Why a letter is dropped.
-
-    Raises:
-        UsageError: it says nothing.
-
-    """
-    if not isinstance(why, str) or not why.strip() or "\0" in why:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError("say why: a dropped message is never handled, and who looks for it later reads the reason")
-    return why.strip()
-
-
 def redeliveries(backend: Backend, number: int | None = None) -> list[Redelivery]:
     """The redeliveries of this application, or the one of this number. Blocks."""
     asked = {"application": backend.application, "redelivery": number}

@@ -18,12 +18,12 @@ from eventflow.idempotency import (
     parse_message_workflow_id,
     parse_schedule_workflow_id,
 )
+from eventflow.lags import pauses
 from eventflow.payloads import unread
 from eventflow.records import (
     Checkpoint,
     GroupRecord,
     Overview,
-    Pause,
     ProcessRecord,
     Reason,
     RequestRecord,
@@ -131,7 +131,7 @@ def _of_place(
     asked = asked | {"topic": topic, "partition": partition, "offset": offset}
     rows = backend.query("why_partition", asked)
     end = _ends(backend, [(topic, partition)] if rows else []).get((topic, partition))
-    held = [Pause(*row) for row in backend.query("read_pauses", {"group": asked["group"]})]
+    held = pauses(backend, asked["group"])
     reasons: list[Reason] = []
     for row in rows:
         known: dict[str, Any] = dict(zip(_OF_PARTITION, row, strict=False))
@@ -186,7 +186,7 @@ def read_overview(backend: Backend) -> Overview:
 def _groups(backend: Backend) -> list[GroupRecord]:
     rows = backend.query("read_groups", {})
     ends = _ends(backend, sorted({(topic, partition) for _, topic, partition, *_ in rows}))
-    held = [Pause(*row) for row in backend.query("read_pauses", {"group": None})]
+    held = pauses(backend)
     gathered: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
     for group, topic, partition, position, *rest in rows:
         end = ends.get((topic, partition))

@@ -20,10 +20,7 @@ def lags(backend: Backend, group: str | None, topic: str | None) -> list[Partiti
     brokers = Brokers.to_ask(*backend.kafka)
     rows = backend.query("read_lags", {"group": group, "topic": topic})
     held = pauses(backend, group)
-    there: dict[str, set[int]] = {}
-    for _, name, partition, *_ in rows:
-        there.setdefault(name, set()).add(partition)
-    ends = {(name, p): end for name, its in there.items() for p, end in brokers.offsets(name, its, "latest").items()}
+    ends = brokers.ends((name, partition) for _, name, partition, *_ in rows)
     found: list[PartitionLag] = []
     for in_group, name, partition, position, above, owner in rows:
         end = ends[name, partition]
@@ -68,18 +65,6 @@ def check_place(group: str, topic: str | None, partition: int | None) -> dict[st
     if partition is not None and (topic is None or partition < 0):
         raise UsageError(f"a partition is one of a topic, from 0, not {partition} of {topic!r}")
     return {"group": group, "topic": topic, "partition": partition}
-
-
-def check_why(reason: str) -> str:
-    """Why it is paused.
-
-    Raises:
-        UsageError: it says nothing.
-
-    """
-    if not isinstance(reason, str) or not reason.strip() or "\0" in reason:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError("say why it is paused: whoever wonders is shown that")
-    return reason.strip()
 
 
 def place_text(group: str, topic: str | None, partition: int | None) -> str:

@@ -4,7 +4,7 @@ Counting costs the same whether anybody asks or not, so it is done by the flush,
 in C, and histograms are made of fifty entries of a flush at most, each standing for its neighbours. Labels are names that
 code declares, never a key or an id; one that would have more than `_MOST` of them puts the rest under "other".
 
-`Family` is what is read; `exposition` has it as Prometheus' text and as OpenTelemetry's instruments.
+`Family` is what is read; `readings` has it as Prometheus' text and as OpenTelemetry's instruments.
 """
 
 import sys

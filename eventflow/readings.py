@@ -31,9 +31,9 @@ _OF_PROCESS: dict[str, tuple[str, Labels]] = {
     ),
     "runs": ("Workflows in this process's memory.", ()),
     "lease_age_seconds": ("Since the last beat that came through.", ()),
-    "ledger_up": ("Whether the ledger answered when it was asked last.", ()),
 }  # fmt: skip
 _OF_LEDGER: dict[str, tuple[str, Labels]] = {
+    "ledger_up": ("Whether the ledger answered when it was asked last.", ()),
     "queue_depth": ("Workflows that wait in a queue, up to 10,000.", ("queue",)),
     "queue_age_seconds": ("Since when the first of them waits.", ("queue",)),
     "dead_letters_open": ("Dead letters that nobody has decided on, up to 10,000.", ("consumer",)),
@@ -62,8 +62,11 @@ class Readings:
     def families(self) -> list[Family]:
         """All of them, as they are now."""
         values = {**self._process(), **self._ledger()}
-        gauges = [Family(n, "gauge", say, labels, values.get(n, {})) for n, (say, labels) in GAUGES.items()]
-        return [*collected(), *gauges]
+        return [*collected(), *(_gauge(name, values) for name in GAUGES)]
+
+    def gauge(self, name: str) -> Family:
+        """One gauge, as it is now."""
+        return _gauge(name, self._ledger() if name in _OF_LEDGER else self._process())
 
     def text(self) -> bytes:
         """The same in Prometheus' text format, with what the program has registered at prometheus_client's own registry.
@@ -109,6 +112,11 @@ class Readings:
         with self._lock:
             self._answered = None
         answered.set()
+
+
+def _gauge(name: str, values: Values) -> Family:
+    say, labels = GAUGES[name]
+    return Family(name, "gauge", say, labels, values.get(name, {}))
 
 
 def of_lags(lags: Iterable[tuple[str, list[Lag]]]) -> Values:
@@ -213,12 +221,7 @@ def _sink(made: Any, names: Labels) -> Callable[[float, int, Labels], None]:
 
 
 def _reader(gauge: str) -> Callable[[], Family | None]:
-    def read() -> Family | None:
-        if not _current:
-            return None
-        return next(family for family in _current[0].families() if family.name == gauge)
-
-    return read
+    return lambda: _current[0].gauge(gauge) if _current else None
 
 
 def _callback(read: Callable[[], Family | None]) -> Callable[[Any], Iterable[Any]]:

@@ -228,7 +228,8 @@ class Sources:
                 now = self._brokers.identities(known)
                 became = {topic: _what_became(source, now[topic]) for topic, source in known.items()}
                 found = self._identities(topic for topic in self._wanted() if topic not in known)
-                self.ends = self._ends(paused())
+                held_up = paused()
+                self.ends = self._brokers.ends(held_up) if held_up else {}
             except UnavailableError as error:
                 logger.debug("asking for topic ids: %s", error)
             else:
@@ -243,17 +244,6 @@ class Sources:
                 if doubts != self._doubts:
                     self.suspect.set()  # a doubt that is younger than the question
             over.wait(0.2)
-
-    def _ends(self, keys: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """Where these logs end.
-
-        Raises:
-            UnavailableError: the brokers do not answer.
-
-        """
-        topics = {topic: [p for t, p in keys if t == topic] for topic, _ in keys}
-        found = {topic: self._brokers.offsets(topic, partitions, "latest") for topic, partitions in topics.items()}
-        return {(topic, partition): end for topic, ends in found.items() for partition, end in ends.items()}
 
 
 def _what_became(source: Source, now: Identity | UnavailableError) -> str | None:

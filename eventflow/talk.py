@@ -302,10 +302,8 @@ def enqueue(order: Order) -> str:
         run, name = branch.run, f"enqueue {order.name}"
         placed = order_of(run, position, order)
         if run.history.find(position, name) is None:
-            rider, cause = (
-                Rider("enqueue", placed.row(run.application)),
-                started("enqueue", placed.name, placed.workflow_id),
-            )
+            rider = Rider("enqueue", placed.row(run.application))
+            cause = started("enqueue", placed.name, placed.workflow_id)
             run.history.note(position, name, json.dumps(placed.workflow_id), rider, *cause)
         return placed.workflow_id
 

@@ -274,6 +274,12 @@ class World:
         assert self.produced == end
         self.flush()
 
+    def fill(self, partitions: int, count: int) -> None:
+        """Produce so many orders of seven keys, one to each partition in turn."""
+        for _ in range(count):
+            self.send({"n": self.produced}, key=f"k{self.produced % 7}", partition=self.produced % partitions)
+        self.flush()
+
     def send(self, value: object, *, key: str | None = None, partition: int = -1, topic: str | None = None) -> None:
         """Produce one value: bytes and None as they are, anything else as JSON."""
         raw = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from eventflow import sync
 from eventflow.local import Kafka, Postgres
 from eventflow.migrations import migrate
 from tests.harness import EFFECTS, World
@@ -32,6 +33,14 @@ def prepare(url: str) -> str:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(EFFECTS.encode())
     return url
+
+
+@pytest.fixture
+def client(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[sync.Client]:
+    """A client of the world that knows its brokers."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", world.bootstrap_servers)
+    with sync.Client(world.database_url) as opened:
+        yield opened
 
 
 @pytest.fixture

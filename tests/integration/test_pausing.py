@@ -14,19 +14,6 @@ from tests.integration.test_cli import eventflow
 PARTITIONS = 4
 
 
-@pytest.fixture
-def client(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", world.bootstrap_servers)
-    with sync.Client(world.database_url) as client:
-        yield client
-
-
-def fill(world: World, count: int) -> None:
-    for _ in range(count):
-        world.send({"n": world.produced}, key=f"k{world.produced % 7}", partition=world.produced % PARTITIONS)
-    world.flush()
-
-
 def wait_said(world: World, text: str, count: int) -> None:
     world.wait(lambda: sum(worker.text.count(text) for worker in world.workers) >= count, f"{count} times: {text}")
 
@@ -39,7 +26,7 @@ def behind(lags: list[PartitionLag]) -> dict[int, int | None]:
 def test_what_is_paused_stands_still_in_every_process_and_after_a_restart(world: World, client: sync.Client) -> None:
     """Its partitions stay where they are, and move; others go on. Nothing is lost, nor handled twice."""
     topic = world.create_topic(PARTITIONS)
-    fill(world, 40)
+    world.fill(PARTITIONS, 40)
     first, _ = (world.start("again", ready=True) for _ in range(2))
     for group in ("ledger", "keyed"):
         world.wait_completed(group)
@@ -49,13 +36,13 @@ def test_what_is_paused_stands_still_in_every_process_and_after_a_restart(world:
     for partition in range(PARTITIONS):
         wait_said(world, f"enter: {topic}/{partition} is paused by", 1)
     wait_said(world, f"bill: {topic}/1 is paused by", 1)
-    fill(world, 80)
+    world.fill(PARTITIONS, 80)
     world.wait_completed("keyed", 40 + 60)
     first.kill()
     last = world.start("again")
     wait_said(world, f"bill: {topic}/1 is paused by", 1)
     world.wait(lambda: world.owned(last) > 0, "it has a part of them")
-    fill(world, 80)
+    world.fill(PARTITIONS, 80)
     world.wait_completed("keyed", 40 + 120)
     assert world.completed("ledger") == 40
     assert world.one("""select count(*) from effects where "group" = 'ledger'""") == 40
@@ -108,14 +95,14 @@ def test_what_cannot_be_paused_is_refused_by_name(world: World, client: sync.Cli
 
 def test_on_the_command_line(world: World) -> None:
     topic = world.create_topic(PARTITIONS)
-    fill(world, 40)
+    world.fill(PARTITIONS, 40)
     world.start("again", ready=True)
     world.wait_completed("ledger")
     where = {"DATABASE_URL": world.database_url, "KAFKA_BOOTSTRAP_SERVERS": world.bootstrap_servers}
     paused = eventflow("consumers", "pause", "ledger", topic, "2", "--reason", "odd", "--yes", **where)
     assert paused.stdout == f"ledger {topic}/2 is paused\n"
     wait_said(world, f"enter: {topic}/2 is paused by", 1)
-    fill(world, 40)
+    world.fill(PARTITIONS, 40)
     world.wait_completed("ledger", 70)
     lines = eventflow("consumers", "list", "ledger", **where).stdout.splitlines()
     assert len(lines) == PARTITIONS

@@ -20,19 +20,6 @@ GROUPS = ("ledger", "keyed")
 PARTITIONS = 4
 
 
-@pytest.fixture
-def client(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", world.bootstrap_servers)
-    with sync.Client(world.database_url) as client:
-        yield client
-
-
-def fill(world: World, count: int) -> None:
-    for _ in range(count):
-        world.send({"n": world.produced}, key=f"k{world.produced % 7}", partition=world.produced % PARTITIONS)
-    world.flush()
-
-
 def once_each(world: World, group: str, generation: int) -> dict[int, list[int]]:
     """The offsets of each partition that the group has completed in this generation, each once."""
     suffix = "" if generation == 1 else f":g{generation}"
@@ -87,7 +74,7 @@ def test_beside_the_live_one_each_message_once_whoever_dies(world: World, client
     """Workers are killed in the midst, at the flush and at random; the live consumer goes on, and its results stay."""
     chance = random.Random(seed)
     world.create_topic(PARTITIONS)
-    fill(world, 1200)
+    world.fill(PARTITIONS, 1200)
     settings = {"EVENTFLOW_MAX_IN_FLIGHT": "50"}
     workers = [world.start("again", ready=True, **settings) for _ in range(2)]
     for group in GROUPS:
@@ -100,7 +87,7 @@ def test_beside_the_live_one_each_message_once_whoever_dies(world: World, client
         WorkflowStateError, match=f"reprocessing {ordered[0].id} of this topic by group 'ledger' has not ended"
     ):
         client.reprocess("ledger", world.topic, instead=True)
-    fill(world, 400)
+    world.fill(PARTITIONS, 400)
     for point in ("journal.before_commit", "journal.after_commit"):
         world.wait(lambda: client.reprocessing(ordered[0].id or 0).done > 0, "it is under way")
         workers.append(world.start("again", crash=f"{point}:{chance.randint(1, 30)}", **settings))
@@ -124,7 +111,7 @@ def test_beside_the_live_one_each_message_once_whoever_dies(world: World, client
 def test_in_place_of_the_live_one_it_goes_on_from_there(world: World, client: sync.Client) -> None:
     """From offsets on, of two partitions: the others stay as they are; killed in the midst, and told to end when it is through."""
     world.create_topic(PARTITIONS)
-    fill(world, 800)
+    world.fill(PARTITIONS, 800)
     victim = world.start("again", ready=True, EVENTFLOW_MAX_IN_FLIGHT="20")
     for group in GROUPS:
         world.wait_completed(group)
@@ -133,7 +120,7 @@ def test_in_place_of_the_live_one_it_goes_on_from_there(world: World, client: sy
     with pytest.raises(WorkflowStateError, match="is the live consumer by now"):
         client.stop_reprocessing(ordered[0].id or 0)
     world.wait(lambda: 10 < client.reprocessing(ordered[0].id or 0).done, "it is under way")
-    fill(world, 200)
+    world.fill(PARTITIONS, 200)
     victim.kill()
     world.start("again")
     for one in ordered:
@@ -157,11 +144,11 @@ def test_in_place_of_the_live_one_it_goes_on_from_there(world: World, client: sy
 
 def test_from_a_time_on_at_a_rate_until_it_is_stopped(world: World, client: sync.Client) -> None:
     world.create_topic(PARTITIONS)
-    fill(world, 100)
+    world.fill(PARTITIONS, 100)
     time.sleep(0.01)  # a time that lies between two messages
     middle = datetime.now(UTC)
     time.sleep(0.01)
-    fill(world, 500)
+    world.fill(PARTITIONS, 500)
     world.start("again", ready=True)
     for group in GROUPS:
         world.wait_completed(group)
@@ -186,7 +173,7 @@ def test_from_a_time_on_at_a_rate_until_it_is_stopped(world: World, client: sync
 def test_it_ends_with_its_topic(world: World, client: sync.Client) -> None:
     """A topic that is recreated is another one: what was to be run again of the old one is gone, and says so."""
     world.create_topic(PARTITIONS)
-    fill(world, 40)
+    world.fill(PARTITIONS, 40)
     world.start("again", ready=True)
     world.wait_completed("keyed")
     one = client.reprocess("keyed", world.topic, rate=1)
@@ -200,7 +187,7 @@ def test_it_ends_with_its_topic(world: World, client: sync.Client) -> None:
 
 def test_what_cannot_be_run_again_is_refused(world: World, client: sync.Client) -> None:
     world.create_topic(PARTITIONS)
-    fill(world, 40)
+    world.fill(PARTITIONS, 40)
     refusals: list[tuple[tuple[str, str], dict[str, Any], str]] = [
         (("ledger", "a topic"), {}, "a group and a topic, not 'ledger' and 'a topic'"),
         (("ledger", world.topic), {"since": datetime(2026, 1, 1)}, "a time with a zone"),  # noqa: DTZ001
@@ -229,7 +216,7 @@ def test_what_cannot_be_run_again_is_refused(world: World, client: sync.Client) 
 
 def test_on_the_command_line(world: World) -> None:
     world.create_topic(PARTITIONS)
-    fill(world, 40)
+    world.fill(PARTITIONS, 40)
     world.start("again", ready=True)
     world.wait_completed("ledger")
     where = {"DATABASE_URL": world.database_url, "KAFKA_BOOTSTRAP_SERVERS": world.bootstrap_servers}
