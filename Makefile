@@ -39,7 +39,7 @@ test-crash: venv ## Run the long form of the crash tests: 20 seeds; again after 
 
 test-random: venv ## Kill at random under load: MESSAGES=200000 KILLS=100; SEED=7 repeats a run, which says its seed
 	@EVENTFLOW_TEST_SEED=$(SEED) EVENTFLOW_TEST_MESSAGES=$(MESSAGES) EVENTFLOW_TEST_KILLS=$(KILLS) \
-	  $(BIN)/pytest -q -m large tests/integration/test_at_random.py
+	  $(BIN)/pytest -q -m large -o faulthandler_timeout=0 tests/integration/test_at_random.py
 
 check: venv ## Formatter, linter, type checker, import layers, unit tests on other Pythons
 	@$(BIN)/ruff format --check .

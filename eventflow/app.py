@@ -44,6 +44,7 @@ from eventflow.ids import new_id
 from eventflow.incarnation import REAL, Fired, Incarnation, Others, Surroundings, done_with, lane_count
 from eventflow.journal import Entry
 from eventflow.ledger import Ledger, define_schedules
+from eventflow.logs import muted
 from eventflow.migrations import check_schema
 from eventflow.outbox import Row
 from eventflow.pruner import Pruner
@@ -125,6 +126,7 @@ class App:
             await asyncio.to_thread(self._define_queues)
             await asyncio.to_thread(self._define_schedules)
             async with contextlib.AsyncExitStack() as stack:
+                stack.enter_context(muted())
                 for lifespan in self._declared.lifespans:
                     await _enter(stack, lifespan)
                 await self._begin()

@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import typer
 
 from eventflow.checkup import Finding, ServerFacts, TopicFacts, of_server, of_topic
-from eventflow.errors import SchemaError, UnavailableError
+from eventflow.errors import SchemaError, SettingsError, UnavailableError
 from eventflow.settings import Settings, load_settings
 from eventflow.terminal import say_json, table
-from eventflow.words import one_line
+from eventflow.words import counted, one_line
 
 if TYPE_CHECKING:
     from eventflow.database import Connection, Database
@@ -44,6 +45,10 @@ def _findings(settings: Settings, topics: list[str]) -> Iterator[Finding]:
     except UnavailableError as error:
         known = []
         yield Finding("server", "wrong", str(error), "start it, or mend DATABASE_URL")
+    for name, url in settings.databases.items():
+        yield from _of_other(settings, name, url)
+    if settings.schema_registry_url:
+        yield _of_registry(settings)
     if not settings.kafka_bootstrap_servers:
         yield Finding("Kafka", "note", "KAFKA_BOOTSTRAP_SERVERS is not set: consumers need it", "set it, and ask again")
         return
@@ -77,6 +82,41 @@ def _of_ledger(settings: Settings) -> Generator[Finding, None, list[str]]:
             "schema", "ok", f"{settings.safe_database_url}, schema {database.schema}: version and rights are right"
         )
         return _known_topics(database, connection)
+
+
+def _of_other(settings: Settings, name: str, url: str) -> Iterator[Finding]:
+    """A database in which transactions are made: its server, and whether their results may be left there."""
+    from eventflow.database import database_of
+    from eventflow.elsewhere import check_results, other_database
+    from eventflow.incarnation import lane_count
+
+    about = f"database {name}"
+    server = replace(database_of(settings), url=url)
+    database = other_database(name, url, prepared=server.prepared, payloads=server.payloads)
+    try:
+        with server.connect("doctor") as connection:
+            [row] = server.run(connection, "doctor")
+        facts = ServerFacts(*row, here=time.time(), lanes=lane_count(settings))
+        yield from (replace(one, about=f"{about}: {one.about}") for one in of_server(facts) if one.about != "rights")
+        check_results(database)
+    except UnavailableError as error:
+        yield Finding(about, "wrong", str(error), "start it, or mend EVENTFLOW_DATABASES")
+    except SchemaError as error:
+        yield Finding(about, "wrong", str(error), "eventflow migrate, and eventflow migrate --roles NAME")
+    else:
+        yield Finding(about, "ok", f"schema {database.schema}: version and rights are right")
+
+
+def _of_registry(settings: Settings) -> Finding:
+    from eventflow.schema_registry import SchemaRegistry
+
+    try:
+        registry = SchemaRegistry(settings.schema_registry_url, settings.schema_registry)
+        count = registry.count()
+    except (SettingsError, UnavailableError) as error:
+        advice = "start it, or mend EVENTFLOW_SCHEMA_REGISTRY_URL or EVENTFLOW_SCHEMA_REGISTRY"
+        return Finding("schema registry", "wrong", str(error), advice)
+    return Finding("schema registry", "ok", f"{registry.url} answers, and knows {counted(count, 'subject')}")
 
 
 def _known_topics(database: "Database", connection: "Connection") -> list[str]:

@@ -1,16 +1,19 @@
-"""Log records know where they were written: in which workflow and step, and of which trace.
+"""Log records know where they were written: in which workflow and step, and of which trace. What is replayed logs nothing.
 
 handler.addFilter(eventflow.logs.Ids())
 handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s%(where)s"))
 """
 
+import contextlib
 import logging
 import sys
+from collections.abc import Generator
 from typing import Any
 
 from eventflow.context import StepScope, current
+from eventflow.replay import Branch
 
-__all__ = ["Ids"]
+__all__ = ["Ids", "Once"]
 
 
 class Ids(logging.Filter):
@@ -40,6 +43,39 @@ class Ids(logging.Filter):
         said = " ".join(f"{name}={found[name]}" for name in shown if found[name])
         vars(record).update(found, where=f" [{said}]" if said else "")
         return True
+
+
+class Once(logging.Filter):
+    """Lets through what a workflow logs for the first time, and nothing that it logs again while it is replayed; for a handler.
+
+    A workflow that goes on after a wait or a crash runs from its first line. What it logs before an operation that a former
+    run has begun was logged by that. A step logs in each of its attempts, and what eventflow itself logs passes always.
+    After a crash a line may come twice: nothing is recorded between two operations; so may the one before a wait for a
+    message, an event or a result without a timeout.
+
+    `running()` gives it to the handlers of the root logger, as they are then. (Temporal's `workflow.logger` mutes likewise.)
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is said for the first time."""
+        here = current.get()
+        if not isinstance(here, Branch) or record.name.startswith("eventflow."):
+            return True
+        return not here.replays(here.run.executor.home())
+
+
+@contextlib.contextmanager
+def muted() -> Generator[None]:
+    """The handlers of the root logger have `Once` meanwhile."""
+    once = Once()
+    handlers = list(logging.getLogger().handlers)
+    for handler in handlers:
+        handler.addFilter(once)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(once)
 
 
 def _trace() -> tuple[str, str]:

@@ -23,6 +23,7 @@ BARRIER: Literal["barrier"] = "barrier"
 CALL: Literal["call"] = "call"
 TICKET = "~t"  # between a position and a number: what a transaction in another database is known by there
 DETAILS = "~d"  # behind the position of a step that has begun: what its attempts have told of how far they are
+_BEGUN = ("", "w", "~1", f"{TICKET}1", "!", DETAILS)  # behind a position: what is recorded first of an operation
 LAST = 2**31 - 1  # the number of such details: whatever a retry, or a fork, drops, it drops these, too
 TOLD = "told to end"  # what is recorded at "{position}!" where an operation was told that its workflow is to end
 LONG = 5.0  # seconds; a policy that may wait for so long between two attempts has them recorded
@@ -270,6 +271,15 @@ class Branch:
         """The position that the next operation will take."""
         return f"{self.path}.{self.number + 1}"
 
+    def replays(self, home: object) -> bool:
+        """Whether what this home's code does now was done before: the operation that comes next has begun in a former run."""
+        recorded = self.run.history.recorded
+        if not recorded:
+            return False
+        # A task that has reached no operation yet becomes the next child.
+        following = self.peek() if home is self.home else f"{self._path_of(self.children + 1)}.1"
+        return any(f"{following}{part}" in recorded for part in _BEGUN)
+
     def next_position(self) -> str:
         self.number += 1
         return f"{self.path}.{self.number}"
@@ -277,10 +287,12 @@ class Branch:
     def child(self, home: object) -> "Branch":
         """The branch of a task that this branch started, numbered in the order of their first operations."""
         self.children += 1
-        path = str(self.children) if self.path == "1" else f"{self.path}/{self.children}"
-        branch = Branch(self.run, home, path, self.attempt)
+        branch = Branch(self.run, home, self._path_of(self.children), self.attempt)
         branch.told = self.told
         return branch
+
+    def _path_of(self, child: int) -> str:
+        return str(child) if self.path == "1" else f"{self.path}/{child}"
 
 
 class Kind(NamedTuple):

@@ -76,6 +76,18 @@ class SchemaRegistry:
             raise self.unavailable(error) from error
         return schema.schema_str or ""
 
+    def count(self) -> int:
+        """How many subjects it knows.
+
+        Raises:
+            UnavailableError: it does not answer, or refuses to.
+
+        """
+        try:
+            return len(self.client.get_subjects())
+        except Exception as error:
+            raise self.unavailable(error) from error
+
     def unavailable(self, error: Exception) -> UnavailableError:
         """An error of asking it, in one line."""
         status = getattr(error, "http_status_code", None)

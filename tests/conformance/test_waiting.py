@@ -9,7 +9,7 @@ import pytest
 
 import eventflow
 from eventflow import durable
-from tests.conformance.colours import Body, Colour, Do, both, trace, traced
+from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
 from tests.conformance.conftest import App, anyhow, names
 
 
@@ -273,3 +273,46 @@ def test_a_hundred_sleepers_that_wake_at_once(app: App, colour: Colour) -> None:
     slept = [handle.result(timeout=20) for handle in handles]
     assert min(slept) > 0.49
     assert max(slept) < 3
+
+
+# ---- what it logs ------------------------------------------------------------------------------------
+
+log = logging.getLogger("tests.waiting")
+
+
+def says(text: str) -> None:
+    log.warning("%s, in a step", text)
+
+
+def says_more(do: Do, name: str) -> Body[None]:
+    log.warning("%s", name)
+    yield do.run_step(says, name)
+
+
+@both
+def logs_and_waits(do: Do) -> Body[str]:
+    log.warning("begins")
+    yield do.run_step(says, "first")
+    log.warning("before the sleep")
+    yield do.sleep(0.3)
+    log.warning("after the sleep")
+    topic = yield do.recv(str, topic="go", timeout=20)
+    log.warning("received")
+    yield do.gather(says_more(do, "left"), says_more(do, "right"))
+    yield do.sleep(0.3)
+    log.warning("ends")
+    return topic
+
+
+def test_what_is_replayed_logs_nothing(app: App, colour: Colour, caplog: pytest.LogCaptureFixture) -> None:
+    """API.md 2.5 (6): it runs from its first line after each wait, and after a restart, and says each line once."""
+    handle = app.start(logs_and_waits, colour)
+    until(lambda: "after the sleep" in caplog.messages and handle.get().status == "waiting")
+    app.down()
+    app.up()
+    handle.send("go!", topic="go")
+    assert handle.result(timeout=20) == "go!"
+    said = [record.getMessage() for record in caplog.records if record.name == log.name]
+    assert said[:5] == ["begins", "first, in a step", "before the sleep", "after the sleep", "received"]
+    assert sorted(said[5:-1]) == ["left", "left, in a step", "right", "right, in a step"]
+    assert said[-1] == "ends"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import psycopg
 
-from eventflow.migrations import migrate
+from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
+from tests.conformance.conftest import empty_database
 from tests.integration.test_cli import APP, complaint, eventflow
 
 
@@ -47,3 +48,21 @@ def test_servers_that_do_not_answer(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "2 wrong: see what to change\n")
     assert "s3cret" not in done.stdout
     assert "DATABASE_URL is not set" in complaint(eventflow("doctor"), 2)
+
+
+def test_other_databases(database_url: str, postgres_url: str) -> None:
+    migrate(database_url)
+    with empty_database(postgres_url, "other") as other:
+        databases = {"shop": other, "away": "postgresql://me:s3cret@127.0.0.1:1/x"}
+        settings = {"DATABASE_URL": database_url, "EVENTFLOW_DATABASES": json.dumps(databases)}
+        unready = eventflow("doctor", "--json", **settings)
+        found = [json.loads(line) for line in unready.stdout.splitlines()]
+        wrong = {one["about"]: (one["text"], one["advice"]) for one in found if one["verdict"] == "wrong"}
+        assert wrong.keys() == {"database shop", "database away"}
+        assert "run `eventflow migrate`" in wrong["database shop"][0]
+        assert wrong["database away"][1] == "start it, or mend EVENTFLOW_DATABASES"
+        assert "s3cret" not in unready.stdout
+        migrate(other, schema=RESULTS_SCHEMA, layout=RESULTS)
+        fit = eventflow("doctor", **settings | {"EVENTFLOW_DATABASES": json.dumps({"shop": other})})
+        assert (fit.returncode, fit.stderr) == (0, "nothing is wrong\n"), fit.stdout
+        assert "database shop: connections" in fit.stdout

@@ -11,6 +11,7 @@ from confluent_kafka.schema_registry.json_schema import JSONSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from tests.harness import World
+from tests.integration.test_cli import eventflow
 from tests.registry import Registry
 
 KINDS = ("avro", "json", "protobuf")
@@ -148,3 +149,15 @@ def test_while_the_registry_is_away_its_consumers_wait_and_nothing_fails(shop: S
     shop.world.wait(lambda: [s for s, _ in shop.ends("avro")] == ["succeeded"] * 3, "they are handled")
     assert failures(shop, "entered") == []
     assert second.stop() == 0
+
+
+def test_doctor_asks_the_registry(registry: Registry, world: World) -> None:
+    url = {"EVENTFLOW_SCHEMA_REGISTRY_URL": registry.url.replace("://", "://me:hush@")}
+    fit = eventflow("doctor", DATABASE_URL=world.database_url, **url)
+    assert fit.returncode == 0, fit.stdout
+    assert f"{registry.url} answers, and knows " in fit.stdout and "hush" not in fit.stdout
+    away = {"EVENTFLOW_SCHEMA_REGISTRY_URL": "http://127.0.0.1:1", "EVENTFLOW_SCHEMA_REGISTRY": '{"timeout": 0.5}'}
+    gone = eventflow("doctor", DATABASE_URL=world.database_url, **away)
+    assert gone.returncode == 1
+    [line] = [line for line in gone.stdout.splitlines() if line.startswith("WRONG")]
+    assert "the schema registry http://127.0.0.1:1: " in line and "or EVENTFLOW_SCHEMA_REGISTRY" in line
