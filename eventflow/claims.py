@@ -282,7 +282,8 @@ class Claims:
 
     def _gone(self, consumer: Consumer, claim: Claim, cut: int | None) -> _Stop | None:
         """What stops a partition whose position is not in Kafka's log any more, or of which what was read was cut off."""
-        if cut is not None and cut < claim.next_offset:  # else what was read and not accepted is another one now
+        end = claim.accepted_to()
+        if cut is not None and cut < end:  # else what was read and not accepted is another one now
             return self._lost(claim, "truncation", cut, cut_off(claim, cut))
         low, high = consumer.get_watermark_offsets(TopicPartition(claim.topic, claim.partition), timeout=_ASK)
         where = f"the position {claim.next_offset} is not in the log, which has {low} to {high}"
@@ -290,9 +291,10 @@ class Claims:
             return self._lost(
                 claim, "retention", claim.next_offset, f"{where}: what lies before {low} was deleted unread"
             )
-        if high < claim.next_offset:
+        if high < end:
+            what = where if high < claim.next_offset else f"{end - 1} was accepted, and the log has {low} to {high}"
             return self._lost(
-                claim, "truncation", high, f"{where}: its end was cut off; what is sent next takes offsets anew"
+                claim, "truncation", high, f"{what}: its end was cut off; what is sent next takes offsets anew"
             )
         if claim.jumped[0] < low:
             claim.leader_epoch = -1

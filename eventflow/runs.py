@@ -146,6 +146,10 @@ class Claim:
             return False
         return self.through() or self.vacant or self.epoch_to() == self.next_offset
 
+    def accepted_to(self) -> int:
+        """Behind the last message that the ledger has accepted."""
+        return max((high for _, high in self.accepted_above if high < ENDLESS), default=self.next_offset)
+
     def through(self) -> bool:
         """Whether nothing more of it is to be read: it is run again, and that up to an end."""
         return self.next_offset >= ENDLESS

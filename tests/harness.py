@@ -11,8 +11,6 @@ import random
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -26,6 +24,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from tests.forkserver import fork
 
 T = TypeVar("T")
 
@@ -55,10 +55,7 @@ class Worker:
     def __init__(self, app: str, environment: dict[str, str], log: Path, *, program: bool = False) -> None:
         self.app, self.log = app, log
         with log.open("ab") as out:
-            self.process = subprocess.Popen(  # noqa: S603
-                [sys.executable, app] if program else [sys.executable, "-m", "eventflow", "run", app],
-                cwd=APPS, env=environment, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            self.process = fork([app] if program else ["eventflow", "run", app], APPS, environment, out.fileno())
         self.pid = self.process.pid
 
     @property

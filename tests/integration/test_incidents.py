@@ -272,6 +272,55 @@ def test_a_log_that_was_cut_off_while_nobody_read_it(
     check_cut(world, "stop", kept, world.start("ledger_psycopg"), produced=40)
 
 
+def test_what_was_read_below_the_cut_and_had_not_begun_is_not_passed_by(
+    private_world: World, private_kafka: Kafka, private_root: Path
+) -> None:
+    world = private_world
+    world.create_topic(1)
+    stays = '{"session.timeout.ms": 45000, "topic.metadata.refresh.interval.ms": 500, "reconnect.backoff.max.ms": 250}'
+    world.start("ordered", PAUSE="1", EVENTFLOW_KAFKA=stays)
+    for n in range(50):
+        world.send({"n": n})
+        world.flush()
+    world.wait(lambda: world.completed("ordered") > 0, "one is done")
+    cut(world, private_kafka, private_root, 0.6)
+    [kept] = world.ends().values()
+    [incident] = wait_incident(world, "truncation")
+    assert (incident.first_offset, world.completed("ordered") < kept) == (kept, True)
+    settle(world, incident, "earliest")
+    world.produce(3)
+    wanted = list(range(kept + 3))
+    found = """select array_agg("offset" order by "offset") from (select distinct "offset" from effects where note = 'two') t"""
+    world.wait(lambda: world.one(found) == wanted, "each that is there is handled", timeout=90)
+    twice = """select "offset" from effects where note = 'two' group by 1 having count(*) > 1"""
+    assert world.sql(twice) == []
+    world.check_order("ordered")
+
+
+def test_a_cut_above_the_position_takes_what_was_accepted_with_it(
+    private_world: World, private_kafka: Kafka, private_root: Path
+) -> None:
+    """What is sent to the offsets of messages that were accepted out of order is not taken for these."""
+    world = private_world
+    world.create_topic(1)
+    worker = world.start("slow", PAUSE="600", EVENTFLOW_ACCEPT_AFTER="10")
+    for n in range(50):
+        world.send({"n": n, "do": "" if n == 2 else "quick"})
+        world.flush()
+    world.wait(lambda: world.completed("billing") == 49, "all others are done")
+    worker.kill()
+    cut(world, private_kafka, private_root, 0.6)
+    [kept] = world.ends().values()
+    world.start("slow", PAUSE="0", ON_INCIDENT="earliest")
+    [incident] = wait_incident(world, "truncation")
+    assert incident.first_offset == kept
+    settle(world, incident, "earliest")
+    world.produce(60, do="quick")
+    world.wait(
+        lambda: world.completed("billing") == 49 + 1 + 60, "those that were sent since are handled, and the one before"
+    )
+
+
 def check_cut(world: World, policy: str, kept: int, worker: Worker, produced: int = 0) -> None:
     if not produced:
         world.produce(40)

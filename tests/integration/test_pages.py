@@ -80,6 +80,8 @@ def test_a_block_prints_what_the_page_says(
     monkeypatch.setattr(registry, "schedules", {})
     monkeypatch.setattr(opentelemetry.trace, "_TRACER_PROVIDER", None)  # which can be set once
     monkeypatch.setattr(opentelemetry.trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("delete from eventflow.queues")  # another block may have paused or changed one of this name
     program = types.ModuleType(f"program_{next(NUMBERS)}")
     monkeypatch.setitem(sys.modules, program.__name__, program)
     file = tmp_path / "program.py"

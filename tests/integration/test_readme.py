@@ -83,8 +83,7 @@ def test_the_first_example_under_load(world: World, tmp_path: Path) -> None:
     world.check("billing")
     world.check("ledger")
     assert world.sql("select count(*), sum(amount) from entries") == [(200, 400)]
-    worker.process.terminate()
-    assert world.wait_death(worker) == 0
+    assert worker.stop() == 0
 
 
 def test_how_the_guide_decides_on_a_parked_message(world: World) -> None:
