@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 100
 _RECONCILE_EVERY = 30  # beats
+_STILL = 1.0  # seconds for which a row of ours stands still that nobody runs
 _LETTERS_EVERY = 0.05  # seconds at least between two looks for dead letters that may go
 _POINTLESS = ("42", "3F", "22", "23")  # no right, no table, no schema: no birth will ever succeed
 _SAY_EVERY = 30  # beats that failed
@@ -223,6 +224,8 @@ class Lease:
         self._suspects: set[int] = set()
         self._work = threading.Event()
         self._to_reconcile = False
+        self._strays: set[str] = set()  # rows that carry our id and did not run when that was last looked at
+        self._strays_at = 0.0  # when they are looked at again
         self._to_say = True  # whether to look for what nobody can run
 
     def start(self) -> None:
@@ -375,12 +378,14 @@ class Lease:
     def _until_next_look(self) -> float | None:
         """Seconds until a sleeper's time comes; while one sleeps, half a beat at most: a peer may have sent it something.
 
-        Or until the next dead letter may go that is redelivered.
+        Or until the next dead letter may go that is redelivered, or strays are looked at again.
         """
         times = [] if self._next_letter is None else [max(self._next_letter, _LETTERS_EVERY)]
         if self._asleep:
             due = self._wake_at - self._clock.now() if self._wake_at else self._beat
             times.append(min(max(due, 0.01), self._beat / 2))
+        if self._strays:
+            times.append(max(self._strays_at - time.monotonic(), 0.0))
         return min(times, default=None)
 
     # ---- takeover ----
@@ -421,7 +426,9 @@ class Lease:
         if self._to_reconcile and not self._leaving.is_set():
             self._to_reconcile, self._to_say = False, True
             self._queues.look_at_all()
-            self._reconcile(connection)
+            self._find_strays(connection)
+        if self._strays and time.monotonic() >= self._strays_at:
+            self._start_strays(connection)
         if self._to_say:
             self._to_say = False
             self._say_unknown(connection)
@@ -533,18 +540,20 @@ class Lease:
             self._adoption.adopt(connection, rows, begun="woken" if query == "claim_woken" else "recovered")
         return len(rows) >= limit
 
-    def _reconcile(self, connection: Connection) -> None:
-        """Start rows that carry our id and that we are not running (R10b): a claim whose answer was lost.
-
-        Seen twice in a row, so that a run which is just ending, or just beginning, is not started again.
-        """
+    def _find_strays(self, connection: Connection) -> None:
+        """See which rows carry our id and are not running here: an answer was lost, or a run is just ending, or beginning."""
         found = self._database.run(connection, "own_rows", {"executor": self._executor})
-        strays = [row for row in found if row[1] in self._specs and not self._running(row[0])]
-        if not strays or self._stop.wait(1.0):
+        self._strays = {row[0] for row in found if row[1] in self._specs and not self._running(row[0])}
+        self._strays_at = time.monotonic() + _STILL
+
+    def _start_strays(self, connection: Connection) -> None:
+        """Start those that stand still like that (R10b): seen twice, a second apart, in which sleepers are woken as ever."""
+        left = {i for i in self._strays if not self._running(i)}  # asked before: what ends later is read as final
+        self._strays = set()
+        if not left or self._leaving.is_set():
             return
-        strays = [row for row in strays if not self._running(row[0])]  # asked before: what ends later is read as final
-        again = {row[0] for row in self._database.run(connection, "own_rows", {"executor": self._executor})}
-        rows = [row for row in strays if row[0] in again and not self._running(row[0])]
+        found = self._database.run(connection, "own_rows", {"executor": self._executor})
+        rows = [row for row in found if row[0] in left and not self._running(row[0])]
         if rows:
             logger.warning("%d rows carried our id and were not running", len(rows))
             self._adoption.adopt(

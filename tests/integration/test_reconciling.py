@@ -15,17 +15,6 @@ from tests.fakes import new_lease
 from tests.harness import World
 
 
-class Pause:
-    """The time between the two looks: what happens meanwhile is the test's to say."""
-
-    def __init__(self, meanwhile: Callable[[], None]) -> None:
-        self.meanwhile, self.stopped = meanwhile, False
-
-    def wait(self, timeout: float) -> bool:
-        self.meanwhile()
-        return self.stopped
-
-
 class Holder:
     """An executor with one row in the ledger, and what it knows of it."""
 
@@ -65,8 +54,10 @@ class Holder:
         )
 
     def reconcile(self, meanwhile: Callable[[], None] = lambda: None) -> list[str]:
-        self.lease._stop = Pause(meanwhile)
-        self.lease._reconcile(self.connection)
+        """`meanwhile`: what happens between the two looks."""
+        self.lease._find_strays(self.connection)
+        meanwhile()
+        self.lease._start_strays(self.connection)
         return [run.workflow_id for run in self.started]
 
 
@@ -135,10 +126,7 @@ def test_what_we_have_no_code_for_or_others_hold_is_not_started(holder: Holder) 
 
 
 def test_nothing_is_started_while_the_process_stops(holder: Holder) -> None:
-    def stop() -> None:
-        holder.lease._stop.stopped = True
-
-    assert holder.reconcile(meanwhile=stop) == []
+    assert holder.reconcile(meanwhile=holder.lease.leave) == []
 
 
 def test_a_worker_starts_a_row_that_it_holds_and_does_not_run(world: World) -> None:
