@@ -278,7 +278,7 @@ def test_what_was_read_below_the_cut_and_had_not_begun_is_not_passed_by(
     world = private_world
     world.create_topic(1)
     stays = '{"session.timeout.ms": 45000, "topic.metadata.refresh.interval.ms": 500, "reconnect.backoff.max.ms": 250}'
-    world.start("ordered", PAUSE="1", EVENTFLOW_KAFKA=stays)
+    world.start("ordered", PAUSE="0.6", EVENTFLOW_KAFKA=stays)
     for n in range(50):
         world.send({"n": n})
         world.flush()
