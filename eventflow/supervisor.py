@@ -1,8 +1,9 @@
 """`eventflow run --processes N`, and `--reload`: processes that run a program, each a `eventflow run` of its own.
 
 The supervisor imports nothing of the program. A process that dies is started again, after a while that grows; on SIGTERM all
-drain; on SIGHUP each is replaced, one after another: the next one is told to go once its successor is ready, and where that
-does not come up, the rest stay as they are. Each holds one end of a socket: it says there that it is ready, and when the
+drain; on SIGHUP each is replaced, one after another: the next one is told to go once its successor is ready, and where one
+does not come up, the rest stay as they are. What is wrong with a program ends all where none has ever been ready, and later
+nobody but the process that it is found in. Each holds one end of a socket: it says there that it is ready, and when the
 supervisor is gone, it drains, so that nothing outlives it unseen.
 """
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST, _LONGEST = 0.5, 30.0  # seconds until a process that died is started again; twice as long each time
 _STEADY = 30.0  # seconds after which one that dies is not held to have failed at its start
-_WRONG = 2  # the status of a process whose command, program or settings are wrong: it would end so again
+_WRONG = 2  # the status of a process whose command, program or settings are wrong
 _LOOK = 0.5  # seconds between two looks at the files
 _PASSED_OVER = {"node_modules", "__pycache__", "site-packages"}
 
@@ -36,6 +37,7 @@ class Worker:
     process: "subprocess.Popen[bytes]"
     line: socket.socket
     began: float
+    release: int
     ready: bool = False
     told: bool = False  # to go
 
@@ -60,7 +62,6 @@ class Place:
     worker: Worker | None = None
     failures: int = 0
     due: float = 0.0
-    old: Worker | None = None  # is to be replaced, by its successor
     successor: Worker | None = None
 
 
@@ -101,6 +102,9 @@ class Supervisor:
     port: int | None = None
     clock: Callable[[], float] = time.monotonic
     places: list[Place] = field(default_factory=list[Place])
+    release: int = 0  # of the program: each SIGHUP is for another one
+    replacing: bool = False  # those of other releases
+    proven: bool = False  # a process has been ready: the program can run
     leaving: bool = False
     status: int = 0
 
@@ -117,8 +121,8 @@ class Supervisor:
             for number in came:
                 self._on(number)
             for one in self._workers():
-                if one.line in spoke and not one.ready:
-                    one.ready = one.line.recv(16) != b""
+                if one.line in spoke and not one.ready and one.line.recv(16):
+                    one.ready = self.proven = True
             self._reap()
             self._replace()
             changed = None if changes is None or self.leaving else next(changes)
@@ -137,13 +141,17 @@ class Supervisor:
     def _on(self, number: int) -> None:
         if number == signal.SIGHUP and not self.leaving:
             logger.info("SIGHUP: each process is replaced, one after another")
+            self.release, self.replacing = self.release + 1, True
             for place in self.places:
-                place.old = place.worker
+                place.due = 0.0
         elif number in {signal.SIGTERM, signal.SIGINT}:
             logger.info("%s: %d processes drain", signal.Signals(number).name, len(self._workers()))
-            self.leaving = True
-            for one in self._workers():
-                one.leave()
+            self._leave()
+
+    def _leave(self) -> None:
+        self.leaving, self.replacing = True, False
+        for one in self._workers():
+            one.leave()
 
     def _fill(self) -> None:
         """Start what is due."""
@@ -160,15 +168,16 @@ class Supervisor:
             process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], start_new_session=True, env=os.environ | more
             )
-        return Worker(number, process, ours, self.clock())
+        return Worker(number, process, ours, self.clock(), self.release)
 
     def _reap(self) -> None:
         """See who has ended, and what follows."""
         for place in self.places:
-            if place.successor is not None and place.successor.process.poll() is not None:
-                self._give_up(place.successor)
+            successor, worker = place.successor, place.worker
+            if successor is not None and successor.process.poll() is not None:
+                successor.line.close()
                 place.successor = None
-            worker = place.worker
+                self._refuse(successor)
             if worker is not None and worker.process.poll() is not None:
                 worker.line.close()
                 place.worker, place.successor = place.successor, None
@@ -177,7 +186,7 @@ class Supervisor:
     def _ended(self, place: Place, worker: Worker) -> None:
         status = worker.process.returncode
         if worker.told or self.leaving:
-            if status != 0:
+            if status != 0 and worker.ready:
                 logger.warning("%s %s", worker.name, _said(status))
                 self.status = self.status or 1
             return
@@ -185,39 +194,42 @@ class Supervisor:
             logger.warning("%s %s; it is started again when a file changes", worker.name, _said(status))
             place.due = float("inf")
             return
-        if status == _WRONG:
+        if status == _WRONG and not self.proven:
             logger.error("%s %s: it would end so again", worker.name, _said(status))
-            self.status, self.leaving = _WRONG, True
-            for one in self._workers():
-                one.leave()
+            self.status = _WRONG
+            self._leave()
             return
+        self._refuse(worker)
         place.failures = 1 if self.clock() - worker.began > _STEADY else place.failures + 1
         wait = min(_FIRST * 2 ** (place.failures - 1), _LONGEST)
         place.due = self.clock() + wait
         logger.warning("%s %s; it is started again in %g s", worker.name, _said(status), wait)
 
     def _replace(self) -> None:
-        """Go on with a rolling restart: one place at a time."""
-        for place in self.places:
-            if place.worker is not None and place.worker is not place.old and place.worker.ready:
-                place.old = None  # it is replaced
-        place = next((place for place in self.places if place.old is not None), None)
-        if place is None or place.worker is None or place.worker is not place.old or self.leaving:
+        """Go on with a rolling restart: one place at a time, first those where no process is ready."""
+        left = [p for p in self.places if p.worker is None or not p.worker.ready or p.worker.release != self.release]
+        self.replacing = self.replacing and left != []
+        if not self.replacing:
             return
+        place = min(left, key=lambda place: place.worker is not None and place.worker.ready)
+        worker = place.worker
+        if worker is None or worker.told or worker.release == self.release:
+            return  # its successor is under way
         if self.port is None and place.successor is None:
             place.successor = self._start(place.number)
-        elif not place.worker.told and (place.successor is None or place.successor.ready):
-            place.worker.leave()  # first, where its successor is to have its port
+        elif place.successor is None or place.successor.ready:
+            worker.leave()  # first, where its successor is to have its port
 
-    def _give_up(self, successor: Worker) -> None:
-        successor.line.close()
-        logger.error(
-            "%s %s before it was ready: the others stay as they are",
-            successor.name,
-            _said(successor.process.returncode),
-        )
+    def _refuse(self, worker: Worker) -> None:
+        """End a rolling restart, where what is new has not come up."""
+        if not self.replacing or worker.ready or worker.release != self.release:
+            return
+        self.replacing = False
+        said = _said(worker.process.returncode)
+        logger.error("%s %s before it was ready: the others stay as they are", worker.name, said)
         for place in self.places:
-            place.old = None
+            if place.successor is not None and place.worker is not None and not place.worker.told:
+                place.successor.leave()
 
     def _again(self) -> None:
         """All at once, and without waiting for what runs: for development."""

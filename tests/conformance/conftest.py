@@ -32,9 +32,10 @@ class App:
         self._stack = contextlib.ExitStack()
         self.up(**settings)
 
-    def up(self, **settings: Any) -> None:
+    def up(self, queues: bool | list[str] = True, **settings: Any) -> None:
         """Start it, with these settings beside the usual ones."""
-        self._stack.enter_context(eventflow.running(Settings(**self._usual, **settings), consumers=False))
+        here = eventflow.running(Settings(**self._usual, **settings), consumers=False, queues=queues)
+        self._stack.enter_context(here)
 
     def down(self) -> None:
         self._stack.close()

@@ -304,6 +304,19 @@ def test_one_that_failed_is_retried_through_its_line(app: App, ledger: str, colo
     assert handle.get().attempt == 2
 
 
+def test_only_the_queues_that_are_chosen_are_served(app: App, colour: Colour, gauge: str) -> None:
+    app.down()
+    app.up(queues=[ONE.name])
+    left = [put(works, colour, gauge, n, queue=name) for n, name in enumerate(("default", THREE.name))]
+    for n in (2, 3):
+        assert put(works, colour, gauge, n, queue=ONE.name).result(timeout=10) == n  # time enough for the others
+    assert [handle.get().status for handle in left] == ["queued", "queued"]
+    assert gauges[gauge].order == [2, 3]
+    app.down()
+    app.up()
+    assert [handle.result(timeout=10) for handle in left] == [0, 1]
+
+
 def test_nothing_of_a_paused_queue_begins(app: App, ledger: str, colour: Colour, gauge: str) -> None:
     with paused(ONE, ledger):
         handle = put(works, colour, gauge, 1, queue=ONE.name)
