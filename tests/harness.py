@@ -52,10 +52,13 @@ create table if not exists effects (
 class Worker:
     """One `eventflow run` process, or a `program` of its own; its output goes to a file that a failing test shows."""
 
-    def __init__(self, app: str, environment: dict[str, str], log: Path, *, program: bool = False) -> None:
+    def __init__(
+        self, app: str, environment: dict[str, str], log: Path, *, program: bool = False, only: str | None = None
+    ) -> None:
         self.app, self.log = app, log
+        run = [app] if program else ["eventflow", "run", app, *(() if only is None else ("--only", only))]
         with log.open("ab") as out:
-            self.process = fork([app] if program else ["eventflow", "run", app], APPS, environment, out.fileno())
+            self.process = fork(run, APPS, environment, out.fileno())
         self.pid = self.process.pid
 
     @property
@@ -304,11 +307,11 @@ class World:
 
     def start(
         self, app: str = "one_step", *, crash: str = "", stop: str = "", ready: bool = False, program: bool = False,
-        **settings: str,
+        only: str | None = None, **settings: str,
     ) -> Worker:  # fmt: skip
         """Start a worker; `crash` and `stop` arm a crash point, `ready` waits until it owns a partition.
 
-        A `program` is run by `python`, and not by `eventflow run`.
+        A `program` is run by `python`, and not by `eventflow run`, whose `--only` is `only`.
         """
         log = self.folder / f"worker-{len(self.workers) + 1}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EVENTFLOW_")}
@@ -322,7 +325,7 @@ class World:
             environment["EVENTFLOW_CRASH"] = crash
         if stop:
             environment["EVENTFLOW_STOP"] = stop
-        worker = Worker(app, environment, log, program=program)
+        worker = Worker(app, environment, log, program=program, only=only)
         self.workers.append(worker)
         if ready:
             self.wait_owner(worker)
