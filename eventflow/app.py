@@ -239,7 +239,7 @@ class App:
         settings, specs = self._settings, self._specs
         identity = await asyncio.to_thread(
             birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop,
-            settings.application_version,
+            settings.application_version, self._queues, self._fired.names,
         )  # fmt: skip
         incarnation = Incarnation(
             self._loop, settings, self._database, specs, self._consumers, self._queues, self._fired, identity,

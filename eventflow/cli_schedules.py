@@ -149,13 +149,13 @@ def _line(schedule: "ScheduleRecord") -> str:
     more = (
         f"  {len(schedule.running)} running, {schedule.waiting} waiting" if schedule.running or schedule.waiting else ""
     )
-    served = "" if schedule.served else f"  no living process knows {schedule.workflow!r}"
+    served = "" if schedule.served else "  no living process fires it"
     return f"{schedule.name}  {_rule(schedule)}  {state}{more}{served}"
 
 
 def _lines(schedule: "ScheduleRecord") -> Iterator[str]:
     yield f"{schedule.name}: {'paused' if schedule.paused else 'on'}{f', {schedule.note}' if schedule.note else ''}"
-    yield f"workflow   {schedule.workflow}{'' if schedule.served else ', which no living process knows: it does not fire'}"
+    yield f"workflow   {schedule.workflow}{'' if schedule.served else ', which no living process fires'}"
     yield f"fires      {_rule(schedule)}"
     yield f"made by    {schedule.made_by or 'code'}"
     if schedule.changed_at is not None and schedule.changed_by is not None:

@@ -105,7 +105,7 @@ def _queue(one: "QueueRecord", now: datetime) -> list[str]:
 
 def _schedule(one: "ScheduleRecord") -> list[str]:
     state = f"PAUSED {one.note}".strip() if one.paused else f"next {time_text(one.next_fire)}"
-    served = "" if one.served else f"no live process knows {one.workflow!r}"
+    served = "" if one.served else "no live process fires it"
     running = f"{len(one.running)} running, {one.waiting} waiting" if one.running or one.waiting else ""
     return [one.name, state, running, served]
 

@@ -146,7 +146,7 @@ class _Firing:
     def _count(self, schedule: Schedule, made: Plan) -> None:
         """How late it is for what is fired because its time has come."""
         rule, name = schedule.definition.rule, schedule.definition.name
-        times = [fire.time.astimezone(UTC) for fire in made.fires if fire.cause == "schedule"]
+        times = [fire.time.astimezone(UTC) for fire in made.fires if fire.cause in {"schedule", "catch_up"}]
         LATENESS.observe([(max(0.0, (schedule.now - rule.due(name, at)).total_seconds()), 1) for at in times], name)
 
     def _lines(self, schedules: list[Schedule]) -> dict[str, tuple[State, list[str], list[str]]]:

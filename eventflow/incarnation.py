@@ -78,6 +78,11 @@ class Fired:
     only: list[str] | None
     any: bool
 
+    @property
+    def names(self) -> list[str] | None:
+        """Their names; None: all that these workflows have."""
+        return self.only if self.workflows else []
+
 
 @dataclass(frozen=True)
 class Surroundings:

@@ -206,9 +206,8 @@ def unexport(readings: Readings) -> None:
 
 
 def _otel(name: str) -> tuple[str, str]:
-    return (
-        (f"eventflow.{name.removesuffix('_seconds')}", "s") if name.endswith("_seconds") else (f"eventflow.{name}", "1")
-    )
+    """Name and unit; what has no unit is not "1", which for a gauge is a ratio, and says so in Prometheus' name of it."""
+    return (f"eventflow.{name.removesuffix('_seconds')}", "s" if name.endswith("_seconds") else "")
 
 
 def _sink(made: Any, names: Labels) -> Callable[[float, int, Labels], None]:

@@ -53,9 +53,9 @@ _SAY_EVERY = 30  # beats that failed
 
 def birth(
     database: Database, application: str, names: Mapping[str, str], lanes: int, stop: threading.Event,
-    version: str | None = None,
+    version: str | None = None, queues: list[str] | None = None, schedules: list[str] | None = None,
 ) -> Identity:  # fmt: skip
-    """Write a new executor into the ledger; waits for the server, with backoff.
+    """Write a new executor into the ledger, with what it serves (None: all); waits for the server, with backoff.
 
     Raises:
         UnavailableError: trying again is pointless: wrong credentials, no such database.
@@ -78,7 +78,7 @@ def birth(
                         {
                             "application": application, "names": json.dumps(dict(names)),
                             "host": socket.gethostname(), "pid": os.getpid(), "lanes": lanes,
-                            "version": version,
+                            "version": version, "queues": queues, "schedules": schedules,
                         },
                     ),
                 )  # fmt: skip
@@ -512,8 +512,10 @@ class Lease:
             text = f"{count} workflows named {name!r} wait for a process that knows this name: none that lives does"
             seldom.say(logger, text)
         for name, workflow in self._database.run(connection, "unserved_schedules", {"application": self._application}):
-            text = f"schedule {name!r} is due, and no process that lives knows its workflow {workflow!r}"
-            seldom.say(logger, f"{text}: it is gone from the code, or the program that has it does not run")
+            text = f"schedule {name!r} is due, and no process that lives fires it"
+            seldom.say(
+                logger, f"{text}: its workflow {workflow!r} is gone from the code, or whoever serves it does not run"
+            )
 
     def _claim(self, connection: Connection, query: Literal["claim_rows", "claim_woken"]) -> bool:
         """Take a batch of what nobody holds, as there is room (R10a); whether there may be more."""

@@ -146,7 +146,7 @@ class ScheduleRecord:
         last_fire: the last one for which a workflow was started. running: ids of its workflows that have not ended; not
             those of `overlap="allow"`. waiting: how many fire times wait for them.
         skipped: fire times that started nothing, for another ran. missed: how often some were too late.
-        served: whether a living process knows the workflow; else nothing fires.
+        served: whether a living process knows the workflow, and fires this schedule; else nothing does.
 
     """
 

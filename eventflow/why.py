@@ -25,7 +25,8 @@ class WorkflowFacts:
     """A row of `why_workflow.sql`, its columns by name, and what the workflow has recorded.
 
     Attributes:
-        silent: seconds since its executor's last beat. served: living processes that know its name; peers: all but its own.
+        silent: seconds since its executor's last beat. known: living processes that know its name; served: and serve its queue;
+            peers: all but its own.
         head: the first that is unfinished of its scope, where that is before it; ahead, behind: how many are before and after.
         paused, settings, begun, begun_of_key, before: its queue, what has begun of it, and what stands before it in line.
         least: what the process that holds least of its queue holds. started, next_at: of its rate, and when that is over.
@@ -54,6 +55,7 @@ class WorkflowFacts:
     pid: int | None = None
     died_at: datetime | None = None
     silent: float | None = None
+    known: int = 0
     served: int = 0
     peers: int = 0
     failures: int = 0
@@ -203,9 +205,16 @@ def _unfinished(facts: WorkflowFacts) -> Reason:
 
 def _unserved(facts: WorkflowFacts) -> Reason:
     others = (
-        f"; {counted(facts.peers, 'process')} of its application live, and none has this code" if facts.peers else ""
+        f"; {counted(facts.peers, 'process')} of its application live, and none has this code"
+        if facts.peers and not facts.known
+        else ""
     )
-    return _say(facts, "unserved", f"waits for a process: no live process serves {facts.name!r}{others}{_asked(facts)}")
+    return _say(facts, "unserved", f"waits for a process: {_nobody(facts)}{others}{_asked(facts)}")
+
+
+def _nobody(facts: WorkflowFacts) -> str:
+    what = f"queue {facts.queue!r}, of those that know {facts.name!r}" if facts.known else repr(facts.name)
+    return f"no live process serves {what}"
 
 
 def _behind(facts: WorkflowFacts) -> Reason:
@@ -252,7 +261,7 @@ def _in_queue(facts: WorkflowFacts) -> Reason:
     return _say(
         facts,
         "free",
-        f"is the next {where}: {_takers(facts)} it within a beat, where there is room and the queue is served",
+        f"is the next {where}: {_takers(facts)} it within a beat, where there is room",
     )
 
 
@@ -359,7 +368,7 @@ def _waiting(facts: WorkflowFacts) -> Reason:
         inbox = "".join(f", and receives none of topic {topic!r}, which it has" for topic in facts.inbox or ())
         waits.append(_Wait("receiving", f"waits for a message{until}{inbox}"))
     states = {one.state for one in waits}
-    unserved = "" if facts.served else f"; and no live process serves {facts.name!r}, so that nobody will wake it"
+    unserved = "" if facts.served else f"; and {_nobody(facts)}, so that nobody will wake it"
     text = f"{' and '.join(one.text for one in waits)}{unserved}"
     behind = next((one.behind for one in waits if one.behind is not None), None)
     return _say(facts, states.pop() if len(states) == 1 else "waiting", text, until=facts.wake_at, behind=behind)
@@ -526,7 +535,7 @@ def explain_fire(facts: FireFacts) -> Reason:
         note = f": {facts.note}" if facts.note else ""
         return Reason(facts.subject, "paused", f"{facts.subject}: {schedule} is paused{note}")
     if not facts.served:
-        text = f"{facts.subject}: {schedule} does not fire, as no live process knows {facts.workflow!r}"
+        text = f"{facts.subject}: {schedule} does not fire: no live process that knows {facts.workflow!r} serves it"
         return Reason(facts.subject, "unserved", text)
     if facts.moment > facts.now:
         text = f"{facts.subject} is to come: {schedule} fires next at {time_text(facts.next_fire)}"

@@ -45,7 +45,9 @@ create table eventflow.executors (
   born_at     timestamptz not null default now(),
   died_at     timestamptz,
   taken_by    bigint,
-  version     text                        -- of the application, for people: nobody decides anything by it
+  version     text,                       -- of the application, for people: nobody decides anything by it
+  queues      text[],                     -- that it serves, for people too; null: all
+  schedules   text[]                      -- that it fires, of workflows that it knows; null: all
 );
 create index executors_alive on eventflow.executors (application) where alive;
 
@@ -873,7 +875,8 @@ end $$;
 -- Birth of an executor (R3: with row 0 of every lane). Names are per application: one that a living executor registered
 -- from another file is refused, naming both.
 create function eventflow.birth(
-  app text, workflow_names jsonb, machine text, process int, lane_count int, app_version text default null
+  app text, workflow_names jsonb, machine text, process int, lane_count int, app_version text default null,
+  queue_names text[] default null, schedule_names text[] default null
 )
 returns table (executor bigint, timeline text) language plpgsql volatile as $$
 #variable_conflict use_column
@@ -895,8 +898,8 @@ begin
   exception when insufficient_privilege or feature_not_supported or object_not_in_prerequisite_state then
     line := '';
   end;
-  insert into eventflow.executors (application, timeline, names, host, pid, version)
-  values (app, line, workflow_names, machine, process, app_version) returning id into born;
+  insert into eventflow.executors (application, timeline, names, host, pid, version, queues, schedules)
+  values (app, line, workflow_names, machine, process, app_version, queue_names, schedule_names) returning id into born;
   insert into eventflow.beats (executor, beat, at) values (born, 0, now());
   insert into eventflow.flushes (executor, lane, n, nonce) select born, lane, 0, 0 from generate_series(0, lane_count - 1) lane;
   return query select born, line;

@@ -1,15 +1,18 @@
 -- migration: 5 management
 -- oldest_code: 1
--- What the ledger tells people of versions, and what management leaves behind: nothing.
+-- What the ledger tells people of versions and of what a process serves, and what management leaves behind: nothing.
 
 alter table eventflow.executors add column version text;  -- of the application, for people: nobody decides anything by it
+alter table eventflow.executors add column queues text[];  -- that it serves, for people too; null: all
+alter table eventflow.executors add column schedules text[];  -- that it fires, of workflows that it knows; null: all
 
 drop function eventflow.birth(text, jsonb, text, int, int);
 
 -- Birth of an executor (R3: with row 0 of every lane). Names are per application: one that a living executor registered
 -- from another file is refused, naming both.
 create function eventflow.birth(
-  app text, workflow_names jsonb, machine text, process int, lane_count int, app_version text default null
+  app text, workflow_names jsonb, machine text, process int, lane_count int, app_version text default null,
+  queue_names text[] default null, schedule_names text[] default null
 )
 returns table (executor bigint, timeline text) language plpgsql volatile as $$
 #variable_conflict use_column
@@ -31,8 +34,8 @@ begin
   exception when insufficient_privilege or feature_not_supported or object_not_in_prerequisite_state then
     line := '';
   end;
-  insert into eventflow.executors (application, timeline, names, host, pid, version)
-  values (app, line, workflow_names, machine, process, app_version) returning id into born;
+  insert into eventflow.executors (application, timeline, names, host, pid, version, queues, schedules)
+  values (app, line, workflow_names, machine, process, app_version, queue_names, schedule_names) returning id into born;
   insert into eventflow.beats (executor, beat, at) values (born, 0, now());
   insert into eventflow.flushes (executor, lane, n, nonce) select born, lane, 0, 0 from generate_series(0, lane_count - 1) lane;
   return query select born, line;

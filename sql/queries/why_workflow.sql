@@ -3,7 +3,9 @@
 select w.id, w.name, w.status::text, w.executor, w.attempt, w.created_at, w.finished_at, w.wake_at, w.reason, w.error,
        w.claim is not null as message, w.queue, w.queue_key, w.placed is not null as placed, now() as now,
        e.alive, e.host, e.pid, e.died_at, extract(epoch from now() - b.at)::float8 as silent,
-       (select count(*) from eventflow.executors x where x.alive and x.application = w.application and x.names ? w.name) as served,
+       (select count(*) from eventflow.executors x where x.alive and x.application = w.application and x.names ? w.name) as known,
+       (select count(*) from eventflow.executors x where x.alive and x.application = w.application and x.names ? w.name
+           and (w.queue is null or x.queues is null or w.queue = any(x.queues))) as served,
        (select count(*) from eventflow.executors x
          where x.alive and x.application = w.application and x.id is distinct from w.executor) as peers,
        f.failures, f.failed_with, h.id as head, h.status as head_status, h.reason as head_reason, h.wake_at as head_wake_at,
@@ -50,7 +52,8 @@ select w.id, w.name, w.status::text, w.executor, w.attempt, w.created_at, w.fini
               select count(s.id) as n from eventflow.executors x
                 left join eventflow.workflows s on s.executor = x.id and s.queue = w.queue and s.taken is not null
                      and s.status in ('queued', 'running', 'waiting')
-               where x.alive and x.application = w.application and x.names ? w.name group by x.id) held) as least,
+               where x.alive and x.application = w.application and x.names ? w.name
+                 and (x.queues is null or w.queue = any(x.queues)) group by x.id) held) as least,
            (select count(*) from eventflow.workflows s where s.executor = 0 and s.placed is not null and s.application = w.application
                and s.queue = w.queue and (s.priority < w.priority
                  or s.priority = w.priority and s.queue_key = w.queue_key and (s.placed, s.place) < (w.placed, w.place))) as before,

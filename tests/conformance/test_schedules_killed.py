@@ -104,7 +104,7 @@ def test_what_is_removed_from_the_code_stops_and_what_comes_back_catches_up(worl
     stopped = world.one("select count(*) from eventflow.workflows")
     world.sql("update eventflow.schedules set due_at = due_at - interval '2 minutes'")
     without = world.start(APP, EVENTFLOW_BEAT="0.05", **{k: v for k, v in SOON.items() if k != "EVENTFLOW_BEAT"})
-    text = "schedule 'tick' is due, and no process that lives knows its workflow 'tick'"
+    text = "schedule 'tick' is due, and no process that lives fires it: its workflow 'tick' is gone"
     world.wait(lambda: text in without.text, "it is said")
     assert world.one("select count(*) from eventflow.workflows") == stopped
     world.start(APP, EVERY="1", **SOON)

@@ -55,7 +55,9 @@ class Ledger:
         self.run("insert_claims", group="g", source=self.source.id, partition=[0], position=[0], began=["added"])
 
     def consumer(self, bound: int = 10) -> "Holder":
-        [(executor, _)] = self.run("birth", application="x", names="{}", host="h", pid=1, lanes=1, version=None)
+        [(executor, _)] = self.run(
+            "birth", application="x", names="{}", host="h", pid=1, lanes=1, version=None, queues=None, schedules=None
+        )
         self.consumers.append(Holder(self, executor, bound))
         return self.consumers[-1]
 

@@ -68,7 +68,7 @@ class Ledger:
 
     def birth(self) -> int:
         [(executor, _)] = self.observer.run(
-            "birth", application="x", names="{}", host="h", pid=1, lanes=2, version=None
+            "birth", application="x", names="{}", host="h", pid=1, lanes=2, version=None, queues=None, schedules=None
         )
         return executor
 
@@ -316,7 +316,7 @@ def test_rows_of_another_executor_are_not_written(ledger: Ledger) -> None:
 
 def test_a_name_belongs_to_one_program(ledger: Ledger) -> None:
     session = ledger.session()
-    here = {"host": "h", "pid": 2, "lanes": 1, "version": None}
+    here = {"host": "h", "pid": 2, "lanes": 1, "version": None, "queues": None, "schedules": None}
     session.run("birth", application="shop", names='{"bill": "billing"}', **here)
     session.run("birth", application="shop", names='{"bill": "billing"}', **here)
     session.run("birth", application="other", names='{"bill": "elsewhere"}', **here)

@@ -10,6 +10,7 @@ import urllib.request
 from typing import Any
 
 import promql_parser
+import psycopg
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -68,7 +69,8 @@ class Watcher:
 
 
 def test_a_process_starts_gets_ready_and_tells_what_it_did(world: World) -> None:
-    watcher = Watcher(world)
+    out = world.create_topic(1, f"{world.topic}-out")
+    watcher = Watcher(world, OUT=out)
     watcher.wait("/started", 200)
     assert watcher.wait("/live", 200) == {"ok": True, "reasons": []}
     watcher.wait("/ready", 200)
@@ -96,11 +98,42 @@ def test_a_process_starts_gets_ready_and_tells_what_it_did(world: World) -> None
     assert found["eventflow_ledger_up", ()] == 1
     assert found["eventflow_flush_seconds_count", ()] == found["eventflow_flush_entries_count", ()] > 0
     world.wait(lambda: watcher.samples()["eventflow_dead_letters_open", ("watch",)] == 1, "the ledger is asked again")
+    sent = ("eventflow_events_sent_total", (out,))
+    world.wait(lambda: watcher.samples().get(sent) == 300, "what was published is in Kafka")
     text = watcher.get("/metrics")[1].decode()
     assert "secret" not in text
     assert "kafka:" not in text
     assert watcher.get("/nothing")[0] == 404
     assert watcher.worker.stop() == 0
+
+
+def test_while_a_lifespan_prepares_it_is_live_and_has_not_started(world: World) -> None:
+    gate = world.folder / "gate"
+    gate.touch()
+    watcher = Watcher(world, GATE=str(gate))
+    world.wait(lambda: "waits at the gate" in watcher.worker.text, "its lifespan has begun")
+    not_begun = {"ok": False, "reasons": ["it has not begun to run"]}
+    assert [json.loads(watcher.get(path)[1]) for path in ("/started", "/ready")] == [not_begun] * 2
+    assert [watcher.get(path)[0] for path in ("/started", "/ready", "/live")] == [503, 503, 200]
+    gate.unlink()
+    watcher.wait("/started", 200)
+    watcher.wait("/ready", 200)
+
+
+def test_fire_times_that_are_caught_up_with_are_late(world: World) -> None:
+    watcher = Watcher(world)
+    watcher.wait("/started", 200)
+    bucket = "eventflow_schedule_lateness_seconds_bucket"
+    world.wait(lambda: watcher.samples().get((bucket, ("30.0", "tick")), 0) >= 1, "a fire in time")
+
+    def late() -> float:
+        found = watcher.samples()
+        return found[bucket, ("+Inf", "tick")] - found[bucket, ("30.0", "tick")]
+
+    assert late() == 0
+    two_minutes_ago = "next_at = next_at - interval '2 minutes', due_at = due_at - interval '2 minutes'"
+    world.sql(f"update eventflow.schedules set {two_minutes_ago}")
+    world.wait(lambda: late() >= 1, "a fire of two minutes ago")
 
 
 def test_a_loop_that_stands_still_is_not_live(world: World) -> None:
@@ -121,7 +154,9 @@ def test_who_is_behind_is_live_and_not_ready(world: World) -> None:
     world.flush()
     reasons = watcher.wait("/ready", 503)["reasons"]
     assert any(reason.startswith(f"watch: {world.topic}/0 is ") for reason in reasons)
-    assert watcher.samples()["eventflow_lag_offsets", ("watch", "0", world.topic)] > 0
+    found = watcher.samples()
+    assert found["eventflow_lag_offsets", ("watch", "0", world.topic)] > 0
+    assert found["eventflow_lag_seconds", ("watch", "0", world.topic)] > 0.3
     assert watcher.get("/live")[0] == 200
     world.wait_completed("watched", 6)
     watcher.wait("/ready", 200)
@@ -171,6 +206,15 @@ def test_queues_and_events_that_wait_are_told(world: World) -> None:
     world.wait(lambda: watcher.samples()["eventflow_queue_age_seconds", ("mail",)] > 0, "it has waited")
     waiting = ("eventflow_outbox_events", "eventflow_undelivered_events")
     world.wait(lambda: sum(watcher.samples()[name, ()] for name in waiting) == 1, "the event waits")
+    with psycopg.connect(world.database_url) as connection:
+        connection.execute("select from eventflow.relay for update")  # nobody relays until this ends
+        world.sql("select eventflow.publish(%s, 'k', '1')", world.topic)
+        world.wait(lambda: watcher.samples()["eventflow_outbox_age_seconds", ()] > 0, "the first event has waited")
+    world.sql("insert into eventflow.incidents (kind, subject, detail) values ('retention', 'x', 'it is gone')")
+    incidents = ("eventflow_incidents_open", ("retention",))
+    world.wait(lambda: watcher.samples().get(incidents) == 1, "the incident is open")
+    world.sql("update eventflow.incidents set settled_at = now() where subject = 'x'")
+    world.wait(lambda: incidents not in watcher.samples(), "it is settled")
 
 
 def test_a_port_in_use_is_named_before_anything_starts(world: World) -> None:

@@ -48,7 +48,7 @@ class Ledger:
 
     def birth(self) -> int:
         [(executor, self.timeline)] = self.run(
-            "birth", application="x", names="{}", host="h", pid=1, lanes=1, version=None
+            "birth", application="x", names="{}", host="h", pid=1, lanes=1, version=None, queues=None, schedules=None
         )
         return executor
 

@@ -95,7 +95,9 @@ def test_one_process_prunes_at_a_time(database: Database) -> None:
 
 def test_the_newest_flush_number_stays(database: Database) -> None:
     with database.connect("test") as connection:
-        birth = {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2, "version": None}
+        birth = {
+            "application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2, "version": None, "queues": None, "schedules": None,
+        }  # fmt: skip
         [(executor, _)] = database.run(connection, "birth", birth)
         connection.execute(
             "insert into eventflow.flushes select %s, 0, n, 0 from generate_series(1, 100) n", (executor,)
@@ -107,7 +109,9 @@ def test_the_newest_flush_number_stays(database: Database) -> None:
 
 def test_a_dead_executor_goes_when_nothing_refers_to_it(database: Database) -> None:
     with database.connect("test") as connection:
-        birth = {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2, "version": None}
+        birth = {
+            "application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2, "version": None, "queues": None, "schedules": None,
+        }  # fmt: skip
         ids = [database.run(connection, "birth", birth)[0][0] for _ in range(4)]
         dead, young, holds, alive = ids
         connection.execute(

@@ -22,7 +22,9 @@ class Holder:
         migrate(url)
         self.database = Database(url)
         self.connection: Connection = self.database.connect("test")
-        born = {"application": "x", "names": "{}", "host": "h", "pid": 1, "lanes": 1, "version": None}
+        born = {
+            "application": "x", "names": "{}", "host": "h", "pid": 1, "lanes": 1, "version": None, "queues": None, "schedules": None,
+        }  # fmt: skip
         [(self.executor, timeline)] = self.run("birth", **born)
         self.running, self.started = set[str](), list[Run]()
         spec = make_spec(lambda: None, "known", Retry(0), 0)
@@ -120,7 +122,9 @@ def test_what_we_have_no_code_for_or_others_hold_is_not_started(holder: Holder) 
     holder.end()
     holder.start("unknown", "unknown")
     holder.start("other")
-    [(other, _)] = holder.run("birth", application="x", names="{}", host="h", pid=2, lanes=1, version=None)
+    [(other, _)] = holder.run(
+        "birth", application="x", names="{}", host="h", pid=2, lanes=1, version=None, queues=None, schedules=None
+    )
     holder.connection.execute("update eventflow.workflows set executor = %s where id = 'other'", [other])
     assert holder.reconcile() == []
 

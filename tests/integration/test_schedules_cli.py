@@ -58,7 +58,7 @@ def printed(done: Done) -> list[str]:
 def test_list_show_upcoming(schedules, folder: Path) -> None:  # noqa: ANN001
     daily, often = printed(schedules("list"))
     assert daily.startswith("close_day  cron '0 2 * * *' in Europe/Berlin  next ")
-    assert "no living process knows 'close_day'" in daily
+    assert "no living process fires it" in daily
     assert often.startswith("poll  every 6:00:00  next ")
     rows = [json.loads(line) for line in printed(schedules("list", "--json"))]
     assert [(row["name"], row["settings"], row["made_by"]) for row in rows] == [

@@ -148,7 +148,18 @@ def test_every_query_fits_a_schema_of_another_name(database_url: str) -> None:
         for name in QUERIES:
             assert explain(connection, name, ODD), name
         [(executor, _)] = Database(database_url, ODD).run(
-            connection, "birth", {"application": "a", "names": "{}", "host": "h", "pid": 1, "lanes": 2, "version": None}
+            connection,
+            "birth",
+            {
+                "application": "a",
+                "names": "{}",
+                "host": "h",
+                "pid": 1,
+                "lanes": 2,
+                "version": None,
+                "queues": None,
+                "schedules": None,
+            },
         )
         Database(database_url, ODD).run(connection, "fence", {"executor": executor})
 

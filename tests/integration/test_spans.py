@@ -4,10 +4,14 @@ import asyncio
 import logging
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import opentelemetry.metrics
+import opentelemetry.propagate
 import opentelemetry.trace
 import psycopg
 import pytest
@@ -17,10 +21,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
+from prometheus_client.parser import text_string_to_metric_families
 
 import eventflow
 import eventflow.durable
-from eventflow import Fire, Message, sync, testing
+from eventflow import Fire, Message, health, sync, testing
 from eventflow.logs import Ids
 from eventflow.metrics import FAMILIES
 from tests.integration.test_harness import Shop, shop
@@ -165,6 +170,70 @@ async def test_a_workflow_that_slept_goes_on_in_its_trace(traced: Traced) -> Non
     assert second.parent is not None
     assert second.parent.span_id == first.get_span_context().span_id
     assert len(traced.named("step before")) == 1
+
+
+class Answering(ThreadingHTTPServer):
+    """Another service, on this machine: what comes as `traceparent`, by path."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, str | None] = {}
+        super().__init__(("127.0.0.1", 0), Answer)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def call(self, path: str) -> int:
+        """Ask it, as instrumentation of an HTTP client does."""
+        headers: dict[str, str] = {}
+        opentelemetry.propagate.inject(headers)
+        request = urllib.request.Request(f"http://127.0.0.1:{self.server_port}{path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Answering
+
+    def do_GET(self) -> None:
+        self.server.heard[self.path] = self.headers["traceparent"]
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+async def test_who_is_called_over_http_goes_on_in_the_steps_trace(traced: Traced) -> None:
+    other = Answering()
+
+    @eventflow.step(name="ask")
+    async def ask() -> int:
+        return await asyncio.to_thread(other.call, "/step-ask")
+
+    @eventflow.transaction(name="enter")
+    def enter(connection: "psycopg.Connection[tuple[object, ...]]") -> int:
+        return other.call("/transaction-enter")
+
+    @eventflow.step(name="look")
+    def look() -> int:
+        return other.call("/step-look")
+
+    @eventflow.kafka_consumer("orders", group="billing")
+    async def bill(message: Message[int]) -> list[int]:
+        return [await ask(), await eventflow.durable.run_step(enter)]
+
+    @eventflow.kafka_consumer("refunds", group="refunding")
+    def refund(message: Message[int]) -> int:
+        return look()
+
+    with other:
+        async with testing.harness() as flow:
+            for topic in ("orders", "refunds"):
+                await flow.deliver(topic, 7, headers={"traceparent": PARENT + "-01"})
+            await flow.settle()
+        other.shutdown()
+    spans = {name: traced.one(name.replace("-", " ", 1)) for name in ("step-ask", "transaction-enter", "step-look")}
+    assert {trace_id(span) for span in spans.values()} == {"ab" * 16}
+    assert other.heard == {
+        f"/{name}": f"00-{'ab' * 16}-{span.get_span_context().span_id:016x}-01" for name, span in spans.items()
+    }
 
 
 async def test_what_is_not_sampled_says_so_to_whom_it_calls(traced: Traced) -> None:
@@ -334,3 +403,43 @@ async def test_metrics_by_opentelemetry_are_those_of_the_endpoint(monkeypatch: p
     assert {"eventflow.lease_age", "eventflow.ledger_up", "eventflow.flush", "eventflow.in_flight"} <= metrics.keys()
     for instrument in FAMILIES.values():
         monkeypatch.setattr(instrument, "sink", None, raising=False)
+
+
+class Named:
+    """A provider of meters that only keeps what its instruments are called in Prometheus, as OpenTelemetry's exporters do that."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def get_meter(self, _: str) -> "Named":
+        return self
+
+    def _name(self, name: str, unit: str, kind: str) -> None:
+        units = {"s": "_seconds", "By": "_bytes", "1": "_ratio" if kind == "gauge" else "", "": ""}
+        ending = "" if unit.startswith("{") else units[unit]
+        self.names.add(name.replace(".", "_").removesuffix(ending) + ending + ("_total" if kind == "counter" else ""))
+
+    def create_histogram(self, name: str, *, unit: str = "", **_: object) -> "Named":
+        self._name(name, unit, "histogram")
+        return self
+
+    def create_observable_counter(self, name: str, *, unit: str = "", **_: object) -> None:
+        self._name(name, unit, "counter")
+
+    def create_observable_gauge(self, name: str, *, unit: str = "", **_: object) -> None:
+        self._name(name, unit, "gauge")
+
+    def record(self, value: float, attributes: object) -> None: ...
+
+
+async def test_prometheus_has_one_name_for_what_comes_by_opentelemetry_and_from_the_endpoint(
+    monkeypatch: pytest.MonkeyPatch, shop: Shop
+) -> None:
+    named = Named()
+    monkeypatch.setattr(opentelemetry.metrics, "get_meter_provider", lambda: named)
+    async with testing.harness():
+        text = await asyncio.to_thread(health.metrics)
+    for instrument in FAMILIES.values():
+        monkeypatch.setattr(instrument, "sink", None, raising=False)
+    families = [f for f in text_string_to_metric_families(text.decode()) if f.name.startswith("eventflow_")]
+    assert named.names == {f.name + ("_total" if f.type == "counter" else "") for f in families}

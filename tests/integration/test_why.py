@@ -4,12 +4,13 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from eventflow import sync
 from eventflow.errors import WorkflowNotFoundError
-from eventflow.idempotency import message_workflow_id
+from eventflow.idempotency import message_workflow_id, schedule_workflow_id
 from eventflow.records import Reason
 from tests.harness import World
 from tests.integration.test_cli import Done, complaint, eventflow
@@ -162,3 +163,100 @@ def test_whatever_stands_still_says_why(world: World, client: sync.Client) -> No
     assert re.search(
         r"is stopped by incident (\d+) \(retention\): it is gone; `eventflow incidents settle \1` lets it", stopped
     )
+
+
+def test_what_every_process_leaves_out_is_served_by_none(world: World, client: sync.Client) -> None:
+    """All know the workflow; by `--only` one queue is served, and no schedule is fired."""
+    settings = {"STOPPING": f"{world.topic}s"}
+    databases = {"DATABASE_URL": world.database_url}
+    client.create_schedule("nightly", "sleeps", every=timedelta(hours=6))
+    world.sql("update eventflow.schedules set due_at = due_at - interval '1 day'")
+    some = world.start("standing", options=["--only", "tight"], EVENTFLOW_SUSPEND_AFTER="0.05", **settings)
+    late = (
+        "schedule 'nightly' is due, and no process that lives fires it: its workflow 'sleeps' is gone from the code, or"
+    )
+    world.wait(lambda: late in some.text, "it is said")
+    client.enqueue("works", workflow_id="left", queue="keyed")
+    client.enqueue("receives", None, workflow_id="asleep", queue="tight")
+    reason(client, "asleep", "receiving")
+    left = reason(client, "left", "unserved")
+    assert left.text.endswith("no live process serves queue 'keyed', of those that know 'works'")
+    fire = schedule_workflow_id("default", "nightly", datetime.now(UTC) - timedelta(hours=1))
+    assert "no live process that knows 'sleeps' serves it" in reason(client, fire, "unserved").text
+    [line] = printed(eventflow("schedules", "list", **databases))
+    assert line.endswith("  no living process fires it")
+    shown = printed(eventflow("schedules", "show", "nightly", **databases))
+    assert "workflow   sleeps, which no living process fires" in shown
+    screen = printed(eventflow("status", **databases))
+    assert any("nightly" in line and "no live process fires it" in line for line in screen)
+
+    others = world.start("standing", options=["--only", "default"], **settings)
+    world.wait(lambda: late in others.text, "it is said again")
+    assert reason(client, "left", "unserved").text == left.text
+    assert some.stop() == 0
+    assert "no live process serves queue 'tight'" in reason(client, "asleep", "receiving").text
+
+    for topic in (world.topic, settings["STOPPING"]):
+        world.create_topic(1, topic)
+    whole = world.start("standing", **settings)
+    reason(client, "left", "running")
+    world.wait(lambda: client.schedule("nightly").served, "it is fired here")
+    assert "no living process" not in printed(eventflow("schedules", "list", **databases))[0]
+    assert "no process that lives fires it" not in whole.text
+    assert "has started nothing that is still here" in reason(client, fire, "skipped").text
+
+
+def test_what_has_ended_and_what_goes_on_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.create_topic(1)
+    settings = SETTINGS | {"EVENTFLOW_LEASE": "8", "EVENTFLOW_SUSPEND_AFTER": "0.05", "STOPPING": f"{world.topic}s"}
+    world.create_topic(1, settings["STOPPING"])
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    worker = world.start("standing", ready=True, **settings)
+    peer = world.start("standing", options=["--only", "tight"], **settings)
+    for key in "ab":
+        world.send({"do": "fail"}, key=key)
+    world.flush()
+    with sync.Client(world.database_url) as client:
+        client.enqueue("ends", workflow_id="well", kwargs={"well": True})
+        client.enqueue("ends", workflow_id="badly", kwargs={"well": False})
+        for workflow_id, name, *arguments in (
+            ("called-off", "sleeps"), ("sleeps", "sleeps"), ("waits", "waits", "sleeps"), ("receives", "receives", None),
+            ("works", "works"),
+        ):  # fmt: skip
+            client.enqueue(name, *arguments, workflow_id=workflow_id)
+
+        # Ended, or for a person.
+        assert "succeeded at 20" in reason(client, "well", "done").text
+        assert ": ValueError: it cannot be; `eventflow workflows retry` runs" in reason(client, "badly", "failed").text
+        reason(client, "called-off", "sleeping")
+        client.cancel(["called-off"])
+        assert "was ended at 20" in reason(client, "called-off", "cancelled").text
+        ids = [message_workflow_id("billing", world.topic, 1, 0, offset) for offset in range(2)]
+        for one in ids:
+            reason(client, one, "dead_letter")
+        redelivery = client.redeliver_all(rate=0.001)
+        in_turn = f"is a dead letter, and redelivery {redelivery.id} lets it go in its turn"
+        assert in_turn in reason(client, ids[1], "redelivery").text
+        both = reason(client, "waits", "waiting").text
+        assert "waits for waits>1.1 to end, which is " in both and "and waits for the event 'shipped' of sleeps" in both
+
+        # Its process is frozen, and its lease runs; a peer lives that serves another queue.
+        reason(client, "receives", "receiving")
+        reason(client, "works", "running")
+        world.wait(lambda: world.executor(peer), "the peer lives")
+        worker.freeze()
+        world.send({"do": "go"}, key="z")
+        world.flush()
+        unread = reason(client, f"{world.topic}/0/2", "unread").text
+        assert f"0 messages before it: its partition is read by executor {world.executor(worker)} " in unread
+        for n in range(2):
+            client.enqueue("works", workflow_id=f"next:{n}")
+        client.handle("receives", object).send("x", topic="paid")
+        taken = "the one process that knows it takes"
+        assert f"is the next in queue 'default': {taken} it within a beat" in reason(client, "next:0", "free").text
+        assert f"behind 1 others, and {taken} from it as there is room" in reason(client, "next:1", "in_line").text
+        assert f"is woken, as something has come for it: {taken}" in reason(client, "receives", "free").text
+        silent = reason(client, "works", "silent")
+        assert silent.until is not None
+        assert re.search(r"has been silent for .+: its lease runs out in .+ s, and a peer takes over", silent.text)

@@ -84,6 +84,7 @@ def recorded(position: str, name: str, output: object = None, error: str | None 
         ({**QUEUED, "placed": False, "wake_at": LATER}, "delayed", "is delayed in queue 'mail' until 2026-11-27 12:00:30Z (in 30 s)"),
         ({**QUEUED, "paused": True, "changed_by": "ada", "changed_at": NOW}, "paused", "queue 'mail' is paused, by ada at 2026-11-27"),
         ({**QUEUED, "served": 0}, "unserved", "no live process serves 'pay'"),
+        ({**QUEUED, "served": 0, "known": 2, "peers": 2}, "unserved", "no live process serves queue 'mail', of those that know 'pay'"),
         ({**QUEUED, "settings": '{"concurrency": 2}', "begun": 2, "before": 4}, "limited",
          "in queue 'mail', behind 4 others: concurrency 2 is used up, 2 have begun and not ended"),
         ({**QUEUED, "queue_key": "k", "settings": '{"concurrency_per_key": 1}', "begun_of_key": 1}, "limited", "1 of its key 'k' have begun"),
@@ -169,7 +170,7 @@ def test_an_offset(known: dict[str, Any], offset: int, state: str, said: str) ->
     ("known", "state", "said"),
     [
         ({"paused": True, "note": "the bank is closed"}, "paused", "schedule 'daily' is paused: the bank is closed"),
-        ({"served": False}, "unserved", "no live process knows 'close'"),
+        ({"served": False}, "unserved", "no live process that knows 'close' serves it"),
         ({"moment": LATER}, "delayed", "is to come: schedule 'daily' fires next at 2026-11-27 12:00:30Z"),
         ({"waiting": 2}, "behind", "2 of schedule 'daily' wait for what it has started to end"),
         ({"skipped": 3, "missed": 1}, "skipped", "3 were skipped, as another ran, and once it was too late"),

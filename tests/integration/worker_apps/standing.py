@@ -69,6 +69,18 @@ async def listens(target: str) -> Any:
 
 
 @eventflow.workflow
+async def waits(target: str) -> None:
+    child = await eventflow.start(sleeps)
+    await asyncio.gather(child.result(), durable.event(target, "shipped", str))
+
+
+@eventflow.workflow
+async def ends(*, well: bool) -> None:
+    if not well:
+        raise ValueError("it cannot be")
+
+
+@eventflow.workflow
 async def retries() -> None:
     await call_bank()
 

@@ -1,9 +1,12 @@
 """An app to be watched: messages that block the loop, take their time, or fail; a schedule, a queue, events."""
 
 import asyncio
+import logging
 import os
 import time
+from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 
 from common import TOPIC, Order
 
@@ -13,6 +16,16 @@ from eventflow.queues import Queue
 
 mail = Queue("mail", concurrency=1)
 OUT = os.environ.get("OUT", "")
+GATE = os.environ.get("GATE", "")
+
+
+@eventflow.lifespan
+async def gate() -> AsyncIterator[None]:
+    if GATE:
+        logging.getLogger("watched").warning("waits at the gate")
+    while GATE and await asyncio.to_thread(Path(GATE).exists):
+        await asyncio.sleep(0.02)
+    yield
 
 
 @eventflow.step
