@@ -266,7 +266,7 @@ def current_branch() -> Branch | None:
     """The workflow branch that this call belongs to; None outside a workflow and inside a step.
 
     Raises:
-        UsageError: from a thread that the workflow does not know.
+        UsageError: from a thread or a loop that the workflow does not know.
 
     """
     branch = current.get()
@@ -275,19 +275,26 @@ def current_branch() -> Branch | None:
     home = branch.run.executor.home()
     if branch.home is home:
         return branch
-    if isinstance(home, threading.Thread):
+    if isinstance(home, threading.Thread) or _on_a_strange_loop(branch):
         raise UsageError(_strange_thread(branch))
     child = branch.child(home)
     current.set(child)
     return child
 
 
+def _on_a_strange_loop(branch: Branch) -> bool:
+    """Whether the loop that runs here is not the workflow's: one that was started in another thread."""
+    if branch.run.spec.is_async:
+        return asyncio._get_running_loop() is not branch.run.executor.loop
+    return isinstance(branch.home, threading.Thread) and branch.home is not threading.current_thread()
+
+
 def _strange_thread(branch: Branch) -> str:
     name, is_async = branch.run.name, branch.run.spec.is_async
     if is_async:
         return (
-            f"a durable operation of the async workflow {name!r} in another thread: await it in the workflow; "
-            "`durable.run_step` runs a sync function in a thread"
+            f"a durable operation of the async workflow {name!r} in another thread or on another loop: await it in the "
+            "workflow; `durable.run_step` runs a sync function in a thread"
         )
     return (
         f"a durable operation of the sync workflow {name!r} in another thread: use `sync.gather`, which runs calls in "

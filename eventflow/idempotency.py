@@ -12,6 +12,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -129,13 +130,15 @@ def parse_schedule_workflow_id(workflow_id: str) -> tuple[str, str, datetime] | 
     return unquote(match[1]), unquote(match[2]), time
 
 
-def check_workflow_id(workflow_id: str) -> str:
+def check_workflow_id(workflow_id: Any) -> str:
     """An id that a person gives, as it is.
 
     Raises:
-        UsageError: it is empty, too long, reserved, or holds what people could not read.
+        UsageError: it is no text, empty, too long, reserved, or holds what people could not read.
 
     """
+    if not isinstance(workflow_id, str):
+        raise UsageError(f"a workflow id is a text, not {workflow_id!r}")
     if not workflow_id:
         raise UsageError("a workflow id cannot be empty")
     if len(workflow_id) > MAX_ID:

@@ -435,9 +435,7 @@ def check_text(text: Any, what: str) -> None:
 
 def check_address(workflow_id: Any) -> None:
     """Refuse what can be no workflow's id. A message's workflow has one, too, and a fire time's."""
-    if not isinstance(workflow_id, str):
-        raise UsageError(f"a workflow id is a text, not {workflow_id!r}")
-    if not workflow_id.startswith(("kafka:", "schedule:")) and ">" not in workflow_id:
+    if not isinstance(workflow_id, str) or not (workflow_id.startswith(("kafka:", "schedule:")) or ">" in workflow_id):
         check_workflow_id(workflow_id)
     elif not workflow_id.isprintable() or len(workflow_id) > _ADDRESS:
         raise UsageError(f"a workflow id is at most {_ADDRESS} printable characters: {workflow_id!r}")

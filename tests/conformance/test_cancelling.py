@@ -11,7 +11,7 @@ from eventflow import durable, sync
 from eventflow.context import slot
 from eventflow.errors import Cancelled, WorkflowCancelledError
 from tests.conformance.colours import Body, Colour, Do, _seen, both, trace, traced, until
-from tests.conformance.conftest import App, names
+from tests.conformance.conftest import App, anyhow, names
 
 TOLD = (asyncio.CancelledError, Cancelled)
 
@@ -281,3 +281,186 @@ def test_what_still_runs_in_a_process_that_leaves_may_start_children(app: App, c
     app.down()
     app.up()
     assert handle.result(timeout=10) == 4
+
+
+# ---- who is asked, too --------------------------------------------------------------------------------
+
+
+@both
+def descends(do: Do, below: int) -> Body[str]:
+    if below:
+        yield do.start(descends, below - 1)
+    trace("waits")
+    try:
+        return (yield do.recv(str))
+    except TOLD:
+        yield do.run_step(trace, "told")
+        raise
+
+
+def family_of(app: App, colour: Colour) -> list[sync.Handle[Any]]:
+    """A workflow, its child and its grandchild, all of which wait."""
+    client = sync.Client.here()
+    family = [app.start(descends, colour, 2)]
+    for _ in range(2):
+        [child] = until(lambda: list(client.workflows(parent=family[-1].workflow_id)))
+        family.append(client.handle(child.workflow_id, str))
+    for one in family:
+        app.asleep(one)
+    return family
+
+
+@anyhow
+@pytest.mark.parametrize("children", [True, False], ids=["children", "alone"])
+@pytest.mark.parametrize("asked", [0, 1], ids=["the first", "the second"])
+@pytest.mark.parametrize("how", ["cancel", "terminate"])
+def test_what_descends_from_it_ends_with_it_by_option(
+    app: App, colour: Colour, how: str, asked: int, children: bool
+) -> None:
+    family = family_of(app, colour)
+    getattr(family[asked], how)(children=children)
+    ended = family[asked:] if children else [family[asked]]
+    for one in ended:
+        ends_cancelled(one)
+        assert ("told" in traced(one.workflow_id)) is (how == "cancel")
+    for one in family:
+        if one not in ended:
+            one.send("goes on")
+            assert one.result(timeout=10) == "goes on"
+            assert "told" not in traced(one.workflow_id)
+
+
+# ---- terminated ------------------------------------------------------------------------------------------
+
+
+async def stands_async() -> None:
+    trace("stands")
+    await asyncio.sleep(30)
+
+
+def stands_sync() -> None:
+    trace("stands")
+    until(lambda: "let go" in traced(durable.workflow_id()))
+
+
+def _waits(do: Do) -> Body[None]:
+    trace("stands")
+    yield do.recv(str)
+
+
+PLACES: dict[str, Any] = {
+    "a wait": _waits,
+    "a step": lambda do: (yield do.run_step(stands_async if do.colour == "async" else stands_sync)),
+    "branches": lambda do: (yield do.gather(_waits(do), _waits(do))),
+    "no operation": lambda _: (yield stands_async),
+}
+
+
+@both
+def cleans_up_in_any_case(do: Do, place: str) -> Body[None]:
+    yield do.set_event("begun", 1)
+    try:
+        yield from PLACES[place](do)
+    except TOLD:
+        trace("told")
+        yield do.run_step(trace, "compensated")
+        raise
+    except Exception:
+        trace("failed")
+        raise
+    finally:
+        trace("finally")
+        yield do.run_step(trace, "cleaned up")
+        yield do.send(durable.workflow_id(), "cleaned up")
+
+
+def is_terminated(handle: sync.Handle[Any]) -> None:
+    """Nothing more of it is recorded, or done."""
+    until(lambda: names(handle) == ["set_event"])
+    handle.terminate()
+    ends_cancelled(handle)
+    _seen[handle.workflow_id].append("let go")
+    until(lambda: "finally" in traced(handle.workflow_id))
+    assert "cleaned up" not in traced(handle.workflow_id)
+    assert "compensated" not in traced(handle.workflow_id)
+    assert [step.name for step in handle.steps()] == ["set_event"]
+    assert (handle.get().reason or "").startswith("terminated by ")
+
+
+@anyhow
+@pytest.mark.parametrize("place", ["a wait", "branches"])
+def test_who_is_terminated_while_it_waits_cleans_nothing_up(app: App, colour: Colour, place: str) -> None:
+    """In memory it unwinds without being told, as one does that leaves memory; asleep none of its code runs."""
+    handle = app.start(cleans_up_in_any_case, colour, place)
+    until(lambda: "stands" in traced(handle.workflow_id))
+    app.asleep(handle)
+    before = traced(handle.workflow_id)
+    is_terminated(handle)
+    app.run(quick, colour)
+    assert traced(handle.workflow_id) == [*before, "let go"] if app.leaves else [*before, "let go", "finally"]
+    assert "told" not in traced(handle.workflow_id)
+
+
+@pytest.mark.parametrize("app", ["stays"], indirect=True)
+def test_who_is_terminated_in_a_step_cleans_nothing_up(app: App, colour: Colour) -> None:
+    handle = app.start(cleans_up_in_any_case, colour, "a step")
+    until(lambda: "stands" in traced(handle.workflow_id))
+    is_terminated(handle)
+    assert [what for what in traced(handle.workflow_id) if what != "let go"] == ["stands", "finally"]
+
+
+@pytest.mark.parametrize("app", ["stays"], indirect=True)
+def test_a_task_that_awaits_no_operation_is_cancelled_and_its_operations_do_nothing(app: App) -> None:
+    handle = app.start(cleans_up_in_any_case, "async", "no operation")
+    until(lambda: "stands" in traced(handle.workflow_id))
+    is_terminated(handle)
+    assert [what for what in traced(handle.workflow_id) if what != "let go"] == ["stands", "told", "finally"]
+
+
+# ---- a sync step that runs meanwhile --------------------------------------------------------------------
+
+
+def runs_on() -> str:
+    trace("begins")
+    until(lambda: "let go" in traced(durable.workflow_id()))
+    trace("ends")
+    return "done"
+
+
+@both
+def acts_in_a_thread(do: Do) -> Body[None]:
+    try:
+        result = yield do.run_step(runs_on)
+        trace(f"saw {result}")
+        yield do.run_step(trace, "acted")
+    except TOLD:
+        yield do.run_step(trace, "compensated")
+        raise
+
+
+def has_heard(workflow_id: str) -> bool:
+    """Whether its executor knows that it is to end."""
+    runtime: Any = slot.runtime
+    run = runtime._incarnation.executor.runs[workflow_id]
+    return run.life is not None and run.life.interrupted is not None
+
+
+def test_a_sync_step_runs_to_its_end(app: App, colour: Colour) -> None:
+    """An async workflow does not wait for that, and has no result of it; a sync one has, and is told where it acts next."""
+    handle = app.start(acts_in_a_thread, colour)
+    until(lambda: traced(handle.workflow_id) == ["begins"])
+    handle.cancel()
+    if colour == "async":
+        ends_cancelled(handle)
+    else:
+        until(lambda: has_heard(handle.workflow_id))
+    _seen[handle.workflow_id].append("let go")
+    until(lambda: "ends" in traced(handle.workflow_id))
+    ends_cancelled(handle)
+    app.run(quick, colour)
+    if colour == "async":
+        assert traced(handle.workflow_id) == ["begins", "compensated", "let go", "ends"]
+        assert names(handle) == ["trace"]
+    else:
+        assert traced(handle.workflow_id) == ["begins", "let go", "ends", "saw done", "compensated"]
+        assert names(handle) == ["runs_on", "trace"]

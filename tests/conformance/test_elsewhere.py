@@ -30,6 +30,7 @@ from tests.conformance.conftest import App, names, new_database, other_database
 broken: set[str] = set()
 urls: dict[bool, str] = {}  # of the database elsewhere, and of the one here
 INSERT = 'insert into effects ("group", note) values (%s, %s)'
+anywhere = pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
 
 
 # ---- transactions, of each colour, here (in the ledger's database) and elsewhere -------------------------------------
@@ -220,7 +221,7 @@ def test_a_policy_runs_a_failed_transaction_again_and_no_other(app: App, other: 
 
 
 @pytest.mark.parametrize("begins", ["before", "after"])
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@anywhere
 def test_what_is_dropped_runs_again_elsewhere_as_here(app: App, colour: Colour, elsewhere: bool, begins: str) -> None:
     """A retry drops what began after the failure, and keeps what began before it, on whichever database."""
     broken.add(begins)
@@ -426,18 +427,39 @@ def test_the_isolation_level_is_the_one_asked_for(app: App, colour: Colour) -> N
     assert app.run(levels, colour) == [level or "read committed" for level in LEVELS] * 3
 
 
-@eventflow.transaction(isolation="serializable", database="other")
-def raise_sync(connection: "psycopg.Connection[Any]", url: str) -> int:
-    return (
-        _raise(connection.execute("select n from counters where id = 1").fetchall(), url)
-        or connection.execute("update counters set n = n + 1 where id = 1 returning n").fetchall()[0][0]
-    )
+def conflicting(database: str | None) -> dict[Colour, tuple[Any, Any]]:
+    """By colour: one that conflicts with what is committed meanwhile, and one that locks what the other one wants."""
+
+    @eventflow.transaction(name="raise", isolation="serializable", database=database)
+    def raise_sync(connection: "psycopg.Connection[Any]", url: str) -> int:
+        return (
+            _raise(connection.execute("select n from counters where id = 1").fetchall(), url)
+            or connection.execute("update counters set n = n + 1 where id = 1 returning n").fetchall()[0][0]
+        )
+
+    @eventflow.transaction(name="raise", isolation="serializable", database=database)
+    async def raise_async(connection: "psycopg.AsyncConnection[Any]", url: str) -> int:
+        _raise(await (await connection.execute("select n from counters where id = 1")).fetchall(), url)
+        return (await (await connection.execute("update counters set n = n + 1 where id = 1 returning n")).fetchall())[
+            0
+        ][0]
+
+    @eventflow.transaction(name="lock", database=database)
+    def lock_sync(connection: "psycopg.Connection[Any]", mine: int, theirs: int) -> None:
+        connection.execute("update counters set n = n + 1 where id = %s", [mine])
+        _meet()
+        connection.execute("update counters set n = n + 1 where id = %s", [theirs])
+
+    @eventflow.transaction(name="lock", database=database)
+    async def lock_async(connection: "psycopg.AsyncConnection[Any]", mine: int, theirs: int) -> None:
+        await connection.execute("update counters set n = n + 1 where id = %s", [mine])
+        await asyncio.to_thread(_meet)
+        await connection.execute("update counters set n = n + 1 where id = %s", [theirs])
+
+    return {"sync": (raise_sync, lock_sync), "async": (raise_async, lock_async)}
 
 
-@eventflow.transaction(isolation="serializable", database="other")
-async def raise_async(connection: "psycopg.AsyncConnection[Any]", url: str) -> int:
-    _raise(await (await connection.execute("select n from counters where id = 1")).fetchall(), url)
-    return (await (await connection.execute("update counters set n = n + 1 where id = 1 returning n")).fetchall())[0][0]
+CONFLICTING = {False: conflicting(None), True: conflicting("other")}
 
 
 def _raise(seen: list[Any], url: str) -> None:
@@ -448,34 +470,21 @@ def _raise(seen: list[Any], url: str) -> None:
 
 
 @both
-def raising(do: Do, url: str) -> Body[int]:
-    function = raise_async if do.colour == "async" else raise_sync
-    return (yield lambda: function(url))
+def raising(do: Do, elsewhere: bool) -> Body[int]:
+    return (yield lambda: CONFLICTING[elsewhere][do.colour][0](urls[elsewhere]))
 
 
-def test_a_serialization_failure_is_retried(app: App, other: str, colour: Colour) -> None:
-    """Without a policy, under the same ticket: what it conflicts with is somebody else's."""
-    new_counters(other)
-    handle = app.start(raising, colour, other)
+@anywhere
+def test_a_serialization_failure_is_retried(app: App, colour: Colour, elsewhere: bool) -> None:
+    """Without a policy; elsewhere under the same ticket: what it conflicts with is somebody else's."""
+    new_counters(urls[elsewhere])
+    handle = app.start(raising, colour, elsewhere)
     assert handle.result(timeout=15) == 21
     assert len(traced(handle.workflow_id)) == 3
+    assert ask(urls[elsewhere], "select n from counters where id = 1") == [(21,)]
     assert [s.attempts for s in handle.steps()] == [3]
     tickets = "select count(*) from eventflow.checkpoints where workflow_id = %s and position like '%%~t%%'"
-    assert ask(urls[False], tickets, handle.workflow_id) == [(1,)]
-
-
-@eventflow.transaction(database="other")
-def lock_sync(connection: "psycopg.Connection[Any]", mine: int, theirs: int) -> None:
-    connection.execute("update counters set n = n + 1 where id = %s", [mine])
-    _meet()
-    connection.execute("update counters set n = n + 1 where id = %s", [theirs])
-
-
-@eventflow.transaction(database="other")
-async def lock_async(connection: "psycopg.AsyncConnection[Any]", mine: int, theirs: int) -> None:
-    await connection.execute("update counters set n = n + 1 where id = %s", [mine])
-    await asyncio.to_thread(_meet)
-    await connection.execute("update counters set n = n + 1 where id = %s", [theirs])
+    assert ask(urls[False], tickets, handle.workflow_id) == [(int(elsewhere),)]
 
 
 _arrived: list[str] = []
@@ -489,18 +498,18 @@ def _meet() -> None:
 
 
 @both
-def locking(do: Do, mine: int, theirs: int) -> Body[None]:
-    function = lock_async if do.colour == "async" else lock_sync
-    yield lambda: function(mine, theirs)
+def locking(do: Do, elsewhere: bool, mine: int, theirs: int) -> Body[None]:
+    yield lambda: CONFLICTING[elsewhere][do.colour][1](mine, theirs)
 
 
-def test_a_deadlock_is_retried(app: App, other: str, colour: Colour) -> None:
+@anywhere
+def test_a_deadlock_is_retried(app: App, colour: Colour, elsewhere: bool) -> None:
     _arrived.clear()
-    new_counters(other)
-    handles = [app.start(locking, colour, 1, 2), app.start(locking, colour, 2, 1)]
+    new_counters(urls[elsewhere])
+    handles = [app.start(locking, colour, elsewhere, 1, 2), app.start(locking, colour, elsewhere, 2, 1)]
     for handle in handles:
         handle.result(timeout=15)
-    assert ask(other, "select n from counters") == [(2,), (2,)]
+    assert ask(urls[elsewhere], "select n from counters") == [(2,), (2,)]
     assert len(_arrived) == 3
 
 
@@ -509,7 +518,7 @@ def once(do: Do, elsewhere: bool) -> Body[str]:
     return (yield book(do, "once", elsewhere=elsewhere))
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@anywhere
 def test_a_limit_that_is_reached_meanwhile_is_no_failure_of_its(
     app: App, colour: Colour, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -713,7 +722,7 @@ WORK: dict[tuple[str, bool], Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@anywhere
 def test_a_workflow_stays_while_its_transaction_is_under_way(app: App, colour: Colour, elsewhere: bool) -> None:
     """Else it would be rolled back, and run again when the sleeper wakes."""
     handle = app.start(rests_beside, colour, elsewhere)

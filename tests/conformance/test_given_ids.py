@@ -1,7 +1,9 @@
 """What is started under a given id and refused where that exists, in workflows that die between the start and its record."""
 
 import json
+import re
 import signal
+import uuid
 from typing import Any
 
 import psycopg
@@ -9,7 +11,7 @@ import pytest
 
 import eventflow
 from eventflow import sync
-from eventflow.errors import WorkflowExistsError
+from eventflow.errors import UsageError, WorkflowExistsError
 from tests.conformance.colours import COLOURS, Body, Colour, Do, both
 from tests.conformance.conftest import App
 from tests.conformance.test_killed import APP, SOON, insert
@@ -44,6 +46,35 @@ def test_an_id_is_claimed_once(app: App, colour: Colour, how: str) -> None:
     assert app.run(claims_an_id, colour, how, mine, 1).startswith("refused"), "it is another one's child"
     again = app.run(claims_an_id, colour, how, f"{colour} {how} twice", 2)
     assert again.startswith("refused"), "it has recorded that it has started this one"
+
+
+@both
+def waits(do: Do, n: int) -> Body[int]:
+    return n + (yield do.recv(int))
+
+
+def test_an_id_is_attached_to_or_refused(app: App, colour: Colour) -> None:
+    """From outside: whoever is refused is shown what has the id."""
+    mine, name = f"{colour} {uuid.uuid4()}", re.escape(repr(waits[colour].name))
+    handle = app.start(waits, colour, 1, workflow_id=mine)
+    app.asleep(handle)
+    assert app.start(waits, colour, 1, workflow_id=mine).workflow_id == mine
+    existing = rf"'{mine}' exists: {name} is waiting, started at 20\d\d-\d\d-\d\d \d\d:"
+    with pytest.raises(WorkflowExistsError, match=existing):
+        app.start(waits, colour, 1, workflow_id=mine, if_exists="reject")
+    other = rf"'{mine}' belongs to {name} \(waiting\), started at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d with other arguments"
+    for if_exists in ("attach", "reject"):
+        with pytest.raises(WorkflowExistsError, match=other):
+            app.start(waits, colour, 2, workflow_id=mine, if_exists=if_exists)
+        with pytest.raises(WorkflowExistsError, match=rf"'{mine}' belongs to {name} .* another name"):
+            app.start(gives, colour, 1, workflow_id=mine, if_exists=if_exists)
+    handle.send(6)
+    assert app.start(waits, colour, 1, workflow_id=mine).result(timeout=10) == 7
+    with pytest.raises(WorkflowExistsError, match="is succeeded"):
+        app.start(waits, colour, 1, workflow_id=mine, if_exists="reject")
+    with pytest.raises(UsageError, match="if_exists is 'attach' or 'reject', not 'perhaps'"):
+        app.start(waits, colour, 1, workflow_id=mine, if_exists="perhaps")
+    assert app.start(waits, colour, 1, if_exists="reject").get().status in {"running", "waiting"}
 
 
 @pytest.mark.parametrize("how", ["start", "enqueue"])

@@ -1,5 +1,8 @@
 """What people do to many workflows, from wherever they are, and what it leaves behind: nothing."""
 
+import os
+import re
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -196,6 +199,31 @@ def test_the_version_is_for_people(app: App, ledger: str, colour: Colour) -> Non
     assert listed[ended.workflow_id] == "v1"
     app.down()
     app.up()
+
+
+def test_who_did_what_and_when_is_recorded(app: App, client: sync.Client, ledger: str, colour: Colour) -> None:
+    ended = app.start(two_steps, colour, "one", "two")
+    ended.result(timeout=10)
+    told, ends = (app.start(waits, colour) for _ in range(2))
+    line = sync.enqueue(in_line[colour], "late", delay=60)
+    began = rows(ledger, "select clock_timestamp()")[0][0]
+    client.cancel([told.workflow_id])
+    client.terminate([ends.workflow_id])
+    client.delay([line.workflow_id], 0)
+    client.fork([ended.workflow_id])
+    over = rows(ledger, "select clock_timestamp()")[0][0]
+    me = rf".+@{re.escape(socket.gethostname())}, process {os.getpid()}"
+    for handle, kind in ((told, "cancel"), (ends, "terminate"), (line, "delay"), (ended, "fork")):
+        done = "select kind, who, at from eventflow.requests where workflow_id = %s"
+        [(what, who, at)] = rows(ledger, done, handle.workflow_id)
+        assert what == kind
+        assert re.fullmatch(me, who), who
+        assert began <= at <= over
+        [shown] = client.workflow(handle.workflow_id).requests
+        assert (shown.kind, shown.who, shown.at) == (kind, who, at)
+    for handle in (told, ends):
+        until(lambda h=handle: h.get().status == "cancelled")
+        assert re.fullmatch(rf"(cancelled|terminated) by {me}", handle.get().reason or "")
 
 
 # ---- what is left behind -----------------------------------------------------------------------------

@@ -2,10 +2,16 @@
 
 import signal
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
 
 import psycopg
 import pytest
 
+from eventflow import sync
 from tests.conformance.colours import COLOURS
 from tests.conformance.test_killed import APP, SOON, died_there
 from tests.harness import World, pick, seeds
@@ -110,3 +116,100 @@ def test_a_claim_whose_answer_is_lost_is_found_again(world: World, seed: int) ->
         world.sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'eventflow queues'")
         worker.thaw()
         check(world, "crash pairs", watch)
+
+
+# ---- nobody is killed -------------------------------------------------------------------------------------
+
+Clients = list[sync.Client]
+
+
+@pytest.fixture
+def clients(world: World) -> Iterator[Clients]:
+    """Two programs that put workflows in line, for two processes that run them."""
+    for _ in range(2):
+        world.start(APP, **SOON)
+    world.wait(lambda: world.one("select count(*) from eventflow.executors where alive") == 2, "both are there")
+    with sync.Client(world.database_url) as one, sync.Client(world.database_url) as two:
+        yield [one, two]
+
+
+def put(clients: Clients, count: int, queue: str, **options: Any) -> list[str]:
+    """So many of both colours, at once from all clients; options are functions of the number."""
+
+    def one(n: int) -> str:
+        more = {name: value(n) for name, value in options.items()}
+        client = clients[n // 2 % len(clients)]
+        return client.enqueue(f"crash_app.in_queue {COLOURS[n % 2]}", n, queue=queue, **more).workflow_id
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def begun(world: World) -> dict[str, datetime]:
+    """When each began; each did so once."""
+    world.wait(lambda: world.unfinished() == 0, "all have ended", 20)
+    rows = world.sql("""select "group", note, at from effects""")
+    assert set(Counter((workflow, note.split()[0]) for workflow, note, _ in rows).values()) == {1}
+    return {workflow: at for workflow, note, at in rows if note.startswith("one")}
+
+
+class Doubles:
+    """Deduplication ids that were seen to be those of two unfinished workflows."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._over, self.found = world, threading.Event(), list[str]()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "Doubles":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        text = """select deduplication_id from eventflow.workflows where deduplication_id is not null
+                     and finished_at is null group by 1 having count(*) > 1"""
+        with psycopg.connect(self._world.database_url, autocommit=True) as connection:
+            while not self._over.wait(0.005):
+                self.found += [one for (one,) in connection.execute(text)]
+
+
+def test_one_unfinished_workflow_has_a_deduplication_id(world: World, clients: Clients) -> None:
+    with Doubles(world) as doubles:
+        ids = put(clients, 200, "crash two each", deduplication_id=lambda n: f"d{n % 10}")
+        times = begun(world)
+    assert doubles.found == []
+    assert set(times) == set(ids)
+    assert 10 <= len(times) < 200
+    assert len(world.sql("select distinct pid from effects")) == 2, "both have run some"
+
+
+def test_a_rate_is_kept_by_both_together(world: World, clients: Clients) -> None:
+    put(clients, 9, "crash rate")
+    times = sorted(begun(world).values())
+    assert len(times) == 9
+    # What begins a moment later than its claim was committed may come nearer to the next one.
+    gaps = [(later - earlier).total_seconds() for earlier, later in zip(times, times[3:], strict=False)]
+    assert min(gaps) > 0.35, gaps
+
+
+def test_the_rate_of_a_key_is_kept_by_both_together(world: World, clients: Clients) -> None:
+    ids = put(clients, 8, "crash rate of a key", key=lambda n: f"k{n % 2}")
+    times = begun(world)
+    for key in range(2):
+        mine = sorted(times[one] for one in ids[key::2])
+        gaps = [(later - earlier).total_seconds() for earlier, later in zip(mine, mine[1:], strict=False)]
+        assert len(gaps) == 3
+        assert min(gaps) > 0.3, gaps
+
+
+def test_delayed_ones_begin_once_and_not_early(world: World, clients: Clients) -> None:
+    [(before,)] = world.sql("select clock_timestamp()")
+    ids = put(clients, 20, "crash free", delay=lambda n: 0.6 + n / 50)
+    [(after,)] = world.sql("select clock_timestamp()")
+    times = begun(world)
+    for n, one in enumerate(ids):
+        assert (times[one] - before).total_seconds() > 0.6 + n / 50
+        assert (times[one] - after).total_seconds() < 0.6 + n / 50 + 1.5

@@ -1,17 +1,21 @@
 """Bad input: each mistake has an error of its own, at the earliest moment, and none stops the application."""
 
+import asyncio
+import contextvars
 import re
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 import eventflow
 from eventflow import durable, sync
 from eventflow.errors import BlockingCallError, CodecError, UsageError
-from tests.conformance.colours import Body, Colour, Do, both
-from tests.conformance.conftest import App
+from tests.conformance.colours import Body, Colour, Do, both, trace, traced
+from tests.conformance.conftest import App, names
 
 stays = pytest.mark.parametrize("app", ["stays"], indirect=True)
 ODD = "\ud800"  # half a surrogate pair, which is no text for Postgres
@@ -188,3 +192,259 @@ def test_handles_refuse_what_cannot_be(app: App, colour: Colour) -> None:
     with pytest.raises(UsageError, match="idempotency key"):
         handle.send(1, idempotency_key=ODD)
     assert handle.result(timeout=10)[0] == "UsageError"
+
+
+# ---- a step or transaction in another one ----------------------------------------------------------------
+
+
+@eventflow.transaction
+def commits_sync(connection: "psycopg.Connection[Any]", what: str) -> None:
+    if what:
+        NESTED[what](sync)
+    trace("committed")
+
+
+@eventflow.transaction
+async def commits_async(connection: "psycopg.AsyncConnection[Any]", what: str) -> None:
+    if what:
+        await NESTED[what](durable)
+    trace("committed")
+
+
+@eventflow.step
+def acts_sync(what: str) -> None:
+    NESTED[what](sync)
+
+
+@eventflow.step
+async def acts_async(what: str) -> None:
+    await NESTED[what](durable)
+
+
+NESTED: dict[str, Callable[[Any], Any]] = {
+    "a transaction": lambda verbs: (commits_sync if verbs is sync else commits_async)(""),
+    "a step by run_step": lambda verbs: verbs.run_step(trace, "acted"),
+    "a transaction by run_step": lambda verbs: verbs.run_step(commits_sync if verbs is sync else commits_async, ""),
+}
+
+
+@both
+def nests(do: Do, outer: str, what: str) -> Body[str]:
+    sides = (acts_sync, acts_async) if outer == "a step" else (commits_sync, commits_async)
+    try:
+        yield do.run_step(sides[do.colour == "async"], what, retries=3)
+    except UsageError as error:
+        yield do.sleep(0.05)
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("what", NESTED)
+@pytest.mark.parametrize("outer", ["a step", "a transaction"])
+def test_a_step_or_transaction_in_another_one_is_refused_and_not_tried_again(
+    app: App, colour: Colour, outer: str, what: str
+) -> None:
+    handle = app.start(nests, colour, outer, what)
+    said = handle.result(timeout=10)
+    assert ("run_step belongs into a workflow" if "run_step" in what else "cannot be called in a step or") in said
+    assert traced(handle.workflow_id) == []
+    assert handle.steps()[0].attempts == 1
+
+
+# ---- in another thread, on another loop --------------------------------------------------------------------
+
+
+async def _acts_there() -> None:
+    await durable.run_step(trace, "acted")
+
+
+async def _sleeps_there() -> None:
+    await durable.sleep(0)
+
+
+async def _asks_there() -> None:
+    durable.now()
+
+
+ELSEWHERE: dict[str, Callable[[], Any]] = {
+    "a value": durable.now,
+    "a step": lambda: eventflow.step(trace)("acted"),
+    "a value on another loop": lambda: asyncio.run(_asks_there()),
+    "a step on another loop": lambda: asyncio.run(_acts_there()),
+    "a wait on another loop": lambda: asyncio.run(_sleeps_there()),
+}
+
+
+def in_a_thread(call: Callable[[], Any]) -> Any:
+    """In one that has the workflow's context, as libraries make them."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,))
+    thread.start()
+    thread.join(10)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+@both
+def strays(do: Do, what: str, how: str) -> Body[str]:
+    try:
+        if how == "to_thread":
+            yield lambda: asyncio.to_thread(ELSEWHERE[what])
+        else:
+            in_a_thread(ELSEWHERE[what])
+    except UsageError as error:
+        yield do.sleep(0.05)
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("how", ["to_thread", "a thread"])
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_an_operation_in_another_thread_is_refused_and_records_nothing(
+    app: App, colour: Colour, what: str, how: str
+) -> None:
+    if how == "to_thread" and colour == "sync":
+        pytest.skip("asyncio's")
+    handle = app.start(strays, colour, what, how)
+    said = handle.result(timeout=10)
+    assert "in another thread" in said or (colour == "sync" and "durable.run_step is async" in said)
+    assert traced(handle.workflow_id) == []
+    assert [(step.name, step.position) for step in handle.steps()] == [("sleep", "1.1")]
+
+
+# ---- values that are none -----------------------------------------------------------------------------------
+
+
+def opaque() -> Any:
+    trace("acts")
+    return Opaque()
+
+
+def mistyped() -> int:
+    trace("acts")
+    return "x"  # type: ignore[return-value]
+
+
+@eventflow.transaction
+def opaque_sync(connection: "psycopg.Connection[Any]") -> Any:
+    return opaque()
+
+
+@eventflow.transaction
+async def opaque_async(connection: "psycopg.AsyncConnection[Any]") -> Any:
+    return opaque()
+
+
+@eventflow.transaction
+def mistyped_sync(connection: "psycopg.Connection[Any]") -> int:
+    return mistyped()
+
+
+@eventflow.transaction
+async def mistyped_async(connection: "psycopg.AsyncConnection[Any]") -> int:
+    return mistyped()
+
+
+RESULTS: dict[str, tuple[Callable[[Do], Any], str]] = {
+    "a step's": (lambda do: do.run_step(opaque, retries=3), "the result of 'opaque': .*Opaque"),
+    "a step's of another type": (
+        lambda do: do.run_step(mistyped, retries=3),
+        "the result of 'mistyped': str does not fit",
+    ),
+    "a transaction's": (
+        lambda do: do.run_step(opaque_async if do.colour == "async" else opaque_sync, name="opaque", retries=3),
+        "the result of 'opaque.*': .*Opaque",
+    ),
+    "a transaction's of another type": (
+        lambda do: do.run_step(mistyped_async if do.colour == "async" else mistyped_sync, name="mistyped", retries=3),
+        "the result of 'mistyped.*': str does not fit",
+    ),
+}
+
+
+@both
+def has_results(do: Do, which: str) -> Body[str]:
+    try:
+        yield RESULTS[which][0](do)
+    except CodecError as error:
+        yield do.sleep(0.05)
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("which", RESULTS)
+def test_a_result_that_is_no_value_is_named_and_not_tried_again(app: App, colour: Colour, which: str) -> None:
+    handle = app.start(has_results, colour, which)
+    assert re.search(RESULTS[which][1], handle.result(timeout=10))
+    assert traced(handle.workflow_id) == ["acts"]
+    assert len(names(handle)) == 2
+
+
+@both(retries=3)
+def gives_opaque(do: Do) -> Body[Any]:
+    trace("runs")
+    yield do.sleep(0)
+    return Opaque()
+
+
+@both(retries=3)
+def gives_another_type(do: Do) -> Body[int]:
+    trace("runs")
+    yield do.sleep(0)
+    return "x"  # type: ignore[return-value]
+
+
+@stays
+def test_a_workflows_result_that_is_no_value_fails_it_alone(app: App, colour: Colour) -> None:
+    for pair, words in ((gives_opaque, "Opaque"), (gives_another_type, "str does not fit")):
+        handle = app.start(pair, colour)
+        with pytest.raises(CodecError, match=f"the result of '.*run_{colour}': .*{words}"):
+            handle.result(timeout=10)
+        assert handle.get().status == "failed"
+        assert traced(handle.workflow_id) == ["runs"]
+    assert app.run(does, colour, "a negative sleep")[0] == "UsageError", "the application goes on"
+
+
+@stays
+@pytest.mark.parametrize("verb", [sync.start, sync.enqueue], ids=["start", "enqueue"])
+@pytest.mark.parametrize("value", [Opaque(), 5, b"x", ODD], ids=["opaque", "int", "bytes", "odd"])
+def test_an_argument_that_is_no_value_is_named(app: App, colour: Colour, verb: Any, value: Any) -> None:
+    with pytest.raises(CodecError, match=f"run_{colour}, argument 'mistake'"):
+        verb(does[colour], value)
+
+
+# ---- ids ---------------------------------------------------------------------------------------------------
+
+IDS: dict[str, tuple[Any, str]] = {
+    "empty": ("", "cannot be empty"),
+    "too long": ("i" * 513, "at most 512 characters, this one has 513"),
+    "a zero byte": ("a\0b", "printable characters only: 'a.x00b'"),
+    "half a character": (ODD, "printable"),
+    "a line's end": ("a\n", "printable"),
+    "a child's": ("a>1.1", "'>' are those of children"),
+    "a message's": ("kafka:x", "'kafka:' are those of messages"),
+    "a fire's": ("schedule:x", "'schedule:' are those of schedules"),
+    "no text": (5, "a workflow id is a text, not 5"),
+}
+
+
+@stays
+@pytest.mark.parametrize("which", IDS)
+def test_odd_ids_are_refused_wherever_they_are_given(app: App, ledger: str, colour: Colour, which: str) -> None:
+    odd, words = IDS[which]
+    with sync.Client(ledger) as client:
+        for verb in (sync.start, sync.enqueue, client.enqueue):
+            with pytest.raises(UsageError, match=words):
+                verb(does[colour], "a negative sleep", workflow_id=odd)
+        with pytest.raises(UsageError, match=words):
+            client.enqueue(does[colour].name, "a negative sleep", workflow_id=odd)
+    longest = f"{colour} {which}".ljust(512, "ü")
+    assert app.run(does, colour, "a negative sleep", workflow_id=longest)[0] == "UsageError"

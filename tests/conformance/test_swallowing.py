@@ -110,6 +110,31 @@ def test_one_that_is_swallowed_in_a_branch(app: App, colour: Colour, caplog: pyt
     assert f"{HERE}:{line_of(returns, 'here')}, in returns" in warned
 
 
+async def naps(n: int) -> int:
+    await durable.sleep(0.3 + n / 10)
+    return n
+
+
+@eventflow.workflow
+async def in_a_task_group() -> list[int]:
+    trace("begins")
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(naps(n)) for n in range(2)]
+    trace("joined")
+    return [task.result() for task in tasks]
+
+
+def test_a_task_group_is_no_code_that_swallows(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    """It makes a group of what its tasks are told, which counts as that."""
+    with caplog.at_level(logging.WARNING, "eventflow"):
+        handle = sync.start(in_a_task_group, workflow_id="a task group")
+        until(lambda: handle.get().status == "waiting")
+        assert handle.result(timeout=10) == [0, 1]
+    assert traced(handle.workflow_id).count("begins") > 1, "it left memory"
+    assert traced(handle.workflow_id).count("joined") == 1
+    assert warnings(caplog, handle.workflow_id) == []
+
+
 # ---- again and again -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import statistics
 import time
 from typing import Any
 
@@ -13,8 +14,10 @@ import eventflow
 from eventflow import durable, sync
 from eventflow.client import Client
 from eventflow.errors import CodecError, UsageError, WorkflowTimeoutError
+from tests.conformance import hops_app
 from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
 from tests.conformance.conftest import App, anyhow, names
+from tests.harness import DEFAULTS, World
 
 
 class Order(BaseModel):
@@ -412,3 +415,34 @@ def test_what_an_event_was_when_it_was_read_is_recorded(app: App, colour: Colour
 def tells_and_tells(do: Do, wake: str) -> Body[None]:
     yield do.set_event("state", 9)
     yield do.send(wake, 0)
+
+
+# ---- how quick it is ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.alone
+def test_in_one_process_it_takes_milliseconds(app: App, colour: Colour) -> None:
+    listener = app.start(hops_app.answers, colour, 20)
+    asker = app.start(hops_app.asks, colour, listener.workflow_id, 20)
+    for handle, what in ((listener, "messages"), (asker, "events")):
+        took = [seconds for _, seconds in handle.result(timeout=20)]
+        print(f"{what}, {colour}: p50 {statistics.median(took) * 1000:.1f} ms, max {max(took) * 1000:.1f} ms")
+        assert statistics.median(took) < 0.05
+
+
+@pytest.mark.alone
+def test_between_two_processes_it_takes_less_than_a_second(world: World, colour: Colour) -> None:
+    """With the defaults of a deployment: a beat each second."""
+    world.defaults = DEFAULTS
+    for role in ("answers", "asks"):
+        world.start(hops_app.__name__, ROLE=role)
+    world.wait(lambda: world.one("select count(*) from eventflow.executors where alive") == 2, "both are there")
+    with sync.Client(world.database_url) as client:
+        listener = client.enqueue(f"hops answers {colour}", 10, result=list[hops_app.Hop])
+        asker = client.enqueue(f"hops asks {colour}", listener.workflow_id, 10, result=list[hops_app.Hop])
+        for handle, what in ((listener, "messages"), (asker, "events")):
+            hops = handle.result(timeout=20)
+            took = [seconds for _, seconds in hops]
+            print(f"{what}, {colour}: p50 {statistics.median(took) * 1000:.1f} ms, max {max(took) * 1000:.1f} ms")
+            assert all(other for other, _ in hops)
+            assert max(took) < 1
