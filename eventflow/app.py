@@ -733,6 +733,7 @@ def run(
         if not entering.done():
             entering.cancel()
             await asyncio.wait({entering})
+        if leaving.asked.done() and (entering.cancelled() or entering.exception() is not None):
             return 0
         entering.result()
         leaving.app = context.app

@@ -636,8 +636,10 @@ begin
       select c."group", c.source, c.partition, (
                select max(o.generation) + 1 from eventflow.claims o
                 where o."group" = c."group" and o.source = c.source and o.partition = c.partition),
-             0, 0, int8multirange(int8range(null, next_offset))
-                   + case when c.reprocessing is null then '{}' else int8multirange(int8range(p.past, null)) end,
+             0, 0,
+             (c.accepted + coalesce((select range_agg(r) from eventflow.deltas d, unnest(d.ranges) r where d.claim = c.id), '{}'))
+               * int8multirange(int8range(null, skip_from)) + passed
+               + case when c.reprocessing is null then '{}' else int8multirange(int8range(p.past, null)) end,
              0, next_offset, chosen, c.reprocessing
         from eventflow.claims c left join eventflow.reprocessed p on p.claim = c.id where c.id = claim_id
       returning id
