@@ -210,17 +210,17 @@ def _ask_about(letters: Iterable[DeadLetter], what: str, *, yes: bool) -> bool:
 
 def _follow(client: "Client", ordered: Redelivery) -> Redelivery:
     """Wait until it has ended; who does not, leaves it to go on."""
-    seen = -1
-    while ordered.ended_at is None:
-        if ordered.redelivered != seen:
-            seen = ordered.redelivered
-            typer.echo(f"{seen} of {ordered.total} redelivered", err=True)
-        try:
+    seen, number = -1, ordered.id
+    try:
+        while ordered.ended_at is None:
+            if ordered.redelivered != seen:
+                seen = ordered.redelivered
+                typer.echo(f"{seen} of {ordered.total} redelivered", err=True)
             time.sleep(0.2)
-        except KeyboardInterrupt:
-            typer.echo(f"redelivery {ordered.id} goes on; `eventflow dead-letters stop {ordered.id}` ends it", err=True)
-            raise typer.Exit(130) from None
-        ordered = client.redelivery(ordered.id)
+            ordered = client.redelivery(number)
+    except KeyboardInterrupt:
+        typer.echo(f"redelivery {number} goes on; `eventflow dead-letters stop {number}` ends it", err=True)
+        raise typer.Exit(130) from None
     return ordered
 
 
