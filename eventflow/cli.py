@@ -16,6 +16,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -189,9 +190,13 @@ def doctor(
 def init(
     name: Annotated[str, typer.Argument(help="The project's name, and its folder's: small letters, digits, - and _.")],
     folder: Annotated[Path, typer.Option("--in", help="Where the folder is made.")] = Path(),
+    as_json: Json = False,
 ) -> None:
     """Make a project that runs: a program, settings, tests, a compose file, a Dockerfile, a Makefile."""
     files = make_project(name, folder)
+    if as_json:
+        say_json({"folder": str(folder / name), "files": files})
+        return
     typer.echo(f"{folder / name} has {', '.join(files)}")
     typer.echo(f"try it: cd {shlex.quote(str(folder / name))} && make demo")
 
@@ -202,7 +207,7 @@ _Folder = Annotated[Path, typer.Option(help="Where the services keep their data.
 
 
 @app.command()
-def dev(folder: _Folder = Path(".eventflow")) -> None:
+def dev(folder: _Folder = Path(".eventflow"), as_json: Json = False) -> None:
     """Start a real PostgreSQL and a real Apache Kafka, print their addresses, and stop them at Ctrl-C.
 
     Their data stays in the folder. Where they run already, only print the addresses:
@@ -210,7 +215,10 @@ def dev(folder: _Folder = Path(".eventflow")) -> None:
     """
     with _local(folder) as local:
         for name, value in local.addresses.environment().items():
-            typer.echo(f"export {name}={shlex.quote(value)}")
+            if as_json:
+                say_json({"name": name, "value": value})
+            else:
+                typer.echo(f"export {name}={shlex.quote(value)}")
         if local.postgres.pid is None and local.kafka.pid is None:
             return
         typer.echo("# PostgreSQL and Kafka run; Ctrl-C stops them, their data stays", err=True)
@@ -294,6 +302,7 @@ def migrate(
     roles: Annotated[
         str | None, typer.Option(metavar="NAME", help="Print the GRANTs that a role needs to run.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Bring the database of DATABASE_URL to this version's schema, and those of EVENTFLOW_DATABASES to what they need."""
     from eventflow.migrations import LEDGER, RESULTS, RESULTS_SCHEMA
@@ -301,32 +310,53 @@ def migrate(
     if sum((plan, sql, roles is not None)) > 1:
         raise UsageError("--plan, --sql, --roles: choose one")
     settings = load_settings()
-    schema = settings.database_schema
     how = "sql" if sql else "plan" if plan else ""
-    _migrate(settings.database_url, f"{settings.safe_database_url}, schema {schema}", schema, LEDGER, how, roles)
+    _migrate(_Target(None, settings.database_url, settings.database_schema, LEDGER), how, roles, as_json=as_json)
     for name, url in settings.databases.items():
-        where = f"database {name!r}, {masked(url)}"
         try:
-            _migrate(url, where, RESULTS_SCHEMA, RESULTS, how, roles)
+            _migrate(_Target(name, url, RESULTS_SCHEMA, RESULTS), how, roles, as_json=as_json)
         except (SchemaError, UnavailableError) as error:
             raise type(error)(f"database {name!r}: {error}") from error
 
 
-def _migrate(url: str, where: str, schema: str, layout: "Layout", how: str, roles: str | None) -> None:
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A database with a schema of ours: the ledger's, which has no name here, or one of EVENTFLOW_DATABASES."""
+
+    name: str | None
+    url: str
+    schema: str
+    layout: "Layout"
+
+    def __str__(self) -> str:
+        return (
+            f"database {self.name!r}, {masked(self.url)}" if self.name else f"{masked(self.url)}, schema {self.schema}"
+        )
+
+
+def _migrate(one: _Target, how: str, roles: str | None, *, as_json: bool) -> None:
     from eventflow import migrations
 
+    came: str | list[str]
     if roles is not None:
-        typer.echo(f"-- {where}\n{migrations.roles_sql(schema, roles, layout)}")
+        what, came = "grants", migrations.roles_sql(one.schema, roles, one.layout)
+        text = f"-- {one}\n{came}"
     elif how == "sql":
-        typer.echo(f"-- {where}\n{migrations.pending_sql(url, schema=schema, layout=layout) or '-- nothing to do'}")
+        what, came = "sql", migrations.pending_sql(one.url, schema=one.schema, layout=one.layout)
+        text = f"-- {one}\n{came or '-- nothing to do'}"
     elif how == "plan":
-        pending = migrations.plan(url, schema=schema, layout=layout)
-        typer.echo("\n".join(pending) if pending else f"nothing to do: {where} is up to date")
+        what, came = "pending", migrations.plan(one.url, schema=one.schema, layout=one.layout)
+        text = "\n".join(came) or f"nothing to do: {one} is up to date"
     else:
-        applied = migrations.migrate(
-            url, schema=schema, layout=layout, progress=lambda title: typer.echo(f"applied {title}")
-        )
-        typer.echo(f"{where} is {'ready' if applied else 'up to date'}")
+        what, came = "applied", migrations.migrate(
+            one.url, schema=one.schema, layout=one.layout,
+            progress=None if as_json else lambda title: typer.echo(f"applied {title}"),
+        )  # fmt: skip
+        text = f"{one} is {'ready' if came else 'up to date'}"
+    if as_json:
+        say_json({"database": one.name, "url": masked(one.url), "schema": one.schema, what: came})
+    else:
+        typer.echo(text)
 
 
 # ---- a user's program --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventflow.terminal import Json, Yes, ask, open_client, say_json, table
+from eventflow.terminal import Json, Yes, ask, ask_why, open_client, say_json, table
 from eventflow.words import length_text, time_text
 
 if TYPE_CHECKING:
@@ -44,23 +44,35 @@ def pause(
     group: _Group,
     topic: _Topic = None,
     partition: _Partition = None,
-    reason: Annotated[str, typer.Option(prompt="Why", help="Why: it is shown to whoever wonders.")] = "",
+    reason: Annotated[
+        str | None,
+        typer.Option(help="Why: it is shown to whoever wonders. Without it, one is asked.", show_default=False),
+    ] = None,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     """Read nothing more of a group, one of its topics, or a partition of that, until it is resumed; what is in flight ends.
 
     Every process obeys within its beat, and those that are started later do, too.
     """
     place = _place(group, topic, partition)
+    why = ask_why("--reason") if reason is None else reason
     if not yes:
         ask(f"pause {place}")
     with open_client() as client:
-        client.pause_consumer(group, topic, partition, reason=reason)
-    typer.echo(f"{place} is paused")
+        client.pause_consumer(group, topic, partition, reason=why)
+        held = [one for one in client.pauses(group) if (one.topic, one.partition) == (topic, partition)]
+    if not as_json:
+        typer.echo(f"{place} is paused")
+        return
+    for one in held:
+        say_json(one)
 
 
 @app.command()
-def resume(group: _Group, topic: _Topic = None, partition: _Partition = None, yes: Yes = False) -> None:
+def resume(
+    group: _Group, topic: _Topic = None, partition: _Partition = None, yes: Yes = False, as_json: Json = False
+) -> None:
     """Let what is paused go on: a group with all its topics, a topic with its partitions, or one partition."""
     place = _place(group, topic, partition)
     with open_client() as client:
@@ -69,7 +81,10 @@ def resume(group: _Group, topic: _Topic = None, partition: _Partition = None, ye
                 typer.echo(_paused(held), err=True)
             ask(f"resume {place}")
         count = client.resume_consumer(group, topic, partition)
-    typer.echo(f"{place} goes on" if count else f"{place} was not paused")
+    if as_json:
+        say_json({"resumed": count})
+    else:
+        typer.echo(f"{place} goes on" if count else f"{place} was not paused")
 
 
 def _place(group: str, topic: str | None, partition: int | None) -> str:

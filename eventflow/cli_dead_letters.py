@@ -138,11 +138,21 @@ def redeliveries(as_json: Json = False) -> None:
 
 
 @app.command()
-def stop(number: Annotated[int, typer.Argument(help="As `redeliveries` prints it.")], as_json: Json = False) -> None:
+def stop(
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Its number, as `redeliveries` prints it.")],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
     """Let no more of a redelivery go; the rest are dead letters still."""
     with open_client() as client:
-        client.stop_redelivery(number)
-        _say_redelivery(client.redelivery(number), as_json=as_json)
+        if not yes:
+            typer.echo(_redelivery_line(client.redelivery(number)), err=True)
+            ask(f"stop redelivery {number}")
+        stopped = client.stop_redelivery(number)
+        one = client.redelivery(number)
+    _say_redelivery(one, as_json=as_json)
+    if not stopped:
+        typer.echo(f"redelivery {number} had ended", err=True)
 
 
 # ---- what is meant -----------------------------------------------------------------------------
@@ -200,17 +210,17 @@ def _ask_about(letters: Iterable[DeadLetter], what: str, *, yes: bool) -> bool:
 
 def _follow(client: "Client", ordered: Redelivery) -> Redelivery:
     """Wait until it has ended; who does not, leaves it to go on."""
-    seen = -1
-    while ordered.ended_at is None:
-        if ordered.redelivered != seen:
-            seen = ordered.redelivered
-            typer.echo(f"{seen} of {ordered.total} redelivered", err=True)
-        try:
+    seen, number = -1, ordered.id
+    try:
+        while ordered.ended_at is None:
+            if ordered.redelivered != seen:
+                seen = ordered.redelivered
+                typer.echo(f"{seen} of {ordered.total} redelivered", err=True)
             time.sleep(0.2)
-        except KeyboardInterrupt:
-            typer.echo(f"redelivery {ordered.id} goes on; `eventflow dead-letters stop {ordered.id}` ends it", err=True)
-            raise typer.Exit(130) from None
-        ordered = client.redelivery(ordered.id)
+            ordered = client.redelivery(number)
+    except KeyboardInterrupt:
+        typer.echo(f"redelivery {number} goes on; `eventflow dead-letters stop {number}` ends it", err=True)
+        raise typer.Exit(130) from None
     return ordered
 
 
@@ -267,10 +277,14 @@ def _message_lines(message: RawMessage) -> Iterator[str]:
 def _say_redelivery(one: Redelivery, *, as_json: bool) -> None:
     if as_json:
         say_json(one)
-        return
+    else:
+        typer.echo(_redelivery_line(one))
+
+
+def _redelivery_line(one: Redelivery) -> str:
     rate = "" if one.rate is None else f" at {one.rate:g} a second"
     passed = f", {one.passed_over} passed over" if one.passed_over else ""
     by = f"stopped by {one.stopped_by}" if one.stopped_by else "done"
     state = "goes on" if one.ended_at is None else f"{by} {time_text(one.ended_at)}"
     ordered = f"ordered {time_text(one.at)} by {one.who}"
-    typer.echo(f"redelivery {one.id}: {one.redelivered} of {one.total}{rate}{passed}, {state}; {ordered}")
+    return f"redelivery {one.id}: {one.redelivered} of {one.total}{rate}{passed}, {state}; {ordered}"

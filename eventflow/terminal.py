@@ -66,6 +66,19 @@ def ask(what: str) -> None:
         raise typer.Exit(1)
 
 
+def ask_why(option: str) -> str:
+    """Ask for a reason that was not given.
+
+    Raises:
+        UsageError: there is nobody to ask.
+
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(f"say why: {option} TEXT")
+    typer.echo("why? ", nl=False, err=True)
+    return sys.stdin.readline().strip()
+
+
 # ---- what is meant -----------------------------------------------------------------------------
 
 

@@ -95,6 +95,24 @@ def test_every_command_says_what_it_does_and_stands_on_the_page() -> None:
             assert inner in row, f"{name} {inner} is not on the page"
 
 
+def test_every_command_has_json() -> None:
+    """All but those that run a program, and say it in logs or to be looked at."""
+    commands: Any = typer.main.get_command(cli.app)
+    leaves = {
+        f"{name} {inner}".strip(): one
+        for name, command in commands.commands.items() if name not in {"run", "demo"}
+        for inner, one in getattr(command, "commands", {"": command}).items()
+    }  # fmt: skip
+    assert {"init", "dev", "migrate", "consumers pause"} <= leaves.keys()
+    assert [name for name, one in leaves.items() if not any("--json" in option.opts for option in one.params)] == []
+
+
+def test_init_in_json(tmp_path: Path) -> None:
+    done = eventflow("init", "shop", "--json", cwd=tmp_path)
+    made = json.loads(done.stdout)
+    assert (made["folder"], "app.py" in made["files"], done.stdout.count("\n")) == ("shop", True, 1)
+
+
 def test_a_shell_completes() -> None:
     script = Path(sys.executable).parent / "eventflow"
 
@@ -259,6 +277,24 @@ def test_migrate(database_url: str) -> None:
     grants = eventflow("migrate", "--roles", "someone", **url).stdout
     assert 'grant usage on schema "eventflow" to "someone";' in grants
     assert "choose one" in complaint(eventflow("migrate", "--plan", "--sql", **url), 2)
+
+
+def test_migrate_in_json(database_url: str) -> None:
+    """An object for each database, whatever it is asked."""
+    both = {"DATABASE_URL": database_url, "EVENTFLOW_DATABASES": json.dumps({"shop": database_url})}
+
+    def said(*options: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in eventflow("migrate", "--json", *options, **both).stdout.splitlines()]
+
+    planned = said("--plan")
+    assert [(one["database"], one["schema"]) for one in planned] == [(None, "eventflow"), ("shop", "eventflow_results")]
+    assert planned[1]["pending"] == ["0001 results"]
+    assert "postgres:***@" in planned[0]["url"], "the password is masked"
+    assert ["begin;" in one["sql"] for one in said("--sql")] == [True, True]
+    assert [one["applied"] for one in said()] == [one["pending"] for one in planned]
+    assert [one["applied"] for one in said()] == [[], []]
+    assert [one["pending"] for one in said("--plan")] == [[], []]
+    assert ['to "someone";' in one["grants"] for one in said("--roles", "someone")] == [True, True]
 
 
 def test_migrate_by_a_script(database_url: str) -> None:

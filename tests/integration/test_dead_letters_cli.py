@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,8 +129,13 @@ def test_redeliver_and_drop(letters: World, tmp_path: Path) -> None:
     assert ordered.stdout.startswith("redelivery 1: 0 of 7 at 2.5 a second, goes on; ordered 20")
     [one] = objects(run(letters, "redeliveries", "--json"))
     assert (one["total"], one["rate"], one["ended_at"]) == (7, 2.5, None)
-    assert ", stopped by " in run(letters, "stop", "1").stdout
     assert complaint(run(letters, "stop", "2"), 1) == "there is no redelivery 2"
+    unasked = run(letters, "stop", "1")
+    assert (unasked.returncode, unasked.stdout, unasked.stderr) == (
+        2, "", f"{ordered.stdout}error: nobody to ask whether to go on, as this is no terminal: say --yes\n"
+    )  # fmt: skip
+    assert ", stopped by " in run(letters, "stop", "1", "--yes").stdout
+    assert run(letters, "stop", "1", "--yes").stderr == "redelivery 1 had ended\n"
     assert objects(run(letters, "drop", "--consumer", "bill", "--reason", "all of them", "--yes", "--json")) == [
         {"dropped": 7}
     ]
@@ -137,6 +143,39 @@ def test_redeliver_and_drop(letters: World, tmp_path: Path) -> None:
         ("cancelled",),
         ("queued",),
     ]
+
+
+def start(world: World, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """A command that goes on, and is read and ended by the test."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "eventflow", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment(DATABASE_URL=world.database_url),
+    )  # fmt: skip
+
+
+def test_redeliver_and_wait(letters: World, tmp_path: Path) -> None:
+    """Who waits may leave, and it goes on; who stays is told how far it is, until all have gone."""
+    left = start(letters, tmp_path, "dead-letters", "redeliver", "--all", "--rate", "1", "--wait", "--yes")
+    assert left.stderr is not None
+    assert left.stderr.readline() == "0 of 12 redelivered\n"
+    left.send_signal(signal.SIGINT)
+    said, complained = left.communicate(timeout=30)
+    assert (left.returncode, said) == (130, "")
+    assert complained == "redelivery 1 goes on; `eventflow dead-letters stop 1` ends it\n"
+    assert ", goes on; " in run(letters, "redeliveries").stdout
+    assert run(letters, "stop", "1", "--yes").returncode == 0
+
+    stayed = start(letters, tmp_path, "dead-letters", "redeliver", "--consumer", "bill", "--wait", "--yes", "--json")
+    assert stayed.stderr is not None
+    assert stayed.stderr.readline() == "0 of 12 redelivered\n"
+    assert letters.one("select gone from eventflow.redeliver_due('default', '{bill}', 100)") == 12, (
+        "as who serves them does"
+    )
+    said, _ = stayed.communicate(timeout=30)
+    assert stayed.returncode == 0
+    one = json.loads(said)
+    assert (one["id"], one["redelivered"], one["passed_over"], one["stopped_by"]) == (2, 12, 0, None)
+    assert one["ended_at"] is not None
 
 
 @pytest.mark.parametrize(

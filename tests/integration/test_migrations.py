@@ -16,6 +16,7 @@ from eventflow.errors import SchemaError
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, check_schema, migrate, migrations, roles_sql
 from eventflow.payloads import Payloads
 from tests.harness import World
+from tests.integration.test_cli import eventflow
 from tests.integration.test_schema import QUERIES, RESULTS_QUERIES, explain
 
 MIGRATING = {"insert_migration", "lock_migrations"}  # what only `migrate` does, by a role that may create
@@ -107,6 +108,21 @@ def test_a_role_without_rights_is_told_which_it_lacks(database_url: str, admin: 
     assert said.endswith(f"delete on deltas, execute on fence; `eventflow migrate --roles {role}` prints the grants")
     with pytest.raises(SchemaError, match=f"'{role}' may not migrate schema 'other': it lacks create on database"):
         migrate(mine, schema="other")
+
+
+def test_doctor_says_which_rights_a_role_lacks(database_url: str, admin: Admin, role: str) -> None:
+    migrate(database_url)
+    mine = {"DATABASE_URL": url_of(role, database_url)}
+    lacks = eventflow("doctor", **mine)
+    assert (lacks.returncode, lacks.stderr) == (1, "1 wrong: see what to change\n"), lacks.stdout
+    [line] = [line for line in lacks.stdout.splitlines() if line.startswith("WRONG")]
+    assert f"the role '{role}' lacks rights" in line
+    assert "usage of the schema" in line
+    assert "eventflow migrate --roles NAME" in line
+    harden(admin, role)
+    fit = eventflow("doctor", **mine)
+    assert (fit.returncode, fit.stderr) == (0, "nothing is wrong\n"), fit.stdout
+    assert "version and rights are right" in fit.stdout
 
 
 def test_the_documented_rights_suffice_for_every_query(database_url: str, admin: Admin, role: str) -> None:

@@ -104,12 +104,26 @@ def test_backfill_shows_what_it_will_do_and_asks(schedules, folder: Path, databa
     assert "there is none" in again.stderr
 
 
-def on_a_terminal(arguments: list[str], answer: str, folder: Path, database_url: str) -> tuple[str, int]:
+def test_backfill_at_once(schedules, database_url: str) -> None:  # noqa: ANN001
+    """All have been started when it says so; without it they stand in the schedule's line."""
+    times = printed(schedules("backfill", "poll", "2026-03-28", "2026-03-28", "--at-once", "--yes"))
+    assert [time[11:13] for time in times] == ["00", "06", "12", "18"]
+    with psycopg.connect(database_url) as connection:
+        begun = connection.execute("select count(*) from eventflow.workflows where name = 'poll'").fetchone()
+        waiting = connection.execute("select count(*) from eventflow.fires").fetchone()
+    assert (begun, waiting) == ((4,), (0,))
+    again = schedules("backfill", "poll", "2026-03-28", "2026-03-28", "--at-once", "--yes")
+    assert (again.returncode, again.stdout) == (0, "")
+
+
+def on_a_terminal(
+    arguments: list[str], answer: str, folder: Path, database_url: str, **variables: str
+) -> tuple[str, int]:
     """What it says where a person sits, who answers; and the exit status."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "eventflow", *arguments], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
-        env=environment(DATABASE_URL=database_url),
+        env=environment(DATABASE_URL=database_url, **variables),
     )  # fmt: skip
     os.close(theirs)
     os.write(ours, answer.encode())

@@ -13,11 +13,11 @@ import pytest
 
 from eventflow.migrations import migrate
 from tests.conftest import fresh_database
-from tests.integration.test_cli import Done, complaint, environment, eventflow
+from tests.integration.test_cli import Done, complaint, environment, eventflow, wait_until
 from tests.integration.test_schedules_cli import on_a_terminal, printed
 
 APP = """
-import asyncio, eventflow
+import asyncio, time, eventflow
 from eventflow import durable, sync
 from eventflow.queues import Queue
 
@@ -50,6 +50,11 @@ async def fails() -> None:
 async def waits() -> str:
     return await durable.recv(str)
 
+@eventflow.workflow
+async def leads() -> str:
+    child = await eventflow.start(waits)
+    return await child.result()
+
 def prepare() -> None:
     with eventflow.running(consumers=False):
         for n in (1, 2):
@@ -64,6 +69,10 @@ def prepare() -> None:
             sync.start(waits, workflow_id=f"stays:{n}", attributes={"team": "cd"[n % 2]})
         for n in range(3):
             sync.enqueue(hotel, n, queue="mail", workflow_id=f"mail:{n}", delay=3600)
+        for n in (1, 2):
+            sync.start(leads, workflow_id=f"leads:{n}")
+            while not list(sync.Client.here().workflows(parent=f"leads:{n}")):
+                time.sleep(0.05)
 
 if __name__ == "__main__":
     prepare()
@@ -183,6 +192,25 @@ def test_mistakes_are_one_line(run, command: str, status: int, said: str) -> Non
     assert said in complaint(run(*command.split()), status)
 
 
+def test_cancel_with_its_children_and_without(run, folder: Path, database_url: str) -> None:  # noqa: ANN001
+    """It is told when a process has it; a child that is left out goes on."""
+    [alone], [both] = ([one["workflow_id"] for one in objects(run("workflows", "list", "--parent", f"leads:{n}", "--json"))] for n in (1, 2))  # fmt: skip
+    assert printed(run("workflows", "cancel", "leads:1", "--no-children", "--yes")) == ["asked to end: one workflow"]
+    [told] = objects(run("workflows", "cancel", "leads:2", "--yes", "--json"))
+    assert told == {"asked_to_end": 2, "passed_over": 0}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eventflow", "run", "app", "--no-queues"], cwd=folder, env=environment(DATABASE_URL=database_url),
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for told in ("leads:1", "leads:2", both):
+            wait_until(lambda one=told: status_of(database_url, one) == "cancelled", f"{told} is told")
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert status_of(database_url, alone) == "waiting"
+
+
 def test_queues(run, database_url: str) -> None:  # noqa: ANN001
     assert printed(run("workflows", "delay", "0s", "mail:0")) == ["delayed: one workflow"]
     default, mail = printed(run("queues", "list"))
@@ -192,6 +220,15 @@ def test_queues(run, database_url: str) -> None:  # noqa: ANN001
     assert printed(run("queues", "pause", "mail")) == ["paused mail; concurrency 2"]
     changed = printed(run("queues", "change", "mail", "--rate", "100/1m", "--concurrency", "none"))
     assert changed == ["changed mail; rate 100 in 1 min"]
+    per = ("--concurrency-per-process", "3", "--concurrency-per-key", "2", "--rate-per-key", "1/s")
+    [changed] = objects(run("queues", "change", "mail", *per, "--json"))
+    assert changed["settings"] == {
+        "concurrency": None, "rate": [100, 60.0], "concurrency_per_process": 3, "concurrency_per_key": 2,
+        "rate_per_key": [1, 1.0],
+    }  # fmt: skip
+    none = run("queues", "change", "mail", "--concurrency-per-process", "none", "--concurrency-per-key", "none",
+               "--rate-per-key", "none")  # fmt: skip
+    assert printed(none) == ["changed mail; rate 100 in 1 min"]
     shown = printed(run("queues", "show", "mail"))
     assert shown[0] == "mail: paused"
     assert shown[1].startswith("in line    one workflow, the first since 20")
@@ -228,3 +265,20 @@ def test_a_terminal_that_knows_no_other_letters(run, database_url: str, folder: 
     done = eventflow("workflows", "list", "--queue", "default", cwd=folder, DATABASE_URL=database_url, **plain)
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
     assert odd in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("status", "workflows"),
+        ("doctor", "nothing is wrong"),
+        ("why trip:1", "trip:1 (trip) succeeded"),
+        ("workflows show trip:1", "trip:1: succeeded"),
+        ("--help", "Usage: eventflow"),
+    ],
+)
+def test_a_terminal_without_colour_or_width(folder: Path, database_url: str, command: str, said: str) -> None:
+    plain = {"TERM": "dumb", "COLUMNS": "10", "NO_COLOR": "1"}
+    text, status = on_a_terminal(command.split(), "", folder, database_url, **plain)
+    assert (status, "\x1b" in text, "Traceback" in text) == (0, False, False), text
+    assert said in text
