@@ -197,7 +197,11 @@ class Dispatcher:
     def _place_due(self, connection: Connection) -> None:
         asked = {"application": self._application, "queues": self.served}
         while self._due_at is not None and self._due_at <= self._now():
-            if len(self._database.run(connection, "place_due", asked)) < _DUE:
+            crash_point("dispatcher.before_due")  # one statement, which commits itself
+            rows = self._database.run(connection, "place_due", asked)
+            if rows:
+                crash_point("dispatcher.after_due")
+            if len(rows) < _DUE:
                 self._due_at = None  # the next beat tells of the next
 
     def _read_arrivals(self, connection: Connection) -> None:

@@ -41,6 +41,7 @@ from eventflow.queues import Order
 from eventflow.records import Choice, Operation, Rider
 from eventflow.registry import Registry
 from eventflow.settings import KafkaProperties
+from eventflow.telemetry import crash_point
 from eventflow.tracing import active
 
 R = TypeVar("R")
@@ -53,6 +54,7 @@ _ERRORS: dict[str, type[EventflowError]] = {
     "EF013": UsageError,
 }
 _CONFLICTS = {"40001", "40P01"}  # nothing was done; once more
+_DURABLE = "set local synchronous_commit = on"
 _TOGETHER = 500  # orders in one transaction
 _LINGER = 1.0  # seconds
 _HASTE, _PATIENCE = "200ms", "30s"  # for an id that an open transaction has: among others, and alone
@@ -120,19 +122,19 @@ class Ledger:
             UnavailableError: the server is away; where the query writes, it may have done so.
 
         """
-        attempt = 0
+        statements, attempt = ((query, params), *then), 0
         while True:
             attempt += 1
             try:
                 with self._lent() as connection:
                     if setup:
-                        run = functools.partial(self._database.run, connection)
-                        return in_transaction(
-                            connection,
-                            lambda _, run=run: _first([run(*one) for one in ((query, params), *then)]),
-                            *setup,
-                        )
-                    return self._database.run(connection, query, params)
+                        return self._commit(connection, lambda run: [run(*one) for one in statements], *setup)[0]
+                    if writes:
+                        crash_point("ledger.before_commit")  # one statement, which commits itself
+                    rows = self._database.run(connection, query, params)
+                    if writes:
+                        crash_point("ledger.after_commit")
+                    return rows
             except psycopg.Error as error:
                 ours = _ours(error)
                 if ours is not error:
@@ -142,6 +144,19 @@ class Ledger:
             except UnavailableError:
                 if writes or not self._keep or attempt > 1:
                     raise  # else it was a connection that broke while it was idle
+
+    def _commit(self, connection: Connection, work: Callable[[RunQuery], R], *setup: str) -> R:
+        """What this comes to, in one transaction with these settings."""
+        run = functools.partial(self._database.run, connection)
+
+        def all_of_it(_: Connection) -> R:
+            done = work(run)
+            crash_point("ledger.before_commit")
+            return done
+
+        done = in_transaction(connection, all_of_it, *setup)
+        crash_point("ledger.after_commit")
+        return done
 
     # ---- reading ----
 
@@ -221,12 +236,12 @@ class Ledger:
         await asyncio.to_thread(self._write, riders)
 
     def _write(self, riders: list[Rider]) -> None:
-        def work(connection: Connection) -> None:
+        def work(run: RunQuery) -> None:
             for query, params in rider_statements(riders):
-                self._database.run(connection, query, params)
+                run(query, params)
 
         with self._lent() as connection:
-            in_transaction(connection, work, "set local synchronous_commit = on")
+            self._commit(connection, work, _DURABLE)
 
     async def enqueue(self, order: Order) -> str:
         """Put a workflow in line; the id of the one that there is now. From any loop."""
@@ -296,14 +311,13 @@ class Ledger:
         for left in range(4, -1, -1):
             try:
                 with self._lent() as connection:
-                    run = functools.partial(self._database.run, connection)
                     if dry:
                         connection.execute("begin")
                         try:
-                            return work(run)
+                            return work(functools.partial(self._database.run, connection))
                         finally:
                             rollback(connection)
-                    return in_transaction(connection, lambda _, run=run: work(run), "set local synchronous_commit = on")
+                    return self._commit(connection, work, _DURABLE)
             except psycopg.Error as error:
                 if error.sqlstate not in _CONFLICTS or not left:
                     raise _ours(error) from None
@@ -377,10 +391,6 @@ class _Caller:
 _Placed = asyncio.Future[str] | _Caller  # of a caller on a loop, or in a thread
 _Waiting = tuple[Order, _Placed]
 _Answer = tuple[_Placed, str | BaseException]
-
-
-def _first(found: list[list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
-    return found[0]
 
 
 def _caused(order: Order) -> Order:

@@ -519,27 +519,27 @@ class Lease:
 
     def _claim(self, connection: Connection, query: Literal["claim_rows", "claim_woken"]) -> bool:
         """Take a batch of what nobody holds, as there is room (R10a); whether there may be more."""
-        run, limit = self._database.run, min(_BATCH, self._room())
+        run, limit, woken = self._database.run, min(_BATCH, self._room()), query == "claim_woken"
         if not limit:
             return False
 
         def work(connection: Connection) -> list[tuple[Any, ...]]:
             run(connection, "fence", {"executor": self._executor})
-            return run(
+            rows = run(
                 connection, query,
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
                     "queues": self._queues.served, "limit": limit,
                 },
             )  # fmt: skip
+            if rows:
+                crash_point("recovery.before_claim_woken" if woken else "recovery.before_claim_rows")
+            return rows
 
         rows = in_transaction(connection, work)
         if rows:
-            if query == "claim_woken":
-                crash_point("recovery.after_claim_woken")
-            else:
-                crash_point("recovery.after_claim_rows")
-            self._adoption.adopt(connection, rows, begun="woken" if query == "claim_woken" else "recovered")
+            crash_point("recovery.after_claim_woken" if woken else "recovery.after_claim_rows")
+            self._adoption.adopt(connection, rows, begun="woken" if woken else "recovered")
         return len(rows) >= limit
 
     def _find_strays(self, connection: Connection) -> None:

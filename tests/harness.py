@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
+import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
@@ -641,6 +642,11 @@ def _reset(side: socket.socket) -> None:
 def seeds(variable: str = "EVENTFLOW_CRASH_SEEDS", default: int = 2) -> Sequence[int]:
     """The seeds of this run: 2 in `make test`, more by `make test-crash`."""
     return range(int(os.environ.get(variable, default)))
+
+
+def few_seeds() -> list[Any]:
+    """The same for what takes long: one of them in `make test`."""
+    return [seed if seed == 0 else pytest.param(seed, marks=pytest.mark.long) for seed in seeds()]
 
 
 def pick(seed: int, *what: object, choices: Iterable[T]) -> T:

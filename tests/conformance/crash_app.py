@@ -1,5 +1,6 @@
 """Workflows that use every durable feature, in workers that are killed. Each effect is a row, in its checkpoint's commit."""
 
+import asyncio
 import os
 import signal
 import time
@@ -7,19 +8,27 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 import eventflow
 import eventflow.sync
 from eventflow import Retry, durable
+from eventflow.errors import Cancelled, WorkflowCancelledError, WorkflowTimeoutError
 from eventflow.queues import Queue
 from tests.conformance.colours import Body, Do, Pair, both
 
 PAIRS = Queue("crash pairs", concurrency=2)
 KEYS = Queue("crash keys", concurrency_per_key=1)
 FREE = Queue("crash free")
+<<<<<<< HEAD
 TWO_EACH = Queue("crash two each", concurrency_per_process=2)
 RATE = Queue("crash rate", rate=(3, timedelta(seconds=0.6)))
 KEYS_RATE = Queue("crash rate of a key", rate_per_key=(1, timedelta(seconds=0.5)))
+=======
+RATE = Queue("crash rate", rate=(8, timedelta(seconds=0.5)))
+>>>>>>> land-kills
 
 
 @eventflow.transaction
@@ -30,15 +39,33 @@ def effect(connection: "psycopg.Connection[Any]", note: str) -> None:
     )
 
 
+_BY_NAME = text('insert into public.effects ("group", note, pid) values (:workflow, :note, :pid)')
+
+
+def _named(note: str) -> dict[str, object]:
+    return {"workflow": durable.workflow_id(), "note": note, "pid": os.getpid()}
+
+
+@eventflow.transaction
+def effect_by_session(session: Session, note: str) -> None:
+    session.execute(_BY_NAME, _named(note))
+
+
+@eventflow.transaction
+async def effect_by_async_session(session: AsyncSession, note: str) -> None:
+    await session.execute(_BY_NAME, _named(note))
+
+
 def _again(pair: Pair, do: Do, *args: Any) -> None:
     durable.continue_as_new(pair[do.colour].bind(*args))
 
 
 @both
 def sleeps(do: Do) -> Body[int]:
+    by_session = effect_by_async_session if do.colour == "async" else effect_by_session
     for n in range(3):
         yield do.sleep(0.15)
-        yield do.run_step(effect, f"slept {n}")
+        yield do.run_step(by_session, f"slept {n}")
     return 3
 
 
@@ -202,6 +229,88 @@ def tells(do: Do) -> Body[None]:
 @both
 def listens(do: Do, to: str) -> Body[int]:
     return (yield do.event(to, "said", int))
+
+
+_TOLD = (asyncio.CancelledError, Cancelled)
+
+
+@both
+def guards(do: Do, n: int) -> Body[None]:
+    """Waits for what does not come, and cleans up when it is told to end."""
+    try:
+        yield do.set_event("up", True)
+        yield do.sleep(60)
+        yield do.run_step(effect, f"slept {n}")
+    except _TOLD:
+        yield do.run_step(effect, f"told {n}")
+        yield do.sleep(0.1)
+        yield do.run_step(effect, f"cleaned up {n}")
+        raise
+
+
+def _ends(do: Do, how: str) -> Body[list[str]]:
+    """Three children that end before their time, one after another."""
+    found: list[str] = []
+    for n in range(3):
+        child = yield do.start(guards, n, timeout=0.4 if how == "time out" else None)
+        if how != "time out":
+            yield do.event(child.workflow_id, "up", bool, timeout=60)
+            yield getattr(child, how)
+        try:
+            yield child.result
+        except (WorkflowCancelledError, WorkflowTimeoutError) as error:
+            found.append(type(error).__name__)
+    return found
+
+
+@both
+def cancels(do: Do) -> Body[list[str]]:
+    return (yield from _ends(do, "cancel"))
+
+
+@both
+def terminates(do: Do) -> Body[list[str]]:
+    return (yield from _ends(do, "terminate"))
+
+
+@both
+def times_out(do: Do) -> Body[list[str]]:
+    return (yield from _ends(do, "time out"))
+
+
+@eventflow.step
+async def streams_in_step(n: int) -> None:
+    await durable.write_stream("s", f"step {n}")
+
+
+@eventflow.step
+def streams_in_step_sync(n: int) -> None:
+    eventflow.sync.write_stream("s", f"step {n}")
+
+
+@eventflow.transaction
+async def streams_in_transaction(connection: "psycopg.AsyncConnection[Any]", n: int) -> None:
+    await connection.execute(_EFFECT, [durable.workflow_id(), f"streamed {n}", os.getpid()])
+    await durable.write_stream("s", f"transaction {n}")
+
+
+@eventflow.transaction
+def streams_in_transaction_sync(connection: "psycopg.Connection[Any]", n: int) -> None:
+    connection.execute(_EFFECT, [durable.workflow_id(), f"streamed {n}", os.getpid()])
+    eventflow.sync.write_stream("s", f"transaction {n}")
+
+
+@both
+def streams(do: Do) -> Body[int]:
+    """Appends by itself, in a step and in a transaction, alternately asleep; then closes."""
+    awaited = do.colour == "async"
+    for n in range(4):
+        yield do.write_stream("s", f"workflow {n}")
+        yield do.run_step(streams_in_step if awaited else streams_in_step_sync, n)
+        yield do.run_step(streams_in_transaction if awaited else streams_in_transaction_sync, n)
+        yield do.sleep(0.1)
+    yield do.close_stream("s")
+    return 4
 
 
 @both

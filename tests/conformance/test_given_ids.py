@@ -15,7 +15,7 @@ from eventflow.errors import UsageError, WorkflowExistsError
 from tests.conformance.colours import COLOURS, Body, Colour, Do, both
 from tests.conformance.conftest import App
 from tests.conformance.test_killed import APP, SOON, insert
-from tests.harness import World
+from tests.harness import World, pick, seeds
 
 
 @both
@@ -91,6 +91,31 @@ def test_killed_between_the_start_and_its_record(world: World, colour: str, how:
     world.wait(lambda: world.unfinished() == 0, "both have ended")
     assert json.loads(world.one("select output from eventflow.workflows where id = 'parent'")) == 7
     assert world.one("select count(*) from eventflow.workflows") == 2
+
+
+# How the child is started -> where its parent is killed, wherever the child's own commits are.
+POINTS = {
+    "start": ["journal.before_flush", "journal.before_commit", "journal.after_commit", "executor.after_step"],
+    "enqueue": ["ledger.before_commit", "ledger.after_commit", "journal.before_commit", "journal.after_commit"],
+}
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("how", POINTS)
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.crash
+def test_killed_around_the_start(world: World, colour: str, how: str, seed: int) -> None:
+    """Whatever was durable by then, there is one child, and it is its parent's."""
+    point = pick(seed, colour, how, choices=POINTS[how])
+    count = 1 if point.startswith("ledger") else pick(seed, colour, how, "count", choices=range(1, 3))
+    insert(world, f"claims_an_id {colour}", "parent", [how])
+    victim = world.start(APP, crash=f"{point}:{count}", **SOON)
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    world.start(APP, **SOON)
+    world.wait(lambda: world.unfinished() == 0, "both have ended")
+    assert json.loads(world.one("select output from eventflow.workflows where id = 'parent'")) == 7
+    assert world.sql("select id from eventflow.workflows where parent = 'parent'") == [("the child",)]
+    assert world.sql("select note from effects") == [("napped 7",)]
 
 
 @pytest.mark.parametrize("how", ["start", "enqueue"])

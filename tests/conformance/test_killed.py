@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.conformance.colours import COLOURS
-from tests.harness import Worker, World, pick, seeds
+from tests.harness import Worker, World, few_seeds, pick, seeds
 
 pytestmark = pytest.mark.crash
 
@@ -28,7 +28,12 @@ SCENARIOS = {
     "goes_on": [("goes_on", [1]), ("feeds", ["%"])],
     "orders": [("orders", [4])],
     "starts": [("starts", [])],
+    "cancels": [("cancels", [])],
+    "terminates": [("terminates", [])],
+    "times_out": [("times_out", [])],
+    "streams": [("streams", [])],
 }
+ENDS = {"cancels": "cancelled", "terminates": "cancelled", "times_out": "failed"}  # and what becomes of their children
 RESULTS = {
     "sleeps": 3,
     "talks": [0, 1, 2, 3, 3],
@@ -37,7 +42,12 @@ RESULTS = {
     "feeds": 3,
     "orders": 6,
     "starts": 10,
+    "cancels": ["WorkflowCancelledError"] * 3,
+    "terminates": ["WorkflowCancelledError"] * 3,
+    "times_out": ["WorkflowTimeoutError"] * 3,
+    "streams": 4,
 }
+_CLEANED = sorted(f"{what} {n}" for what in ("told", "cleaned up") for n in range(3))
 EFFECTS = {
     "sleeps": ["slept 0", "slept 1", "slept 2"],
     "talks": ["echo 0", "echo 1", "echo 2", "heard 0", "heard 1", "heard 2"],
@@ -45,7 +55,12 @@ EFFECTS = {
     "goes_on": ["run 1: 1", "run 2: 2", "run 3: 3"],
     "starts": [*(f"child {n}" for n in (1, 2, 3, 4)), "started"],
     "orders": [*(f"one {n}" for n in range(4)), "total 6", *(f"two {n}" for n in range(4))],
+    "cancels": _CLEANED,
+    "terminates": [],
+    "times_out": _CLEANED,
+    "streams": [f"streamed {n}" for n in range(4)],
 }
+ITEMS = [f"{where} {n}" for n in range(4) for where in ("workflow", "step", "transaction")]  # of the stream
 # Point -> how often at most it is passed before the kill.
 POINTS = {
     "journal.before_flush": 8,
@@ -56,15 +71,26 @@ POINTS = {
     "executor.before_finish": 1,
     "transactions.before_commit": 3,
     "transactions.after_commit": 3,
+    "recovery.before_claim_rows": 1,
     "recovery.after_claim_rows": 1,
+    "recovery.before_claim_woken": 1,
     "recovery.after_claim_woken": 1,
+    "dispatcher.before_commit": 2,
     "dispatcher.after_claim": 2,
+    "ledger.before_commit": 6,
+    "ledger.after_commit": 6,
 }
 
 
 SURE = {  # what passes a point that others may not: messages may come in time
+    "recovery.before_claim_woken": ["sleeps", "parents"],
     "recovery.after_claim_woken": ["sleeps", "parents"],
+    "dispatcher.before_commit": ["orders"],
     "dispatcher.after_claim": ["orders"],
+    "transactions.before_commit": [scenario for scenario, notes in EFFECTS.items() if notes],
+    "transactions.after_commit": [scenario for scenario, notes in EFFECTS.items() if notes],
+    "ledger.before_commit": ["cancels", "terminates"],
+    "ledger.after_commit": ["cancels", "terminates"],
 }
 
 
@@ -97,6 +123,14 @@ def finish(world: World, scenario: str) -> None:
         notes = """select note from effects where "group" = %s or starts_with("group", %s) order by note"""
         found = [note for (note,) in world.sql(notes, f"{colour} {scenario}", f"{colour} {scenario}>")]
         assert found == EFFECTS[scenario], colour
+    if scenario in ENDS:
+        ended = "select distinct status::text from eventflow.workflows where parent is not null"
+        assert world.sql(ended) == [(ENDS[scenario],)]
+    if scenario == "streams":
+        for colour in COLOURS:
+            items = "select value from eventflow.stream_items where workflow_id = %s order by id"
+            found = [value for (value,) in world.sql(items, f"{colour} streams")]
+            assert found == [*map(json.dumps, ITEMS), None], "each once, in order, and closed behind the last"
     assert world.sql("select workflow_id, payload from eventflow.messages where not consumed") == []
     assert world.sql("select kind, subject, detail from eventflow.incidents") == []
     asleep = "select count(*) from eventflow.watches w join eventflow.workflows s on s.id = w.workflow_id and s.finished_at is not null"
@@ -138,6 +172,34 @@ def test_killed_while_workflows_wait_talk_and_have_children(world: World, case: 
 def test_killed_again_and_again(world: World, case: str, seed: int) -> None:
     """Each worker of a chain dies at another point; the last one finishes."""
     killed_in_a_chain(world, case, seed)
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("case", ENDS)
+def test_killed_between_a_request_to_end_and_the_clean_up(world: World, case: str, seed: int) -> None:
+    """Before the request, before the run has recorded that it was told, or in its clean-up, which is done once."""
+    points = ["journal.before_flush", "journal.before_commit", "journal.after_commit", "executor.after_step"]
+    if EFFECTS[case]:
+        points += ["transactions.before_commit", "transactions.after_commit"]
+    point = pick(seed, case, "end", choices=points)
+    begin(world, case)
+    victim = world.start(APP, crash=f"{point}:{pick(seed, case, 'end count', choices=range(1, 7))}", **SOON)
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    assert died_there(victim, point)
+    world.start(APP, **SOON)
+    finish(world, case)
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("point", ["executor.after_step", "transactions.before_commit", "transactions.after_commit"])
+def test_killed_around_the_items_of_a_stream(world: World, point: str, seed: int) -> None:
+    """An item that a step or a transaction appends is there once its record is, once."""
+    begin(world, "streams")
+    victim = world.start(APP, crash=f"{point}:{pick(seed, point, 'items', choices=range(1, 5))}", **SOON)
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    assert died_there(victim, point)
+    world.start(APP, **SOON)
+    finish(world, "streams")
 
 
 @pytest.mark.parametrize("seed", seeds())
@@ -204,13 +266,14 @@ def test_two_workers_one_of_which_dies(world: World, seed: int) -> None:
     assert world.sql("select kind, subject, detail from eventflow.incidents") == []
 
 
-def test_attempts_far_apart_survive_the_process(world: World) -> None:
+@pytest.mark.parametrize("seed", few_seeds())
+def test_attempts_far_apart_survive_the_process(world: World, seed: int) -> None:
+    point = pick(seed, "attempts", choices=["journal.before_flush", "journal.before_commit", "journal.after_commit"])
     for colour in COLOURS:
         insert(world, f"retries {colour}", colour, [])
     tried = "select count(*) from eventflow.checkpoints where position like '1.1~_'"
-    first = world.start(APP, **SOON)
-    world.wait(lambda: world.one(tried) >= 2, "both first attempts are recorded")
-    first.kill()
+    first = world.start(APP, crash=f"{point}:{pick(seed, 'attempts count', choices=range(1, 5))}", **SOON)
+    assert world.wait_death(first, 20) == -signal.SIGKILL
     world.start(APP, **SOON)
     world.wait(lambda: world.unfinished() == 0, "both have ended")
     assert [json.loads(o) for (o,) in world.sql("select output from eventflow.workflows")] == [

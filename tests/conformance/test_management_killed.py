@@ -2,6 +2,7 @@
 
 import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +73,55 @@ def test_killed_after_a_person_has_acted(world: World, operation: str, seed: int
     asked = world.sql("select workflow_id, kind, who <> '', settled from eventflow.requests where kind = %s", operation)
     assert sorted(asked) == [(colour, operation, True, True) for colour in COLOURS]
     assert world.sql("select workflow_id from eventflow.messages where not consumed") == []
+
+
+# What a client asks for -> the effects that there are in the end, of each colour.
+ACTS = {
+    "send": {"before": 1, "after": 1, "hello": 1},
+    "enqueue": {"one 1": 1, "two 1": 1},
+    "deduplicate": {"one 1": 1, "two 1": 1},
+    "cancel": {"told 7": 1, "cleaned up 7": 1},
+    "delete": {},
+}
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("point", ["ledger.before_commit", "ledger.after_commit"])
+@pytest.mark.parametrize("act", ACTS)
+def test_a_client_that_is_killed_repeats_what_it_asked_for(world: World, act: str, point: str, seed: int) -> None:
+    """A program of its own; under the same key or id it is done once, whether its first commit was reached or not."""
+    count = pick(seed, act, point, choices=range(1, 3))
+    world.start(APP, **SOON)
+    prepare(world, act)
+    program = str(Path(__file__).with_name("client_app.py"))
+    victim = world.start(program, program=True, ACT=act, crash=f"{point}:{count}")
+    assert world.wait_death(victim, 20) == -signal.SIGKILL
+    assert died_there(victim, point)
+    again = world.start(program, program=True, ACT=act)
+    assert world.wait_death(again, 20) == 0, again.text
+    if act == "deduplicate":
+        with sync.Client(world.database_url) as client:
+            client.delay([workflow_id for (workflow_id,) in world.sql("select id from eventflow.workflows")], 0)
+    world.wait(lambda: world.unfinished() == 0, "all have ended", 30)
+    effects = Counter(note for (note,) in world.sql("select note from effects where \"group\" <> 'test'"))
+    assert effects == {note: times * len(COLOURS) for note, times in ACTS[act].items()}
+    left = world.sql("select status::text, count(*) from eventflow.workflows group by 1")
+    ended = {"delete": [], "cancel": [("cancelled", len(COLOURS))]}
+    assert left == ended.get(act, [("succeeded", len(COLOURS))])
+    assert world.sql("select workflow_id from eventflow.messages where not consumed") == []
+
+
+def prepare(world: World, act: str) -> None:
+    """What the client's act is about, up to where it waits for it."""
+    if act == "send":
+        world.sql("""insert into effects ("group", note, pid) values ('test', 'mended', 0)""")
+    workflow, args = {"send": ("mends", []), "cancel": ("guards", [7]), "delete": ("sleeps", [])}.get(act, ("", []))
+    for colour in COLOURS if workflow else ():
+        name = {"send": "hears", "cancel": "guards", "delete": "slept"}[act]
+        insert(world, f"{workflow} {colour}", f"{name} {colour}", args)
+    wanted = {"send": "waiting", "cancel": "waiting", "delete": "succeeded"}.get(act)
+    there = "select count(*) from eventflow.workflows where status::text = %s"
+    if wanted:
+        world.wait(lambda: world.one(there, wanted) == len(COLOURS), f"both are {wanted}")
+    if act == "delete":
+        world.sql("delete from effects")

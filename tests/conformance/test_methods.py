@@ -1,6 +1,7 @@
 """Workflows of registered instances: `@workflow` on a method, and `register`."""
 
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from eventflow.migrations import migrate
 from eventflow.registry import registry
 from eventflow.settings import Settings
 from eventflow.workflows import register
+from tests.harness import pick, seeds
 
 
 @pytest.fixture
@@ -273,15 +275,19 @@ with eventflow.running(Settings(database_url=sys.argv[1], lease=1, beat=0.2), co
 
 
 @pytest.mark.crash
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("colour", ["async", "sync"])
-def test_a_process_that_is_killed_in_a_step(settings: Settings, colour: str, tmp_path: Path) -> None:
-    """The next one goes on with its own instance; the stream has each item once."""
+def test_a_process_that_is_killed_in_a_step(settings: Settings, colour: str, seed: int, tmp_path: Path) -> None:
+    """In the third, or at a commit by then; the next one goes on with its own instance; the stream has each item once."""
     program = tmp_path / "shop.py"
     program.write_text(PROGRAM)
+    points = ["journal.before_flush", "journal.before_commit", "journal.after_commit"]
+    crash = pick(seed, colour, choices=["", *(f"{point}:{count}" for point in points for count in (1, 2))])
 
     def run(how: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(program), settings.database_url, how, colour]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        environment = os.environ | ({"EVENTFLOW_CRASH": crash} if how == "dies" and crash else {})
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     killed = run("dies")
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -1,5 +1,6 @@
 """Consumers that a person pauses, in whichever process, over restarts; and how far behind they are."""
 
+import json
 import re
 from typing import Any
 
@@ -109,6 +110,10 @@ def test_on_the_command_line(world: World) -> None:
     assert re.fullmatch(rf"ledger {topic}/2 +at 10 of 20  10 behind  .* old +PAUSED by .*: odd", lines[2])
     assert re.fullmatch(rf"ledger {topic}/3 +at 20 of 20  0 behind  .*, process \d+", lines[3])
     assert eventflow("consumers", "resume", "ledger", "--yes", **where).stdout == "ledger goes on\n"
+    again = eventflow("consumers", "pause", "ledger", "--reason", "odd", "--yes", "--json", **where)
+    held = json.loads(again.stdout)
+    assert (held["group"], held["topic"], held["partition"], held["why"]) == ("ledger", None, None, "odd")
+    assert json.loads(eventflow("consumers", "resume", "ledger", "--yes", "--json", **where).stdout) == {"resumed": 1}
     world.wait_completed("ledger")
     wrong = eventflow("consumers", "pause", "ledgr", "--reason", "x", "--yes", **where)
     assert (wrong.returncode, wrong.stderr) == (2, "error: group 'ledgr': nobody has ever read that\n")

@@ -235,3 +235,11 @@ def test_on_the_command_line(world: World) -> None:
     assert "6 of at most 6 messages, 100 %" in listed.stdout
     assert eventflow("reprocess", "stop", "1", "--yes", **where).stderr == "reprocessing 1 had ended\n"
     assert Counter(world.sql("""select note from effects where "group" = 'ledger'""")) == {("g1",): 40, ("g2",): 6}
+    begun = eventflow("reprocess", "start", "keyed", world.topic, "--rate", "1", "--yes", "--json", **where)
+    assert json.loads(begun.stdout)["ended_at"] is None
+    unasked = eventflow("reprocess", "stop", "2", **where)
+    assert (unasked.returncode, unasked.stdout) == (2, "")
+    assert unasked.stderr.startswith(f"2  keyed {world.topic}, generation 2, beside the live consumer, 1 a second\n")
+    stopped = eventflow("reprocess", "stop", "2", "--yes", **where)
+    assert ("; stopped by " in stopped.stdout, stopped.stderr) == (True, "")
+    assert eventflow("reprocess", "list", **where).stderr == "nothing is run again\n"

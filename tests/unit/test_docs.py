@@ -91,7 +91,7 @@ def test_every_crash_point_is_in_the_guarantees_and_armed_by_a_test() -> None:
     assert {p for p in points if not re.search(rf'"{re.escape(p)}[":]', tests)} == set()
     named = set(
         re.findall(
-            r"`((?:journal|consumer|elsewhere|executor|lease|recovery|dispatcher|scheduler|transactions|relay)\.(?:before|after)_\w+)`",
+            r"`((?:journal|consumer|elsewhere|executor|lease|ledger|recovery|dispatcher|scheduler|transactions|relay)\.(?:before|after)_\w+)`",
             GUARANTEES,
         )
     )
