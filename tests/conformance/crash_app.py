@@ -22,13 +22,10 @@ from tests.conformance.colours import Body, Do, Pair, both
 PAIRS = Queue("crash pairs", concurrency=2)
 KEYS = Queue("crash keys", concurrency_per_key=1)
 FREE = Queue("crash free")
-<<<<<<< HEAD
 TWO_EACH = Queue("crash two each", concurrency_per_process=2)
 RATE = Queue("crash rate", rate=(3, timedelta(seconds=0.6)))
 KEYS_RATE = Queue("crash rate of a key", rate_per_key=(1, timedelta(seconds=0.5)))
-=======
-RATE = Queue("crash rate", rate=(8, timedelta(seconds=0.5)))
->>>>>>> land-kills
+BURSTS = Queue("crash bursts", rate=(8, timedelta(seconds=0.5)))
 
 
 @eventflow.transaction

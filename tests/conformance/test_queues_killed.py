@@ -19,9 +19,9 @@ from tests.harness import World, pick, seeds
 
 pytestmark = pytest.mark.crash
 
-QUEUES = ("crash free", "crash pairs", "crash keys", "crash rate")
+QUEUES = ("crash free", "crash pairs", "crash keys", "crash bursts")
 EACH = 12
-RATE, PERIOD = 8, timedelta(seconds=0.5)  # of the queue "crash rate"
+RATE, PERIOD = 8, timedelta(seconds=0.5)  # of the queue "crash bursts"
 
 
 def enqueue(world: World, queue: str) -> None:
@@ -86,7 +86,7 @@ def check(world: World, queue: str, watch: Watch) -> None:
         assert 0 < watch.most <= 2
     if queue == "crash keys":
         assert 0 < watch.most_of_key <= 1
-    if queue == "crash rate":
+    if queue == "crash bursts":
         assert watch.begun() == EACH * len(COLOURS)
         assert watch.most_within(PERIOD) <= RATE
 
@@ -107,7 +107,7 @@ def test_two_processes_one_of_which_is_killed_where_it_has_claimed(world: World,
 
 
 @pytest.mark.parametrize("seed", seeds())
-@pytest.mark.parametrize("queue", ["crash pairs", "crash rate"])
+@pytest.mark.parametrize("queue", ["crash pairs", "crash bursts"])
 @pytest.mark.parametrize("point", ["dispatcher.before_due", "dispatcher.after_due", "dispatcher.before_commit"])
 def test_killed_when_the_time_of_what_is_delayed_has_come(world: World, point: str, queue: str, seed: int) -> None:
     """What is delayed, or settles, gets in line once, with its last arguments; who has a deduplication id keeps it."""
