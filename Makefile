@@ -4,15 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OTHERS := 3.12 3.13
-# Most tests wait for processes: five at a time, each fifth with services of its own. What measures time runs alone.
-WORKERS ?= 5
+# Most tests wait for processes: four at a time, each fourth with services of its own. What measures time runs alone.
+WORKERS ?= 4
 SHARD ?= 1/1
 MESSAGES ?= 200000
 KILLS ?= 100
 TOGETHER := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit test-crash test-random check format bench lock clean
+.PHONY: help venv demo test test-again unit test-crash test-random check format bench lock clean
 
 help: ## Print this message
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ demo: venv ## Watch orders flow through a real Kafka into a real Postgres while 
 
 test: venv ## Run the whole suite, on real services
 	@$(BIN)/pytest $(TOGETHER) -m "not long and not large and not alone"
+	@$(BIN)/pytest -m "alone and not long and not large"
+
+test-again: venv ## Run what failed in `make test` again, one at a time, and what measures time
+	@$(BIN)/pytest --last-failed --last-failed-no-failures none -m "not long and not large"
 	@$(BIN)/pytest -m "alone and not long and not large"
 
 unit: venv ## Run the unit tests: seconds, no services

@@ -26,7 +26,7 @@ from eventflow.local import Kafka, Postgres
 from eventflow.sync import Client
 from tests import draws
 from tests.draws import FATAL, Draw, Fault, Group
-from tests.harness import Worker, World, check_exactly_once, read_all, seeds
+from tests.harness import Worker, World, check_exactly_once, few_seeds, read_all
 
 Place = tuple[int, int]  # partition and offset
 
@@ -337,7 +337,7 @@ class Chaos:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 def test_random_handlers_in_small(
     private_world: World, private_kafka: Kafka, private_postgres: Postgres, seed: int
 ) -> None:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.harness import World, seeds
+from tests.harness import World, few_seeds
 
 TRANSACTIONS = ("transaction", "atransaction")
 KINDS = ("plain", "plain_sync", *TRANSACTIONS)
@@ -83,7 +83,7 @@ def test_a_batch_has_messages_of_a_scope_in_order(world: World, ordering: str) -
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 def test_batches_while_workers_are_killed_frozen_and_replaced(world: World, seed: int) -> None:
     chance = random.Random(f"batches {seed}")
     settings = {"ORDERING": chance.choice(["none", "partition", "key"])}

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.harness import World, seeds
+from tests.harness import World, few_seeds
 
 KINDS = ("async", "sync", "transaction")
 KEYS = 25
@@ -55,7 +55,7 @@ def check(world: World, group: str) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 def test_in_order_while_workers_are_killed_frozen_and_replaced(world: World, seed: int) -> None:
     chance = random.Random(seed)
     world.create_topic(3)
@@ -101,7 +101,7 @@ def test_a_parked_key_waits_for_a_person_and_no_other_key_does(world: World, kin
     world.check_no_incidents()
 
 
-@pytest.mark.parametrize("kind", ["async", "sync"])
+@pytest.mark.parametrize("kind", ["async", pytest.param("sync", marks=pytest.mark.long)])
 def test_a_slow_key_and_a_sleeping_one_leave_room_for_the_others(world: World, kind: str) -> None:
     """More of them than may be in flight come first; the others do not wait for them."""
     world.create_topic(1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.harness import Load, Worker, World, pick, seeds
+from tests.harness import Load, Worker, World, few_seeds, pick
 
 pytestmark = pytest.mark.crash
 
@@ -56,7 +56,7 @@ def died_there(worker: Worker, point: str) -> bool:
     return f"crash point {point}: SIGKILL" in worker.text
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 @pytest.mark.parametrize("point", UNDER_LOAD)
 def test_killed_under_load(world: World, point: str, seed: int) -> None:
     apps, most = UNDER_LOAD[point]
@@ -72,7 +72,7 @@ def test_killed_under_load(world: World, point: str, seed: int) -> None:
     assert peer.alive
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 @pytest.mark.parametrize("point", AT_START)
 def test_killed_at_start(world: World, point: str, seed: int) -> None:
     app = pick(seed, point, "app", choices=STEPS + TRANSACTIONS)
@@ -85,7 +85,7 @@ def test_killed_at_start(world: World, point: str, seed: int) -> None:
     finish(world, app)
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 @pytest.mark.parametrize("leave", ["rebalance", "sigterm"])
 def test_killed_before_release(world: World, leave: str, seed: int) -> None:
     """What the holder of a partition had started when it lost it is taken over like everything else (R8)."""
@@ -103,7 +103,7 @@ def test_killed_before_release(world: World, leave: str, seed: int) -> None:
     finish(world, app)
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 @pytest.mark.parametrize("point", AT_TAKEOVER)
 def test_killed_in_a_takeover(world: World, point: str, seed: int) -> None:
     """The taker dies while it takes over: a third process takes over both."""
@@ -124,7 +124,7 @@ def test_killed_in_a_takeover(world: World, point: str, seed: int) -> None:
     finish(world, app)
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 @pytest.mark.parametrize("app", ["two_steps_asleep", "two_steps_asleep_sync"])
 def test_killed_when_it_has_woken_what_slept(world: World, app: str, seed: int) -> None:
     """Workflows that have left memory are awake in the ledger and nowhere else: a peer goes on with them."""
@@ -139,7 +139,7 @@ def test_killed_when_it_has_woken_what_slept(world: World, app: str, seed: int) 
     finish(world, app)
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 def test_killed_again_and_again(world: World, seed: int) -> None:
     """Every worker of a chain is killed at another point, all handlers at once; the last one finishes."""
     world.create_topic(3)

@@ -53,7 +53,10 @@ def test_the_demo_is_exact_and_so_is_a_second_one(private_root: Path) -> None:
         assert running_below(private_root) == workers() == []
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent",
+    [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.long) for other in (signal.SIGTERM, signal.SIGKILL))],
+)
 def test_ended_in_the_middle_it_leaves_nothing_running(private_root: Path, sent: int) -> None:
     process = start(private_root, 20_000)
     assert process.stdout is not None

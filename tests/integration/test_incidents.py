@@ -236,7 +236,7 @@ def cut(world: World, broker: Kafka, folder: Path, keep: float) -> None:
     world.wait(lambda: world.has_partitions(1), "the partition is led")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES[:2], pytest.param("latest", marks=pytest.mark.long)])
 def test_a_log_that_was_cut_off_under_a_worker(
     private_world: World, private_kafka: Kafka, private_root: Path, policy: str
 ) -> None:
@@ -272,6 +272,7 @@ def test_a_log_that_was_cut_off_while_nobody_read_it(
     check_cut(world, "stop", kept, world.start("ledger_psycopg"), produced=40)
 
 
+@pytest.mark.long
 def test_what_was_read_below_the_cut_and_had_not_begun_is_not_passed_by(
     private_world: World, private_kafka: Kafka, private_root: Path
 ) -> None:

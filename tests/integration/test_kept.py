@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.harness import World, pick, read_all, seeds
+from tests.harness import World, few_seeds, pick, read_all
 
 SLOW = {"EVENTFLOW_KEEP_MESSAGES": "slow", "EVENTFLOW_ACCEPT_AFTER": "10"}
 ACCEPTED = """select coalesce(sum(upper(r) - coalesce(lower(r), 0)), 0) from eventflow.claims c join (
@@ -61,7 +61,7 @@ def test_what_fails_is_kept_whole(world: World) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 @pytest.mark.parametrize("point", ["transactions.before_commit", "transactions.after_commit", "consumer.after_fetch"])
 def test_killed_around_a_commit_that_keeps_no_row(world: World, point: str, seed: int) -> None:
     count = pick(seed, point, choices=range(1, 5))
@@ -78,7 +78,7 @@ def test_killed_around_a_commit_that_keeps_no_row(world: World, point: str, seed
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 @pytest.mark.parametrize("point", ["journal.before_commit", "journal.after_commit"])
 def test_what_is_published_goes_with_the_position(world: World, point: str, seed: int) -> None:
     """It is not the row that says that an event was written."""

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from eventflow.settings import masked
-from tests.harness import Load, Proxy, World, seeds
+from tests.harness import Load, Proxy, World, few_seeds
 
 GROUPS = ("billing", "weighing", "ledger", "ordered")
 
@@ -78,7 +78,7 @@ def test_sessions_are_terminated_again_and_again(world: World, role: str) -> Non
     assert all(worker.alive for worker in workers)
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", few_seeds())
 @pytest.mark.parametrize("app", ["two_steps", "ledger_psycopg", "ledger_session", "transactional_step"])
 def test_connections_cut_at_any_byte(world: World, app: str, seed: int) -> None:
     """Half a flush arrives, or a flush commits and its answer is lost: the flush number settles it (R3)."""

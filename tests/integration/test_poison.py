@@ -39,7 +39,7 @@ class Done:
         return rows.get("succeeded") == others and rows.get("parked") == self._killers
 
 
-@pytest.mark.parametrize("kind", ["async", "sync", "transaction"])
+@pytest.mark.parametrize("kind", ["async", pytest.param("sync", marks=pytest.mark.long), "transaction"])
 def test_a_killer_is_parked_and_its_neighbours_are_not(world: World, kind: str) -> None:
     world.create_topic(2)
     for n in range(200):

@@ -173,6 +173,7 @@ def test_a_zombie_that_wakes_up_after_a_takeover(world: World, point: str) -> No
     assert all(worker.alive for worker in world.workers)
 
 
+@pytest.mark.long
 def test_both_servers_are_killed_and_restarted(
     private_world: World, private_kafka: Kafka, private_postgres: Postgres
 ) -> None:

@@ -111,7 +111,7 @@ def test_a_trace_goes_on_where_another_process_does(world: World, carried: bool)
     assert len(named(found, "takeover")) == 1
 
 
-@pytest.mark.parametrize("state", ["refuses", "hangs"])
+@pytest.mark.parametrize("state", [pytest.param("refuses", marks=pytest.mark.long), "hangs"])
 def test_a_collector_that_is_down_does_not_slow_the_work(world: World, state: str) -> None:
     """One that hangs would take ten seconds for each export; nobody waits for it, also not who leaves."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as collector:

@@ -41,8 +41,8 @@ def wakes_up_anew(world: World, zombie: Worker, old: int, group: str) -> None:
 @pytest.mark.parametrize(
     ("app", "group"),
     [
-        ("two_steps", "billing"), ("two_steps_sync", "billing"), ("ledger_psycopg", "ledger"),
-        ("ordered", "ordered"),
+        ("two_steps", "billing"), pytest.param("two_steps_sync", "billing", marks=pytest.mark.long),
+        ("ledger_psycopg", "ledger"), ("ordered", "ordered"),
     ],
 )  # fmt: skip
 def test_frozen_with_work_in_flight(world: World, app: str, group: str) -> None:
