@@ -3,12 +3,13 @@
 import os
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 
 import eventflow
 from eventflow import Fire, durable
+from eventflow.cron import Overlap
 
 WRONG = float(os.environ.get("CLOCK_WRONG_BY", "0"))
 if WRONG:
@@ -25,10 +26,13 @@ def effect(connection: "psycopg.Connection[Any]", note: str) -> None:
 
 
 if "EVERY" in os.environ:
+    OVERLAP = cast("Overlap", os.environ.get("OVERLAP", "allow"))
 
-    @eventflow.scheduled(every=timedelta(seconds=float(os.environ["EVERY"])), overlap="allow")  # fmt: skip
+    @eventflow.scheduled(every=timedelta(seconds=float(os.environ["EVERY"])), overlap=OVERLAP)
     async def tick(fire: Fire) -> str:
         await durable.run_step(effect, f"{fire.time.timestamp():.6f}")
+        if "TAKES" in os.environ:
+            await durable.sleep(float(os.environ["TAKES"]))
         return fire.cause
 
 

@@ -8,7 +8,7 @@ import pytest
 from eventflow.cron import Rule
 from eventflow.idempotency import schedule_workflow_id
 from tests.conformance.test_killed import SOON, died_there
-from tests.harness import World, pick, seeds
+from tests.harness import World, few_seeds, pick, seeds
 
 pytestmark = pytest.mark.crash
 
@@ -36,12 +36,10 @@ def check(world: World, count: int) -> None:
     assert len(notes) == len(set(notes)) >= count
 
 
-@pytest.mark.parametrize("point", ["scheduler.before_fire", "scheduler.before_commit", "scheduler.after_commit"])
-@pytest.mark.parametrize("seed", seeds(default=1))
-def test_killed_at_the_fire_instant(world: World, point: str, seed: int) -> None:
-    """Beside a peer that goes on: what the dead one had committed is taken over, what it had not is fired by the other."""
-    victim = world.start(APP, crash=f"{point}:{pick(seed, point, choices=range(1, 3))}", EVERY="1", **SOON)
-    world.start(APP, EVERY="1", **SOON)
+def killed(world: World, point: str, seed: int, **fires: str) -> None:
+    """One of two is killed at a fire instant; the other one goes on, or another after it."""
+    victim = world.start(APP, crash=f"{point}:{pick(seed, point, choices=range(1, 3))}", **fires, **SOON)
+    world.start(APP, **fires, **SOON)
     world.wait(
         lambda: not victim.alive or world.one("select count(*) from effects") >= 4, "it has died, or was never first"
     )
@@ -51,8 +49,51 @@ def test_killed_at_the_fire_instant(world: World, point: str, seed: int) -> None
     assert world.wait_death(victim) == -signal.SIGKILL
     assert died_there(victim, point)
     if not any(worker.alive for worker in world.workers):
-        world.start(APP, EVERY="1", **SOON)
+        world.start(APP, **fires, **SOON)
+
+
+POINTS = ["scheduler.before_fire", "scheduler.before_commit", "scheduler.after_commit"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("seed", seeds(default=1))
+def test_killed_at_the_fire_instant(world: World, point: str, seed: int) -> None:
+    """What the dead one had committed is taken over, what it had not is fired by the other."""
+    killed(world, point, seed, EVERY="1")
     check(world, 6)
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("seed", few_seeds())
+def test_killed_where_fires_wait_in_line(world: World, point: str, seed: int) -> None:
+    """Each takes longer than the next one is away: they run one after another, each once, in order, and none is left out."""
+    killed(world, point, seed, EVERY="1", OVERLAP="buffer_all", TAKES="1.2")
+    first, last = first_and_last(world, 5)
+    notes = [
+        float(note)
+        for (note,) in world.sql("select note from effects where note::float8 <= %s order by id", last.timestamp())
+    ]
+    assert notes == [time.timestamp() for time in Rule(every=1.0).between(first, last)]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("seed", few_seeds())
+def test_killed_where_each_fire_ends_the_one_before(world: World, point: str, seed: int) -> None:
+    """No fire time is run twice, and of all no more than the last goes on; one may be passed over that comes meanwhile."""
+    killed(world, point, seed, EVERY="1", OVERLAP="cancel_other", TAKES="600")
+    first_and_last(world, 5)
+    notes = [float(note) for (note,) in world.sql("select note from effects order by id")]
+    assert notes == sorted(set(notes))
+    ended = "select count(*) from eventflow.workflows where status = 'cancelled'"
+    world.wait(lambda: world.one(ended) >= len(notes) - 1, "those before the last end")
+    left = "select count(*) from eventflow.workflows where status <> 'cancelled'"
+    assert world.sql(left) <= [(1,)]
+    assert (
+        world.sql(
+            "select distinct status::text from eventflow.workflows where status in ('succeeded', 'failed', 'parked')"
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("point", ["scheduler.before_commit"])
