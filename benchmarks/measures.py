@@ -97,7 +97,7 @@ def _through(command: list[str], contestant: Contestant, address: str) -> list[s
 
 
 def idle(where: Addresses) -> Figures:
-    """Transactions per second of a process that has a consumer and nothing to do; the median of windows."""
+    """Transactions per second of a process that has a consumer, a schedule and nothing to do; the median of windows."""
     [contestant] = contestants(["eventflow-async"])
     with _new_topic(where) as topic, databases.fresh(where.database_url) as dsn, ExitStack() as end:
         command = arguments(contestant, dsn, where.bootstrap, topic, 1)

@@ -90,7 +90,11 @@ def sample_memory(samples: list[tuple[int, float]]) -> None:
 
 
 async def idle(run: Contest) -> None:
-    """Run without messages until standard input ends."""
+    """Run without messages until standard input ends, with a schedule that fires once a year."""
+
+    @eventflow.scheduled("0 0 1 1 *")
+    async def yearly() -> None: ...
+
     await asyncio.to_thread(migrate, run.dsn)
     async with run.running():
         print("ready", flush=True)
