@@ -67,7 +67,7 @@ class Interrupts:
             run.home.cancel()
 
     def terminate(self, run: Run, why: str) -> None:
-        """It is cancelled here and now: its code is not told, and whatever it still does is not recorded. On the loop."""
+        """It is cancelled here and now: whatever its code still does is not recorded. On the loop."""
         home = run.home
         with run.lock:
             if run.ended or run.dropped:
@@ -124,15 +124,17 @@ class Interrupts:
         """An operation ends because the workflow is to end: recorded here, so that a replay is told here, and not elsewhere.
 
         What it waited for may have come by then, and what it did may have been committed after all.
-
-        Raises:
-            Dropped: its attempt is over, terminated for instance: it unwinds by that, which `except CancelledError` lets pass.
-
         """
         run, life = branch.run, branch.run.life
-        if run.ended or run.dropped:
-            raise Dropped from None
-        if life is None or not life.told or branch.told or life.suspending or self._desk.stopping:
+        if (
+            life is None
+            or not life.told
+            or branch.told
+            or life.suspending
+            or self._desk.stopping
+            or run.ended
+            or run.dropped
+        ):
             return
         branch.told = True
         with run.lock:

@@ -191,6 +191,7 @@ class Life:
         waits: what its branches wait for, while they do.
         seen: where it stood when it was last looked at; one that stands still may leave memory.
         suspending: it leaves memory; whatever it does on its way out is not recorded.
+        unread: and the ledger had not said yet what has come for it.
         taken: messages of its inbox that it has received in this run.
         raised: what it was told to leave memory by, while it does: who swallows it is named.
 
@@ -211,6 +212,7 @@ class Life:
         "taken",
         "to_tell",
         "told",
+        "unread",
         "waits",
     )
 
@@ -228,6 +230,7 @@ class Life:
         self.waits: dict[Any, Await] = {}
         self.seen: Any = None
         self.suspending = False
+        self.unread = False
         self.taken: set[int] = set()
         self.raised: tuple[BaseException, ...] = ()
 

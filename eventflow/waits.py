@@ -42,7 +42,7 @@ _ROOM = 0.01  # seconds between two looks at who gives his thread back, while ot
 class Wait:
     """One branch's wait: `resolve` is told what came, None at its time, or `Suspended`; once, from the loop."""
 
-    __slots__ = ("asked", "awaited", "expired", "over", "resolve", "run", "timer")
+    __slots__ = ("asked", "awaited", "expired", "over", "resolve", "run", "timer", "unread")
 
     def __init__(self, run: Run, awaited: Await, resolve: Callable[[Any], None]) -> None:
         self.run = run
@@ -50,6 +50,7 @@ class Wait:
         self.resolve = resolve
         self.timer: Timer | None = None
         self.asked: dict[Source, bool] = {}  # questions under way, and whether they are to be asked again
+        self.unread = set(awaited.sources)  # of which the ledger has said nothing yet
         self.over = False
         self.expired = False  # its time has come, and the ledger is asked once more
 
@@ -139,6 +140,7 @@ class Waits:
 
     def _answered(self, wait: Wait, source: Source, rows: Rows) -> None:
         again = wait.asked.pop(source)
+        wait.unread.discard(source)
         if wait.over:
             return
         found = _first_new(wait, source, rows)
@@ -215,7 +217,8 @@ class Waits:
         if not self._crowded():
             return
         for run in list(self._in_threads):
-            if not run.acting and not life_of(run).suspending and run.settled():
+            life = life_of(run)
+            if not run.acting and not life.suspending and not _unread(life) and run.settled():
                 self.suspend(run)
         if self._in_threads:
             self._making_room = self._loop.call_later(_ROOM, self._make_room)
@@ -228,6 +231,8 @@ class Waits:
             return False
         if self._leaving:
             return True
+        if _unread(life):
+            return False
         worth = self._suspend_after if run.spec.is_async else min(self._suspend_after, 1.0)
         return all(w.until is None or w.until - self._now() > worth for w in life.waits.values())
 
@@ -235,7 +240,7 @@ class Waits:
         """End all its waits, so that it unwinds; the executor records what it waits for."""
         life = life_of(run)
         life.suspending = True
-        life.seen = tuple(life.waits.values())
+        life.seen, life.unread = tuple(life.waits.values()), _unread(life)
         for wait in list(life.waits):
             self._end(wait, Suspended())
 
@@ -252,6 +257,11 @@ class Waits:
                 timer.cancel()
         for run in list(self._runs):
             self.end(run, what)
+
+
+def _unread(life: Life) -> bool:
+    """Whether something may have come that none of its waits knows of yet."""
+    return any(wait.unread for wait in life.waits)
 
 
 def life_of(run: Run) -> Life:
