@@ -731,6 +731,7 @@ def run(
         entering = loop.create_task(context.__aenter__())
         await asyncio.wait({entering, leaving.asked}, return_when=asyncio.FIRST_COMPLETED)
         if not entering.done():
+            _end_when_overdue(settings.drain)
             entering.cancel()
             await asyncio.wait({entering})
         if leaving.asked.done() and (entering.cancelled() or entering.exception() is not None):

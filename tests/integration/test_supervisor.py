@@ -137,7 +137,7 @@ def test_none_outlives_its_supervisor(start: Callable[..., Supervised]) -> None:
     supervised = start("--processes", "2")
     supervised.wait(lambda: len(supervised.pids()) == 2, "two run")
     supervised.process.kill()
-    wait_until(lambda: not supervised.pids(), "they have drained")
+    wait_until(lambda: not supervised.pids(), "they have drained", timeout=60)
 
 
 @pytest.mark.parametrize("with_port", [False, True], ids=["", "with a port"])
