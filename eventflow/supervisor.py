@@ -149,9 +149,10 @@ class Supervisor:
             self._leave()
 
     def _leave(self) -> None:
-        self.leaving, self.replacing = True, False
+        again, self.leaving, self.replacing = self.leaving, True, False
         for one in self._workers():
-            one.leave()
+            if again or not one.told:
+                one.leave()
 
     def _fill(self) -> None:
         """Start what is due."""
@@ -186,7 +187,9 @@ class Supervisor:
     def _ended(self, place: Place, worker: Worker) -> None:
         status = worker.process.returncode
         if worker.told or self.leaving:
-            if status != 0 and worker.ready:
+            if (
+                status not in {0, -signal.SIGTERM} and worker.ready
+            ):  # one that has ended but for its last lines may be told again
                 logger.warning("%s %s", worker.name, _said(status))
                 self.status = self.status or 1
             return

@@ -129,7 +129,7 @@ def test_killed_replaced_and_told_to_go(start: Callable[..., Supervised]) -> Non
     assert min(fewest) >= 2, "never by fewer than there were"
 
     supervised.process.terminate()
-    assert supervised.process.wait(30) == 0
+    assert supervised.process.wait(30) == 0, supervised.log.read_text()[-1500:]
     assert supervised.pids() == set()
 
 
