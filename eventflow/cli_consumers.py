@@ -61,12 +61,11 @@ def pause(
         ask(f"pause {place}")
     with open_client() as client:
         client.pause_consumer(group, topic, partition, reason=why)
-        held = [one for one in client.pauses(group) if (one.topic, one.partition) == (topic, partition)]
+        for one in client.pauses(group) if as_json else ():
+            if (one.topic, one.partition) == (topic, partition):
+                say_json(one)
     if not as_json:
         typer.echo(f"{place} is paused")
-        return
-    for one in held:
-        say_json(one)
 
 
 @app.command()

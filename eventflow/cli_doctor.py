@@ -17,6 +17,8 @@ from eventflow.words import counted, one_line
 if TYPE_CHECKING:
     from eventflow.database import Connection, Database
 
+_MIGRATE = "eventflow migrate, and eventflow migrate --roles NAME"
+
 
 def examine(topics: Iterable[str], *, as_json: bool) -> None:
     """Look at everything, say it, and exit with 1 where something is wrong."""
@@ -66,17 +68,15 @@ def _versions() -> Finding:
 def _of_ledger(settings: Settings) -> Generator[Finding, None, list[str]]:
     """Its server, its schema and its rights; returns the topics that it knows."""
     from eventflow.database import database_of
-    from eventflow.incarnation import lane_count
     from eventflow.migrations import check_schema
 
     database = database_of(settings)
     with database.connect("doctor") as connection:
-        [row] = database.run(connection, "doctor")
-        yield from of_server(ServerFacts(*row, here=time.time(), lanes=lane_count(settings)))
+        yield from _of_server(settings, database, connection)
         try:
             check_schema(connection, database.schema)
         except SchemaError as error:
-            yield Finding("schema", "wrong", str(error), "eventflow migrate, and eventflow migrate --roles NAME")
+            yield Finding("schema", "wrong", str(error), _MIGRATE)
             return []
         yield Finding(
             "schema", "ok", f"{settings.safe_database_url}, schema {database.schema}: version and rights are right"
@@ -84,25 +84,30 @@ def _of_ledger(settings: Settings) -> Generator[Finding, None, list[str]]:
         return _known_topics(database, connection)
 
 
+def _of_server(settings: Settings, database: "Database", connection: "Connection") -> Iterator[Finding]:
+    from eventflow.incarnation import lane_count
+
+    [row] = database.run(connection, "doctor")
+    return of_server(ServerFacts(*row, here=time.time(), lanes=lane_count(settings)))
+
+
 def _of_other(settings: Settings, name: str, url: str) -> Iterator[Finding]:
     """A database in which transactions are made: its server, and whether their results may be left there."""
     from eventflow.database import database_of
     from eventflow.elsewhere import check_results, other_database
-    from eventflow.incarnation import lane_count
 
     about = f"database {name}"
     server = replace(database_of(settings), url=url)
     database = other_database(name, url, prepared=server.prepared, payloads=server.payloads)
     try:
         with server.connect("doctor") as connection:
-            [row] = server.run(connection, "doctor")
-        facts = ServerFacts(*row, here=time.time(), lanes=lane_count(settings))
-        yield from (replace(one, about=f"{about}: {one.about}") for one in of_server(facts) if one.about != "rights")
+            found = list(_of_server(settings, server, connection))
+        yield from (replace(one, about=f"{about}: {one.about}") for one in found if one.about != "rights")
         check_results(database)
     except UnavailableError as error:
         yield Finding(about, "wrong", str(error), "start it, or mend EVENTFLOW_DATABASES")
     except SchemaError as error:
-        yield Finding(about, "wrong", str(error), "eventflow migrate, and eventflow migrate --roles NAME")
+        yield Finding(about, "wrong", str(error), _MIGRATE)
     else:
         yield Finding(about, "ok", f"schema {database.schema}: version and rights are right")
 

@@ -122,13 +122,15 @@ class Ledger:
             UnavailableError: the server is away; where the query writes, it may have done so.
 
         """
-        statements, attempt = ((query, params), *then), 0
+        attempt = 0
         while True:
             attempt += 1
             try:
                 with self._lent() as connection:
                     if setup:
-                        return self._commit(connection, lambda run: [run(*one) for one in statements], *setup)[0]
+                        return self._commit(
+                            connection, lambda run: [run(*one) for one in ((query, params), *then)], *setup
+                        )[0]
                     if writes:
                         crash_point("ledger.before_commit")  # one statement, which commits itself
                     rows = self._database.run(connection, query, params)

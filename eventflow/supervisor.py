@@ -187,9 +187,8 @@ class Supervisor:
     def _ended(self, place: Place, worker: Worker) -> None:
         status = worker.process.returncode
         if worker.told or self.leaving:
-            if (
-                status not in {0, -signal.SIGTERM} and worker.ready
-            ):  # one that has ended but for its last lines may be told again
+            # One that has ended but for its last lines may be told again.
+            if status not in {0, -signal.SIGTERM} and worker.ready:
                 logger.warning("%s %s", worker.name, _said(status))
                 self.status = self.status or 1
             return

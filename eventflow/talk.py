@@ -435,7 +435,8 @@ def check_text(text: Any, what: str) -> None:
 
 def check_address(workflow_id: Any) -> None:
     """Refuse what can be no workflow's id. A message's workflow has one, too, and a fire time's."""
-    if not isinstance(workflow_id, str) or not (workflow_id.startswith(("kafka:", "schedule:")) or ">" in workflow_id):
+    derived = isinstance(workflow_id, str) and (workflow_id.startswith(("kafka:", "schedule:")) or ">" in workflow_id)
+    if not derived:
         check_workflow_id(workflow_id)
     elif not workflow_id.isprintable() or len(workflow_id) > _ADDRESS:
         raise UsageError(f"a workflow id is at most {_ADDRESS} printable characters: {workflow_id!r}")

@@ -218,16 +218,16 @@ class Waits:
             return
         for run in list(self._in_threads):
             life = life_of(run)
-            if not run.acting and not life.suspending and not _unread(life) and run.settled():
+            if _stands(run, life) and not _unread(life):
                 self.suspend(run)
         if self._in_threads:
             self._making_room = self._loop.call_later(_ROOM, self._make_room)
 
     def _may_leave(self, run: Run, life: Life) -> bool:
         """Whether it stands still in its waits, and will for long enough."""
-        stands = (run.history.seq, len(life.waits), run.acting)
-        if stands != life.seen or run.acting or life.suspending or not run.settled():
-            life.seen = stands
+        place = (run.history.seq, len(life.waits), run.acting)
+        if place != life.seen or not _stands(run, life):
+            life.seen = place
             return False
         if self._leaving:
             return True
@@ -257,6 +257,11 @@ class Waits:
                 timer.cancel()
         for run in list(self._runs):
             self.end(run, what)
+
+
+def _stands(run: Run, life: Life) -> bool:
+    """Whether it does nothing but wait, and all that it has done is durable."""
+    return not run.acting and not life.suspending and run.settled()
 
 
 def _unread(life: Life) -> bool:

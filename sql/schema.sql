@@ -614,8 +614,9 @@ create function eventflow.go_on(
   executor_id bigint, claim_id bigint, claim_epoch bigint, incident_id bigint, chosen text, chooser text,
   skip_from bigint, next_offset bigint, anew boolean
 ) returns void language plpgsql volatile as $$
-declare passed int8multirange := case when next_offset > skip_from then int8multirange(int8range(skip_from, next_offset))
-                                      else '{}' end;
+declare
+  passed int8multirange := case when next_offset > skip_from then int8multirange(int8range(skip_from, next_offset)) else '{}' end;
+  known  int8multirange;
 begin
   perform eventflow.fence(executor_id);
   perform 1 from eventflow.claims where id = claim_id and owner = executor_id and epoch = claim_epoch for update;
@@ -623,6 +624,8 @@ begin
     raise exception 'claim % lost by executor %', claim_id, executor_id
       using errcode = 'EF002', detail = claim_id::text;
   end if;
+  select c.accepted + coalesce((select range_agg(r) from eventflow.deltas d, unnest(d.ranges) r where d.claim = c.id), '{}')
+    into known from eventflow.claims c where c.id = claim_id;
   update eventflow.incidents
      set choice = coalesce(choice, chosen), settled_by = coalesce(settled_by, chooser),
          settled_at = coalesce(settled_at, now()), went_on_at = next_offset,
@@ -637,8 +640,7 @@ begin
                select max(o.generation) + 1 from eventflow.claims o
                 where o."group" = c."group" and o.source = c.source and o.partition = c.partition),
              0, 0,
-             (c.accepted + coalesce((select range_agg(r) from eventflow.deltas d, unnest(d.ranges) r where d.claim = c.id), '{}'))
-               * int8multirange(int8range(null, skip_from)) + passed
+             known * int8multirange(int8range(null, skip_from)) + passed
                + case when c.reprocessing is null then '{}' else int8multirange(int8range(p.past, null)) end,
              0, next_offset, chosen, c.reprocessing
         from eventflow.claims c left join eventflow.reprocessed p on p.claim = c.id where c.id = claim_id
@@ -649,10 +651,7 @@ begin
     perform eventflow.leave_claims(array[claim_id]);
     return;
   end if;
-  passed := passed - (
-    select c.accepted + coalesce(
-             (select range_agg(r) from eventflow.deltas d, unnest(d.ranges) r where d.claim = c.id), '{}')
-      from eventflow.claims c where c.id = claim_id);
+  passed := passed - known;
   if not isempty(passed) then
     insert into eventflow.deltas (claim, epoch, ranges) values (claim_id, claim_epoch, passed);
   end if;

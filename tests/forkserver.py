@@ -11,6 +11,7 @@ import faulthandler
 import gc
 import json
 import os
+import queue
 import runpy
 import select
 import signal
@@ -60,8 +61,7 @@ class ForkServer:
     def __init__(self) -> None:
         self._line, theirs = socket.socketpair()
         self._known: dict[int, Forked] = {}
-        self._started: list[Forked] = []
-        self._came = threading.Condition()
+        self._started = queue.SimpleQueue[Forked]()
         self._order = threading.Lock()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EVENTFLOW_")}
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -79,23 +79,19 @@ class ForkServer:
         with self._order:
             socket.send_fds(self._line, [len(request).to_bytes(4)], [out])
             self._line.sendall(request)
-            with self._came:
-                assert self._came.wait_for(lambda: self._started, 30), "the forkserver does not answer"
-                return self._started.pop()
+            return self._started.get(timeout=30)
 
     def _listen(self) -> None:
         with self._line.makefile("rb") as lines:
             for line in lines:
                 pid, status = json.loads(line)
-                with self._came:
-                    if status is None:
-                        one = self._known[pid] = Forked(pid)
-                        self._started.append(one)
-                        self._came.notify_all()
-                        continue
+                if status is None:
+                    self._known[pid] = Forked(pid)
+                    self._started.put(self._known[pid])
+                else:
                     one = self._known.pop(pid)
-                one.returncode = status
-                one.over.set()
+                    one.returncode = status
+                    one.over.set()
 
 
 _server: ForkServer | None = None

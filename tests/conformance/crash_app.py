@@ -27,11 +27,13 @@ RATE = Queue("crash rate", rate=(3, timedelta(seconds=0.6)))
 KEYS_RATE = Queue("crash rate of a key", rate_per_key=(1, timedelta(seconds=0.5)))
 BURSTS = Queue("crash bursts", rate=(8, timedelta(seconds=0.5)))
 
+_EFFECT = 'insert into public.effects ("group", note, pid) values (%s, %s, %s)'
+
 
 @eventflow.transaction
 def effect(connection: "psycopg.Connection[Any]", note: str) -> None:
     connection.execute(
-        'insert into public.effects ("group", note, pid) values (%s, %s, %s)',
+        _EFFECT,
         [durable.workflow_id(), note, os.getpid()],
     )
 
@@ -137,7 +139,7 @@ def _pages() -> int:
     with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
         note = f"begins at {page}"
         connection.execute(
-            'insert into public.effects ("group", note, pid) values (%s, %s, %s)',
+            _EFFECT,
             [durable.workflow_id(), note, os.getpid()],
         )
     while page < 6:
@@ -171,18 +173,14 @@ def starts_two_sync(to: str) -> list[str]:
 
 @eventflow.transaction
 async def starts_two_more(connection: "psycopg.AsyncConnection[Any]", to: str) -> None:
-    await connection.execute(
-        'insert into public.effects ("group", note, pid) values (%s, %s, %s)', [to, "started", os.getpid()]
-    )
+    await connection.execute(_EFFECT, [to, "started", os.getpid()])
     for n in (3, 4):
         await eventflow.start(reports["async"], to, n)
 
 
 @eventflow.transaction
 def starts_two_more_sync(connection: "psycopg.Connection[Any]", to: str) -> None:
-    connection.execute(
-        'insert into public.effects ("group", note, pid) values (%s, %s, %s)', [to, "started", os.getpid()]
-    )
+    connection.execute(_EFFECT, [to, "started", os.getpid()])
     for n in (3, 4):
         eventflow.sync.start(reports["sync"], to, n)
 
@@ -365,9 +363,6 @@ def mends(do: Do) -> Body[str]:
     value = yield do.recv(str, timeout=60)
     yield do.run_step(effect, value)
     return value
-
-
-_EFFECT = 'insert into public.effects ("group", note, pid) values (%s, %s, %s)'
 
 
 @eventflow.transaction

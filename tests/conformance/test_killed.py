@@ -141,15 +141,19 @@ def died_there(worker: Worker, point: str) -> bool:
     return f"crash point {point}: SIGKILL" in worker.text
 
 
-def killed_at(world: World, point: str, seed: int) -> None:
-    scenario = pick(seed, point, "scenario", choices=SURE.get(point, list(SCENARIOS)))
-    count = pick(seed, point, "count", choices=range(1, POINTS[point] + 1))
+def killed_once(world: World, scenario: str, point: str, count: int) -> None:
+    """A worker begins, and dies at a point, the so many-th time that it gets there; another one finishes."""
     begin(world, scenario)
     victim = world.start(APP, crash=f"{point}:{count}", **SOON)
     assert world.wait_death(victim, 20) == -signal.SIGKILL, f"{scenario} {count}"
     assert died_there(victim, point)
     world.start(APP, **SOON)
     finish(world, scenario)
+
+
+def killed_at(world: World, point: str, seed: int) -> None:
+    scenario = pick(seed, point, "scenario", choices=SURE.get(point, list(SCENARIOS)))
+    killed_once(world, scenario, point, pick(seed, point, "count", choices=range(1, POINTS[point] + 1)))
 
 
 def killed_in_a_chain(world: World, scenario: str, seed: int) -> None:
@@ -182,35 +186,21 @@ def test_killed_between_a_request_to_end_and_the_clean_up(world: World, case: st
     if EFFECTS[case]:
         points += ["transactions.before_commit", "transactions.after_commit"]
     point = pick(seed, case, "end", choices=points)
-    begin(world, case)
-    victim = world.start(APP, crash=f"{point}:{pick(seed, case, 'end count', choices=range(1, 7))}", **SOON)
-    assert world.wait_death(victim, 20) == -signal.SIGKILL
-    assert died_there(victim, point)
-    world.start(APP, **SOON)
-    finish(world, case)
+    killed_once(world, case, point, pick(seed, case, "end count", choices=range(1, 7)))
 
 
 @pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("point", ["executor.after_step", "transactions.before_commit", "transactions.after_commit"])
 def test_killed_around_the_items_of_a_stream(world: World, point: str, seed: int) -> None:
     """An item that a step or a transaction appends is there once its record is, once."""
-    begin(world, "streams")
-    victim = world.start(APP, crash=f"{point}:{pick(seed, point, 'items', choices=range(1, 5))}", **SOON)
-    assert world.wait_death(victim, 20) == -signal.SIGKILL
-    assert died_there(victim, point)
-    world.start(APP, **SOON)
-    finish(world, "streams")
+    killed_once(world, "streams", point, pick(seed, point, "items", choices=range(1, 5)))
 
 
 @pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("point", ["executor.after_step", "transactions.before_commit", "transactions.after_commit"])
 def test_killed_around_the_record_of_what_a_step_starts(world: World, point: str, seed: int) -> None:
     """What a step or a transaction starts is there once its record is, each once."""
-    begin(world, "starts")
-    victim = world.start(APP, crash=f"{point}:{pick(seed, point, choices=range(1, 4))}", **SOON)
-    assert world.wait_death(victim, 20) == -signal.SIGKILL
-    world.start(APP, **SOON)
-    finish(world, "starts")
+    killed_once(world, "starts", point, pick(seed, point, choices=range(1, 4)))
 
 
 @pytest.mark.parametrize("seed", seeds())

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -39,16 +39,13 @@ def enqueue(world: World, queue: str) -> None:
 
 
 class Watch:
-    """The most that were seen to have begun and not ended at a time, in all and of one key; and how many began when."""
+    """Looks at the ledger again and again while its block runs."""
 
-    def __init__(self, world: World, queue: str) -> None:
-        self._world, self._queue = world, queue
-        self.most = self.most_of_key = 0
-        self._starts: dict[tuple[datetime, str], int] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+    def __init__(self, world: World) -> None:
+        self._url, self._over = world.database_url, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -56,16 +53,32 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            while not self._over.wait(0.005):
+                self.look(connection)
+
+    def look(self, connection: "psycopg.Connection[Any]") -> None:
+        raise NotImplementedError
+
+
+class UnderWay(Watch):
+    """The most that were seen to have begun and not ended at a time, in all and of one key; and how many began when."""
+
+    def __init__(self, world: World, queue: str) -> None:
+        super().__init__(world)
+        self._queue = queue
+        self.most = self.most_of_key = 0
+        self._starts: dict[tuple[datetime, str], int] = {}
+
+    def look(self, connection: "psycopg.Connection[Any]") -> None:
         text = """select queue_key, count(*) from eventflow.workflows where queue = %s and taken is not null
                      and status in ('queued', 'running', 'waiting') group by 1"""
         starts = "select at, key, n from eventflow.queue_starts where queue = %s"
-        with psycopg.connect(self._world.database_url, autocommit=True) as connection:
-            while not self._over.wait(0.005):
-                counts = [count for _, count in connection.execute(text, (self._queue,))]
-                self.most = max(self.most, sum(counts))
-                self.most_of_key = max(self.most_of_key, *counts, 0)
-                self._starts |= {(at, key): n for at, key, n in connection.execute(starts, (self._queue,))}
+        counts = [count for _, count in connection.execute(text, (self._queue,))]
+        self.most = max(self.most, sum(counts))
+        self.most_of_key = max(self.most_of_key, *counts, 0)
+        self._starts |= {(at, key): n for at, key, n in connection.execute(starts, (self._queue,))}
 
     def begun(self) -> int:
         return sum(self._starts.values())
@@ -76,7 +89,7 @@ class Watch:
         return max(sum(n for (at, _), n in self._starts.items() if end - period < at <= end) for end in times)
 
 
-def check(world: World, queue: str, watch: Watch) -> None:
+def check(world: World, queue: str, watch: UnderWay) -> None:
     world.wait(lambda: world.unfinished() == 0, "all have ended", 40)
     assert {status for (status,) in world.sql("select status::text from eventflow.workflows")} == {"succeeded"}
     notes = sorted(note for (note,) in world.sql("select note from effects"))
@@ -98,7 +111,7 @@ def test_two_processes_one_of_which_is_killed_where_it_has_claimed(world: World,
     point = pick(seed, queue, "point", choices=points)
     victim = world.start(APP, crash=f"{point}:{pick(seed, queue, choices=range(1, 4))}", **SOON)
     world.start(APP, **SOON)
-    with Watch(world, queue) as watch:
+    with UnderWay(world, queue) as watch:
         enqueue(world, queue)
         check(world, queue, watch)
     if not victim.alive:
@@ -133,7 +146,7 @@ def test_killed_when_the_time_of_what_is_delayed_has_come(world: World, point: s
         assert [order(colour, 11, f"late {colour}") for colour in COLOURS] == late, "it has the deduplication id"
         for workflow_id in late:
             client.handle(workflow_id, int).delay(0)
-        with Watch(world, queue) as watch:
+        with UnderWay(world, queue) as watch:
             world.start(APP, **SOON)
             world.wait(lambda: world.unfinished() == 0, "all have ended", 40)
         again = [order(colour, 12, f"late {colour}") for colour in COLOURS]
@@ -153,7 +166,7 @@ def test_killed_when_the_time_of_what_is_delayed_has_come(world: World, point: s
 def test_a_process_that_is_frozen_while_it_holds_the_queue(world: World, seed: int) -> None:
     """It stops with the queue locked and its claim not committed; a peer takes over, and it commits nothing."""
     frozen = world.start(APP, stop=f"dispatcher.before_commit:{pick(seed, choices=range(1, 3))}", **SOON)
-    with Watch(world, "crash pairs") as watch:
+    with UnderWay(world, "crash pairs") as watch:
         enqueue(world, "crash pairs")
         world.wait(lambda: frozen.frozen, "it is about to commit its claim")
         world.start(APP, **SOON)
@@ -168,7 +181,7 @@ def test_a_claim_whose_answer_is_lost_is_found_again(world: World, seed: int) ->
     worker = world.start(
         APP, stop=f"dispatcher.after_claim:{pick(seed, choices=range(1, 3))}", **(SOON | {"EVENTFLOW_LEASE": "30"})
     )
-    with Watch(world, "crash pairs") as watch:
+    with UnderWay(world, "crash pairs") as watch:
         enqueue(world, "crash pairs")
         world.wait(lambda: worker.frozen, "it has claimed")
         world.sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'eventflow queues'")
@@ -211,27 +224,17 @@ def begun(world: World) -> dict[str, datetime]:
     return {workflow: at for workflow, note, at in rows if note.startswith("one")}
 
 
-class Doubles:
+class Doubles(Watch):
     """Deduplication ids that were seen to be those of two unfinished workflows."""
 
     def __init__(self, world: World) -> None:
-        self._world, self._over, self.found = world, threading.Event(), list[str]()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        super().__init__(world)
+        self.found = list[str]()
 
-    def __enter__(self) -> "Doubles":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
+    def look(self, connection: "psycopg.Connection[Any]") -> None:
         text = """select deduplication_id from eventflow.workflows where deduplication_id is not null
                      and finished_at is null group by 1 having count(*) > 1"""
-        with psycopg.connect(self._world.database_url, autocommit=True) as connection:
-            while not self._over.wait(0.005):
-                self.found += [one for (one,) in connection.execute(text)]
+        self.found += [one for (one,) in connection.execute(text)]
 
 
 def test_one_unfinished_workflow_has_a_deduplication_id(world: World, clients: Clients) -> None:
