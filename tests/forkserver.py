@@ -1,4 +1,4 @@
-"""Starts the workers of the tests: a process that has imported what they import, and forks one for each.
+"""Starts the workers of the tests, and the commands: a process that has imported what they import, and forks one for each.
 
 A worker is a process of its own as ever, with its signals, files and environment, and runs what `python -m eventflow run APP`
 runs; it only does not spend half a second of both cores on imports, of which the tests start more than a thousand. The server
@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -55,6 +56,14 @@ class Forked:
                 os.kill(self.pid, number)
 
 
+def command(
+    *arguments: str, environment: dict[str, str], cwd: Path | None = None, given: bytes = b"", timeout: float = 90
+) -> "subprocess.CompletedProcess[str]":
+    """What `eventflow` does with these arguments."""
+    done = run(["eventflow", *arguments], cwd or Path.cwd(), environment, given, timeout)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
 class ForkServer:
     """The server as this process uses it; it ends with it."""
 
@@ -73,11 +82,11 @@ class ForkServer:
         threading.Thread(target=self._listen, name="forkserver", daemon=True).start()
         atexit.register(self._line.close)
 
-    def start(self, argv: list[str], cwd: Path, environment: dict[str, str], out: int) -> Forked:
-        """A process that runs `eventflow` with these arguments, or a file of Python; its output goes to a descriptor."""
+    def start(self, argv: list[str], cwd: Path, environment: dict[str, str], files: tuple[int, int, int]) -> Forked:
+        """A process that runs `eventflow` with these arguments, or a file of Python; its standard files are these."""
         request = json.dumps({"argv": argv, "cwd": str(cwd), "environment": environment}).encode()
         with self._order:
-            socket.send_fds(self._line, [len(request).to_bytes(4)], [out])
+            socket.send_fds(self._line, [len(request).to_bytes(4)], list(files))
             self._line.sendall(request)
             return self._started.get(timeout=30)
 
@@ -97,12 +106,34 @@ class ForkServer:
 _server: ForkServer | None = None
 
 
-def fork(argv: list[str], cwd: Path, environment: dict[str, str], out: int) -> Forked:
-    """Start a worker, through this process's server."""
+def fork(argv: list[str], cwd: Path, environment: dict[str, str], files: tuple[int, int, int]) -> Forked:
+    """Start a process, through this one's server, with these as its standard input, output and errors."""
     global _server  # noqa: PLW0603
     if _server is None:
         _server = ForkServer()
-    return _server.start(argv, cwd, environment, out)
+    return _server.start(argv, cwd, environment, files)
+
+
+def run(
+    argv: list[str], cwd: Path, environment: dict[str, str], given: bytes = b"", timeout: float = 90
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run a command to its end, as `subprocess.run` does.
+
+    Raises:
+        TimeoutExpired: it has not ended by then, in seconds; it was killed.
+
+    """
+    with tempfile.TemporaryFile() as into, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        into.write(given)
+        into.seek(0)
+        forked = fork(argv, cwd, environment, (into.fileno(), out.fileno(), errors.fileno()))
+        try:
+            status = forked.wait(timeout)
+        finally:
+            forked.send_signal(signal.SIGKILL)
+        out.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(argv, status, out.read(), errors.read())
 
 
 # ---- the server -------------------------------------------------------------------------------------
@@ -121,14 +152,15 @@ def serve(line: socket.socket) -> list[str]:
         for pid, status in iter(_ended, None):
             line.sendall(f"{json.dumps([pid, status])}\n".encode())
         if line in ready:
-            head, descriptors, _, _ = socket.recv_fds(line, 4, 1)
+            head, descriptors, _, _ = socket.recv_fds(line, 4, 3)
             if not head:
                 sys.exit()
             request = json.loads(line.recv(int.from_bytes(head), socket.MSG_WAITALL))
             pid = os.fork()
             if pid == 0:
-                return _become(request, descriptors[0], [line.fileno(), reader, writer])
-            os.close(descriptors[0])
+                return _become(request, descriptors, [line.fileno(), reader, writer])
+            for descriptor in descriptors:
+                os.close(descriptor)
             line.sendall(f"{json.dumps([pid, None])}\n".encode())
 
 
@@ -140,15 +172,15 @@ def _ended() -> tuple[int, int] | None:
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
 
 
-def _become(request: dict[str, Any], out: int, others: list[int]) -> list[str]:
+def _become(request: dict[str, Any], files: list[int], others: list[int]) -> list[str]:
     """Be as a process that was started by itself."""
     from eventflow import journal, telemetry
 
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for descriptor in (1, 2):
-        os.dup2(out, descriptor)
-    for descriptor in (out, *others):
+    for standard, descriptor in enumerate(files):
+        os.dup2(descriptor, standard)
+    for descriptor in (*files, *others):
         os.close(descriptor)
     os.chdir(request["cwd"])
     os.environ.clear()

@@ -42,13 +42,6 @@ FAST = {
 # The defaults of a deployment, for tests that measure them.
 DEFAULTS: dict[str, str] = {}
 
-EFFECTS = """
-create table if not exists effects (
-  id bigserial, "group" text, topic text, partition int, "offset" bigint, note text,
-  pid int, at timestamptz default clock_timestamp()
-)
-"""  # no unique constraint: a second effect must be seen, not refused
-
 
 class Worker:
     """One `eventflow run` process, or a `program` of its own; its output goes to a file that a failing test shows."""
@@ -58,8 +51,9 @@ class Worker:
     ) -> None:
         self.app, self.log = app, log
         argv = [app] if program else ["eventflow", "run", app]
-        with log.open("ab") as out:
-            self.process = fork([*argv, *options], APPS, environment, out.fileno())
+        with log.open("ab") as out, Path(os.devnull).open("rb") as nothing:
+            files = nothing.fileno(), out.fileno(), out.fileno()
+            self.process = fork([*argv, *options], APPS, environment, files)
         self.pid = self.process.pid
 
     @property

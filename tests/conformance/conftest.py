@@ -14,7 +14,8 @@ from eventflow import sync
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 from eventflow.settings import Settings
 from tests.conformance.colours import COLOURS, Colour, Pair, traced, until
-from tests.harness import EFFECTS, World
+from tests.harness import World
+from tests.ledgers import EFFECTS, new_ledger
 
 MODES = {"leaves": 0.02, "stays": 60.0}  # what waits leaves memory at once, or never in these tests
 anyhow = pytest.mark.parametrize("app", MODES, indirect=True)  # a test's default is to leave
@@ -109,9 +110,7 @@ def colour(request: pytest.FixtureRequest) -> Colour:
 @contextlib.contextmanager
 def new_world(postgres_url: str, folder: Path) -> Iterator[World]:
     """For workers that are killed; the ledger is the world's own, and there is no Kafka."""
-    with new_database(postgres_url) as url:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(EFFECTS.encode())
+    with new_ledger(postgres_url) as url:
         made = World(url, "", folder)
         try:
             yield made

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from eventflow import durable
 from eventflow.errors import UsageError
 from tests.conformance.colours import COLOURS, Body, Colour, Do, Pair, both, trace, traced, until
 from tests.conformance.conftest import App, anyhow, names
+from tests.forkserver import run
 from tests.harness import ROOT
 
 # ---- continue_as_new -------------------------------------------------------------------------------
@@ -118,10 +117,7 @@ def deploy(ledger: str, code: str, folder: Path, *ids: str, until: str) -> dict[
     """Run a program with this code that starts these, until they are all so; what each came to."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("EVENTFLOW_")}
     environment |= {"DATABASE_URL": ledger, "PYTHONPATH": str(ROOT), "EVENTFLOW_APPLICATION": "deploys"}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("deployed.py")), code, until, *ids],
-        env=environment, cwd=folder, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+    done = run([str(Path(__file__).with_name("deployed.py")), code, until, *ids], folder, environment, timeout=30)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

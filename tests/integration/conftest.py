@@ -4,13 +4,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from eventflow import sync
 from eventflow.local import Kafka, Postgres
-from eventflow.migrations import migrate
-from tests.harness import EFFECTS, World
+from tests.harness import World
+from tests.ledgers import new_ledger, prepare
 from tests.services import need
 
 
@@ -28,13 +27,6 @@ def pytest_runtest_makereport(
     return report
 
 
-def prepare(url: str) -> str:
-    migrate(url)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(EFFECTS.encode())
-    return url
-
-
 @pytest.fixture
 def client(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[sync.Client]:
     """A client of the world that knows its brokers."""
@@ -44,10 +36,11 @@ def client(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[sync.Clien
 
 
 @pytest.fixture
-def world(database_url: str, kafka_bootstrap: str, tmp_path: Path) -> Iterator[World]:
-    made = World(prepare(database_url), kafka_bootstrap, tmp_path)
-    yield made
-    made.close()
+def world(postgres_url: str, kafka_bootstrap: str, tmp_path: Path) -> Iterator[World]:
+    with new_ledger(postgres_url) as url:
+        made = World(url, kafka_bootstrap, tmp_path)
+        yield made
+        made.close()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import typer.main
 
 from eventflow import cli
 from eventflow.migrations import check_schema, migrate
+from tests import forkserver
 
 Done = subprocess.CompletedProcess[str]
 APP = """
@@ -42,10 +43,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def eventflow(*arguments: str, cwd: Path | None = None, **variables: str) -> Done:
-    return subprocess.run(
-        [sys.executable, "-m", "eventflow", *arguments],
-        capture_output=True, text=True, timeout=90, check=False, cwd=cwd, env=environment(**variables),
-    )  # fmt: skip
+    return forkserver.command(*arguments, cwd=cwd, environment=environment(**variables))
 
 
 def complaint(done: Done, status: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.forkserver import command
 from tests.harness import World
 from tests.integration.test_cli import Done, complaint, environment
 
@@ -47,12 +48,8 @@ def letters(world: World) -> World:
     return world
 
 
-def run(world: World, *arguments: str, stdin: bytes | None = None) -> Done:
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "eventflow"), "dead-letters", *arguments], input=stdin, capture_output=True,
-        timeout=60, check=False, env=environment(DATABASE_URL=world.database_url),
-    )  # fmt: skip
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+def run(world: World, *arguments: str, stdin: bytes = b"") -> Done:
+    return command("dead-letters", *arguments, environment=environment(DATABASE_URL=world.database_url), given=stdin)
 
 
 def objects(done: Done) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
-from tests.harness import EFFECTS, World
+from tests.harness import World
 from tests.integration.test_pooler import pgbouncer
+from tests.ledgers import EFFECTS
 
 GROUPS = ("ledger", "aledger")
 

@@ -6,7 +6,6 @@ and another broker, of another cluster, listens where the first one did.
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from confluent_kafka import TopicPartition
 from eventflow.local import Kafka
 from eventflow.records import IncidentRecord
 from eventflow.sync import Client
+from tests import forkserver
 from tests.harness import Worker, World
 from tests.integration.test_cli import environment
 
@@ -110,10 +110,8 @@ def old(world: World, partition: int) -> int:
 
 
 def command(world: World, *arguments: str, given: str = "") -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "eventflow", "incidents", *arguments], capture_output=True, text=True, timeout=60,
-        input=given, env=environment(DATABASE_URL=world.database_url), check=False,
-    )  # fmt: skip
+    wanted = environment(DATABASE_URL=world.database_url)
+    return forkserver.command("incidents", *arguments, environment=wanted, given=given.encode())
 
 
 def said(world: World, *arguments: str) -> str:

@@ -10,7 +10,7 @@ import eventflow
 from eventflow import durable
 from eventflow.errors import UsageError
 from eventflow.kafka import Message
-from eventflow.registry import ConsumerSpec, Spec, make_spec, message_annotation
+from eventflow.registry import ConsumerSpec, Ordering, Spec, make_spec, message_annotation
 from eventflow.retry import Retry
 from eventflow.runs import Run
 from eventflow.scopes import Scope, Scopes
@@ -19,10 +19,10 @@ from tests.unit.test_runs import Desk, desk, until
 Messages = list[Message[int]]
 
 
-def batch_spec(function: Callable[..., Any], batch: int, wait: float = 30.0) -> Spec:
+def batch_spec(function: Callable[..., Any], batch: int, wait: float = 30.0, ordering: Ordering = "none") -> Spec:
     spec = make_spec(function, function.__name__, Retry(0), 5)
     spec.consumer = ConsumerSpec(
-        ("t",), "g", "none", "earliest", "topic_id", None, {}, spec, None, batch=batch, batch_wait=wait
+        ("t",), "g", ordering, "earliest", "topic_id", None, {}, spec, None, batch=batch, batch_wait=wait
     )
     return spec
 
@@ -89,7 +89,7 @@ async def test_messages_of_a_scope_go_together_and_no_later_one_before_a_failure
                 raise ValueError("1 is refused")
 
         at.claim.scopes = Scopes(1)
-        spec = batch_spec(handler, 4, 0.05)
+        spec = batch_spec(handler, 4, 0.05, "key")
         at.lane.free.clear()
         at.executor.dispatch([*messages(at, spec, 3, key=b"a"), *messages(at, spec, 1, key=b"b")])
         await until(lambda: len(calls) == 4, "all have been tried that may be")
@@ -108,7 +108,7 @@ async def test_a_scope_gives_a_batch_what_it_has() -> None:
             calls.append([m.value for m in messages])
 
         at.claim.scope = Scope("1", [])
-        at.executor.dispatch(messages(at, batch_spec(handler, 3, 0.05), 7))
+        at.executor.dispatch(messages(at, batch_spec(handler, 3, 0.05, "partition"), 7))
         await until(lambda: at.claim.finished == 7, "all are durable")
         assert calls == [[0, 1, 2], [3, 4, 5], [6]]
 
