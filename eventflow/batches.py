@@ -41,6 +41,7 @@ class Desk(Protocol):
 
     def begin_batch(self, batch: Batch) -> None: ...
     def company(self, run: Run, limit: int) -> list[Run]: ...
+    def beginning(self, runs: list[Run]) -> list[Run]: ...
     def put_back(self, runs: list[Run]) -> None: ...
 
 
@@ -72,7 +73,8 @@ def take_up(runs: list[Run], read: Read) -> tuple[list[Run], list[Any], list[tup
             others.append((run, error))
         else:
             going.append(run)
-            here.add(run)
+            if run.scope is not None:
+                here.add(run)
     return going, messages, others
 
 
@@ -103,15 +105,10 @@ class Batches:
             for name in list(self._gathered):
                 self._look(name)
 
-    def put(self, runs: list[Run]) -> None:
-        """Gather these."""
-        for run in runs:
-            if run.in_ledger or run.retries:
-                self._desk.begin_batch(Batch([run]))
-            else:
-                self._gathered.setdefault(run.name, deque()).append(run)
-        for name in {run.name for run in runs}:
-            self._look(name)
+    def put(self, name: str, runs: list[Run]) -> None:
+        """Gather these of one handler. They are not looked at: that costs much where another thread has just made them."""
+        self._gathered.setdefault(name, deque()).extend(runs)
+        self._look(name)
 
     def _look(self, name: str, *, due: bool = False) -> None:
         gathered = self._gathered.get(name)
@@ -120,15 +117,18 @@ class Batches:
         if not gathered or not self._open:
             return
         consumer: Any = gathered[0].spec.consumer
-        while gathered and (due or _count(gathered, consumer.batch) >= consumer.batch):
+        while gathered and (due or _count(gathered, consumer) >= consumer.batch):
             due = False
-            self._desk.begin_batch(self._next(gathered, consumer.batch))
+            self._desk.begin_batch(self._next(gathered, consumer))
         if gathered and name not in self._timers:
             self._timers[name] = self._desk.loop.call_later(consumer.batch_wait, lambda: self._look(name, due=True))
         elif not gathered and name in self._timers:
             self._timers.pop(name).cancel()
 
-    def _next(self, gathered: "deque[Run]", most: int) -> Batch:
+    def _next(self, gathered: "deque[Run]", consumer: Any) -> Batch:
+        most = consumer.batch
+        if consumer.ordering == "none":
+            return Batch([gathered.popleft() for _ in range(min(most, len(gathered)))])
         runs: list[Run] = []
         while gathered and len(runs) < most:
             run = gathered.popleft()
@@ -169,7 +169,7 @@ class Batches:
 
     def _calls(self, runs: list[Run]) -> Generator[list[Any], BaseException | None, None]:
         """With which messages calls are to be made, in the scope that is current then; told what each raised, if anything."""
-        parts = [runs]
+        parts = [self._desk.beginning(runs)]
         self.running.update(runs)
         try:
             while parts:
@@ -214,11 +214,13 @@ class Batches:
             self._outcomes.failed(run, error)
 
 
-def _count(gathered: "deque[Run]", enough: int) -> int:
-    """How many may go now, of those gathered and of those behind them in their scopes; `enough` need not be passed."""
+def _count(gathered: "deque[Run]", consumer: Any) -> int:
+    """How many may go now, of those gathered and of those behind them in their scopes, if not more than a whole batch."""
     count = len(gathered)
+    if consumer.ordering == "none":
+        return count
     for run in gathered:
-        if count >= enough:
+        if count >= consumer.batch:
             break
         count += 0 if run.scope is None else run.scope.waiting()
     return count

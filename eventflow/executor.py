@@ -199,16 +199,20 @@ class Executor:
         They would be there before what stands before them in their scopes is known to be durable (R12), so they wait.
         """
         transactional: list[Run] = []
-        batched: list[Run] = []
+        batched: dict[str, list[Run]] = {}
         for run in runs:
             if not (run.settled() or run.dropped):
                 self.when_settled(run)
+            elif not is_batched(run.spec):
+                transactional.append(run)
+            elif run.in_ledger or run.retries:
+                self.on_loop(self.begin_batch, Batch([run]))
             else:
-                (batched if is_batched(run.spec) else transactional).append(run)
+                batched.setdefault(run.name, []).append(run)
         if transactional:
             self.transactions.put(transactional)
-        if batched:
-            self.on_loop(self.batches.put, batched)
+        for name, ones in batched.items():
+            self.on_loop(self.batches.put, name, ones)
 
     def when_settled(self, run: Run) -> None:
         """Launch it once everything recorded before, in it and in its scope, is durable."""
@@ -246,11 +250,21 @@ class Executor:
         """Who comes behind it in its scope and may run together with it, in order: they are done all or none."""
         if run.scope is None or run.in_ledger or run.dropped:
             return []
-        found = run.scope.accompany(limit)
-        dead = [one for one in found if not one.may_begin()]
-        for one in dead:
-            self.abandon(one)
-        return [one for one in found if not one.dropped] if dead else found
+        return self.able(run.scope.accompany(limit))
+
+    def able(self, runs: list[Run]) -> list[Run]:
+        """Those that may begin; the attempts of the others are over."""
+        dead = [run for run in runs if not run.may_begin()]
+        for run in dead:
+            self.abandon(run)
+        return [run for run in runs if not run.dropped] if dead else runs
+
+    def beginning(self, runs: list[Run]) -> list[Run]:
+        """Those that may begin, and are about to."""
+        runs = self.able(runs)
+        for run in runs:
+            run.begun = True
+        return runs
 
     def put_back(self, runs: list[Run]) -> None:
         """These kept a run company that has failed: they are the first of their scopes again."""
@@ -385,17 +399,10 @@ class Executor:
 
     def begin_batch(self, batch: Batch, *, alone: bool = False) -> None:
         """Call the handler with those of these messages that may begin. On the loop."""
-        runs: list[Run] = []
-        for run in batch.runs:
-            if self.stopping or not run.may_begin():
+        if self.stopping:
+            for run in batch.runs:
                 self.abandon(run)
-            else:
-                run.begun = True
-                runs.append(run)
-        if not runs:
-            return
-        batch = Batch(runs)
-        if _is_transactional(runs[0]):
+        elif _is_transactional(batch.runs[0]):
             self.transactions.put([batch], alone=alone)
         elif batch.spec.is_async:
             self._tasks.add(task := self.loop.create_task(self._run_batch(batch), context=Context()))
@@ -880,17 +887,20 @@ class Executor:
         for run in runs:
             if run.spec.circuit is not None:
                 run.spec.circuit.succeeded(run)
+            if run.submitted or run.in_ledger:
+                self._forget(run)
             run.in_ledger = run.ended = True
-            self._forget(run)
-            if run.claim is not None:
-                with run.claim.lock:
-                    run.claim.finished += 1
-                if run.weight:
-                    run.claim.lighten(run)
-            run.wake()
+            if run.weight and run.claim is not None:
+                run.claim.lighten(run)
+            if run.waiters is not None or run.after is not None:
+                run.wake()
             if run.scope is not None:
                 self.next_in_line(run)
                 self._let_go(run, run.scope)
+        for claim, count in Counter(run.claim for run in runs).items():
+            if claim is not None:
+                with claim.lock:
+                    claim.finished += count
 
     def _answer(self, run: Run, entry: Entry) -> None:
         self._forget(run)

@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 GROUP = 50  # messages that share a transaction at most, and no more than take so many seconds
 _LONG = 0.1
 _FIRST = 10  # while nobody knows how long one takes
+_BRIEF = 200e-6  # seconds for a message of a batch: handlers that take less are called in turns
 Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
 Begin = Callable[[], Open | None]  # begins a span, if there is to be one
@@ -175,7 +176,7 @@ class Transactions:
         self._on_lost, self._on_fenced = on_lost, on_fenced
         quarter = len(lanes) // 4
         self._stopped = threading.Event()
-        self._ready = threading.Condition()
+        self._ready, self._turn = threading.Condition(), threading.Lock()
         self._line = _Line()
         self._threads = [
             threading.Thread(target=self._work, args=(lane,), name="eventflow transactions", daemon=True)
@@ -241,7 +242,7 @@ class Transactions:
                 break
             run = waiting.popleft()
             if isinstance(run, Batch):
-                return self._may_begin(run.runs)
+                return self._executor.beginning(run.runs)
             most = self._most(run.name)
             if run.may_begin():
                 group.append(run)
@@ -257,18 +258,16 @@ class Transactions:
         pace = self._pace.get(name)
         return _FIRST if pace is None else max(1, min(GROUP, int(_LONG / pace)))
 
+    def _is_brief(self, run: Run) -> bool:
+        """Whether two threads that call its handler at once would take longer than one after the other."""
+        return is_batched(run.spec) and self._pace.get(run.name, _BRIEF) < _BRIEF
+
     def _note_pace(self, name: str, seconds: float, messages: int) -> None:
         lately = seconds / messages
         self._pace[name] = max(1e-6, lately + 0.7 * (self._pace.get(name, lately) - lately))
 
-    def _may_begin(self, runs: list[Run]) -> list[Run]:
-        for run in runs:
-            if not run.may_begin():
-                self._executor.abandon(run)
-        return [run for run in runs if not run.dropped]
-
     def _work(self, lane: Lane) -> None:
-        port = Port(self._database)
+        port = Port(self._database, self._turn)
         try:
             while True:
                 with self._ready:
@@ -369,16 +368,20 @@ class Transactions:
                 yield ("begin", _transaction(runs[0]))
                 phase = "user"
                 held.hold()
+                if self._is_brief(runs[0]):
+                    yield ("take_turn",)
                 entries = yield from self._run_all(runs, failed, mode)
                 phase = "write"
                 crash_point("transactions.before_guard")
                 yield from self._write(lane, entries)
                 crash_point("transactions.before_commit")
                 phase = "commit"
+                yield ("give_turn",)
                 yield ("commit",)
             except GeneratorExit:
                 raise
             except BaseException as error:
+                yield ("give_turn",)
                 verdict = yield from self._verdict(lane, error, phase)
                 if verdict == "committed":
                     self._settle(entries, failed)
@@ -476,8 +479,10 @@ class Transactions:
         scope = StepScope(Branch(good[0], None), "1.1", spec.name, kind="transaction", many=True)
         tracing = self._executor.tracing
         begin = tracing and functools.partial(tracing.begin_batch, good)
+        began = time.perf_counter()
         yield ("user", spec, _call_with(messages, spec, scope, begin), "alone")
         yield from still_there()
+        self._note_pace(good[0].name, time.perf_counter() - began, len(good))
         output = spec.result.encode(None)
         entries = [Entry(run, [], "succeeded", output=output) for run in good]
         entries[0].riders = list(scope.riders) or None
