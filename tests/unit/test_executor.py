@@ -1,7 +1,9 @@
 """What the executor hands to whom, and when."""
 
 import asyncio
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -80,6 +82,61 @@ def test_a_transaction_waits_until_the_failure_before_it_in_its_scope_is_durable
         assert launched == [first], "the failure is not durable yet"
         executor.durable(journal.entries, 0.0)
         assert launched == [first, second]
+        executor.abort()
+
+    asyncio.run(main())
+
+
+def test_who_waited_for_others_that_become_durable_together_is_launched_together() -> None:
+    async def main() -> None:
+        executor = new_executor()
+        journal, lanes, puts = Recorder(), Lanes(), list[list[Run]]()
+        executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
+        lanes.put = lambda runs, *, alone=False: puts.append(runs)  # type: ignore[method-assign,misc]
+        firsts, seconds = zip(*(pair(ordered_claim()) for _ in range(3)), strict=True)
+        executor.dispatch([*firsts, *seconds])
+        for run in firsts:
+            executor.outcomes.finish(run, "null", None)
+        executor.durable(journal.entries, 0.0)
+        assert puts == [list(firsts), list(seconds)]
+        executor.abort()
+
+    asyncio.run(main())
+
+
+def pair(claim: Claim) -> tuple[Run, Run]:
+    return transactional(claim, 0), transactional(claim, 1)
+
+
+def test_who_waits_for_another_to_be_durable_is_launched_once_whenever_that_becomes_known() -> None:
+    """One thread gives turns while another learns what is durable."""
+
+    async def main() -> None:
+        executor = new_executor()
+        journal, lanes = Recorder(), Lanes()
+        executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
+        firsts, seconds = zip(*(pair(ordered_claim()) for _ in range(2000)), strict=True)
+        executor.dispatch([*firsts, *seconds])
+        assert lanes.launched == list(firsts)
+
+        def settle() -> None:
+            for n in range(len(firsts)):
+                while len(journal.entries) <= n:
+                    pass
+                executor.durable(journal.entries[n : n + 1], 0.0)
+
+        thread, interval = threading.Thread(target=settle, daemon=True), sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            thread.start()
+            for run in firsts:
+                executor.outcomes.finish(run, "null", None)
+            thread.join(30)
+        finally:
+            sys.setswitchinterval(interval)
+        launched = Counter(lanes.launched)
+        assert [run for run in seconds if launched[run] != 1] == []
+        assert all(run.before is None for run in seconds), "who has ended is not kept by who follows"
         executor.abort()
 
     asyncio.run(main())
