@@ -217,14 +217,11 @@ class Executor:
             self.on_loop(self.batches.put, batched)
 
     def _launch_later(self, run: Run) -> None:
-        """Launch it once the one before it in its scope is durable, or dropped; with others of which that becomes known then."""
+        """Launch it once the one before it in its scope is over; together with others that wait for what is known with that."""
+        self._behind[run] = True  # before the look: whoever ends the other one looks here after that
         before = run.before
-        if before is None:
+        if (before is None or before.over()) and self._behind.pop(run, False):
             self.when_settled(run)
-            return
-        self._behind[run] = True  # before the look: whoever ends the other one looks here after it
-        if before.over() and self._behind.pop(run, False):
-            self._launch([run])
 
     def _wake(self, run: Run, free: list[Run]) -> None:
         """Tell who waits for this one's records, and note who may be launched now."""

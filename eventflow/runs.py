@@ -362,7 +362,7 @@ class Run:
         return self.dropped or (self.ended and self.submitted == self.durable)
 
     def wake(self) -> "Run | None":
-        """Release what waits for this run's records, if they are durable; its follower in its scope, which it holds up no more."""
+        """Release what waits for this run's records, if they are durable; who follows it in its scope, if it is over."""
         if self.waiters and (self.dropped or self.submitted == self.durable):
             waiters, self.waiters = self.waiters, None
             for waiter in waiters:

@@ -4,6 +4,7 @@ import gc
 import random
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from types import SimpleNamespace
@@ -404,10 +405,12 @@ def test_who_is_over_already_can_still_be_held_back() -> None:
     [a] = placed(scopes, b"x", "a")
     scopes.alone.let_go(a)
     scopes.alone.hold_back(a)
-    [b] = placed(scopes, b"x", "b")
+    b, c = placed(scopes, b"x", "bc")
     assert not b.scope.enter(b)
+    assert not b.scope.enter(c)
     assert a.scope.freed({"a"}) == [b.scope]
     assert b.scope.following() is b
+    assert b.scope.following() is None, "b has the turn"
 
 
 def test_who_was_alone_is_put_back_into_a_scope_of_his_own() -> None:
@@ -454,6 +457,20 @@ def test_who_is_over_is_kept_by_nobody(names: str) -> None:
         gc.enable()
 
 
+class Jumpy(Waiter):
+    """One at each look at whose scope another thread may go on."""
+
+    @property
+    def scope(self) -> Any:
+        found = self.__dict__["scope"]
+        time.sleep(0)
+        return found
+
+    @scope.setter
+    def scope(self, value: Any) -> None:
+        self.__dict__["scope"] = value
+
+
 class Race:
     """Messages of few keys: placed by one thread, called by a second, made durable by a third, and some held back.
 
@@ -473,7 +490,7 @@ class Race:
         """As the consumer's thread does; it also frees those that are held back."""
         draw = random.Random(1)
         for offset in range(self.messages):
-            run = Waiter("m")
+            run = Jumpy("m")
             run.offset, run.key, run.workflow_id = offset, b"%d" % draw.randrange(self.keys), f"m{offset}"
             run.scope = self.scopes.place(run)
             if run.turn or run.scope.enter(run):
@@ -530,7 +547,7 @@ class Race:
 
 
 def test_who_is_alone_no_more_takes_turns_whatever_the_threads_do() -> None:
-    race, interval = Race(20_000, 40), sys.getswitchinterval()
+    race, interval = Race(10_000, 40), sys.getswitchinterval()
     threads = [threading.Thread(target=work, daemon=True) for work in (race.place, race.call, race.settle)]
     sys.setswitchinterval(1e-5)
     try:
