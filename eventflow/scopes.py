@@ -351,13 +351,18 @@ class Alone(Scope):
 
     When another message of its key comes, or it is held back, one gets a scope of its own, and `run.scope` is that. So each
     method looks, with the lock held, whether it still is this one.
+
+    Attributes:
+        runs: those that are in flight, by key.
+
     """
 
-    __slots__ = ("_scopes",)
+    __slots__ = ("_scopes", "runs")
 
     def __init__(self, scopes: "Scopes") -> None:
         super().__init__("", [], scopes.lock)
         self._scopes = scopes
+        self.runs: dict[bytes, Run] = {}
 
     def leave(self, run: Run) -> Run | None:
         """The same."""
@@ -372,7 +377,7 @@ class Alone(Scope):
         with self._lock:
             if run.scope is self:
                 run.turn = False
-                self._scopes.forget_alone(run)
+                self.runs.pop(run.key, None)
                 return
         run.scope.let_go(run)
 
@@ -411,7 +416,6 @@ class Scopes:
         self.slow: set[KeyScope] = set()
         self.unread = -1
         self.alone = Alone(self)
-        self._alone: dict[bytes, Run] = {}
         self._by_key: dict[bytes, KeyScope] = {}
         self._unmet: dict[str, KeyScope] = {}  # whose key no message has told yet
         for scope_id, ids, first, last in left:
@@ -423,7 +427,7 @@ class Scopes:
                 self.unread = max(self.unread, -1 if last is None else last)
 
     def __len__(self) -> int:
-        return len(self._alone) + len(self._by_key) + len(self._unmet)
+        return len(self.alone.runs) + len(self._by_key) + len(self._unmet)
 
     def place(self, run: Run) -> Scope | None:
         """That of a message that has come from Kafka, and is in memory from now on; None where it has no key.
@@ -437,7 +441,7 @@ class Scopes:
             scope = self._of(key)
             if scope is None:
                 if not self.unfinished:
-                    self._alone[key] = run
+                    self.alone.runs[key] = run
                     run.turn = True
                     return self.alone
                 scope = self._new(key)
@@ -460,13 +464,13 @@ class Scopes:
     def _of(self, key: bytes) -> KeyScope | None:
         scope = self._by_key.get(key)
         if scope is None:
-            run = self._alone.get(key)
+            run = self.alone.runs.get(key)
             scope = self._met(key) if run is None else self._part(run)
         return scope
 
     def _part(self, run: Run) -> KeyScope:
         """This one is not to be alone with its key any more."""
-        del self._alone[run.key]
+        del self.alone.runs[run.key]
         scope = self._new(run.key)
         scope.begin_with(run)
         return scope
@@ -495,16 +499,12 @@ class Scopes:
 
     def lines(self) -> list[int]:
         """How many wait in each line, empty ones included."""
-        return [*(scope.waiting() for scope in self.all()), *[0] * len(self._alone)]
+        return [*(scope.waiting() for scope in self.all()), *[0] * len(self.alone.runs)]
 
     def of_the_ledger(self) -> list[KeyScope]:
         """The slow ones."""
         with self.lock:
             return list(self.slow)
-
-    def forget_alone(self, run: Run) -> None:
-        """It is over. With the lock held."""
-        self._alone.pop(run.key, None)
 
     def forget(self, scope: KeyScope) -> None:
         """Nothing is left of it. With the lock held."""
