@@ -493,7 +493,7 @@ class Intake:
             run.claim, run.offset, run.first = claim, offset, claim.next_offset
             run.value, run.key, run.headers = message.value(), message.key(), message.headers()
             run.timestamp = message.timestamp()[1]
-            run.scope = claim.scope if scopes is None else scopes.of(run.key)
+            run.scope = claim.scope if scopes is None else scopes.place(run)
             run.wary = claim.handed < claim.wary
             claim.next_offset = offset + 1
             claim.handed += 1

@@ -136,6 +136,7 @@ class Executor:
         self._unsubmitted: list[Run] = []
         self._posted: deque[Callable[[], None]] = deque()  # by other threads, for the loop
         self._woken = False
+        self._behind: dict[Run, bool] = {}  # launched when the one before them in their scopes is durable
         self._started: deque[tuple[float, Run]] = deque()
         self._children = set[str]()  # whose rows are on their way to the ledger
         self._startable: dict[str, Spec] = {}  # what has been started as a child, by name
@@ -160,29 +161,26 @@ class Executor:
             self._launch(ready)
 
     def _launch(self, runs: list[Run]) -> None:
-        for run in runs:
-            life = run.life
-            if life is not None and life.deadline is not None:
-                if life.deadline <= self.now():  # told before it begins: a short one would have ended by then
-                    life.interrupted = life.interrupted or overdue(run)
-                else:
-                    self.loop.call_soon_threadsafe(self.interrupts.watch, run, life.deadline)
-        wary = [run for run in runs if run.wary]
-        if wary:
-            runs = [run for run in runs if not run.wary]  # before the loop sees them: it makes them unwary
-            self.loop.call_soon_threadsafe(self._accept_first, wary)
+        wary: list[Run] = []
         plain: list[Run] = []
         threaded: list[Run] = []
         others: list[Run] = []
         for run in runs:
-            if run.spec.consumer is not None and (run.spec.consumer.transaction or run.spec.consumer.batch):
+            if run.life is not None:
+                self._watch(run, run.life)
+            consumer = run.spec.consumer
+            if run.wary:
+                wary.append(run)
+            elif consumer is not None and (consumer.transaction or consumer.batch):
                 others.append(run)
             elif run.before is not None and run.spec.acts and not (run.settled() or run.dropped):
-                self.when_settled(run)  # called now, it would stand still at once
+                self._launch_later(run)  # called now, it would stand still at once
             elif run.spec.is_async:
                 plain.append(run)
             else:
                 threaded.append(run)
+        if wary:
+            self.loop.call_soon_threadsafe(self._accept_first, wary)
         if others:
             self._launch_settled(others)
         if threaded and self._threads.stopped.is_set():
@@ -193,6 +191,14 @@ class Executor:
         if plain:
             self.on_loop(self._enqueue, plain)
 
+    def _watch(self, run: Run, life: Life) -> None:
+        if life.deadline is None:
+            return
+        if life.deadline <= self.now():  # told before it begins: a short one would have ended by then
+            life.interrupted = life.interrupted or overdue(run)
+        else:
+            self.loop.call_soon_threadsafe(self.interrupts.watch, run, life.deadline)
+
     def _launch_settled(self, runs: list[Run]) -> None:
         """Launch messages of transactional and batch handlers, all of which are effects.
 
@@ -202,7 +208,7 @@ class Executor:
         batched: dict[str, list[Run]] = {}
         for run in runs:
             if not (run.settled() or run.dropped):
-                self.when_settled(run)
+                self._launch_later(run)
             elif not is_batched(run.spec):
                 transactional.append(run)
             elif run.in_ledger or run.retries:
@@ -213,6 +219,28 @@ class Executor:
             self.transactions.put(transactional)
         for name, ones in batched.items():
             self.on_loop(self.batches.put, name, ones)
+
+    def _launch_later(self, run: Run) -> None:
+        """Launch it once the one before it in its scope is over; together with others that wait for what is known with that."""
+        self._behind[run] = True  # before the look: whoever ends the other one looks here after that
+        before = run.before
+        if (before is None or before.over()) and self._behind.pop(run, False):
+            self.when_settled(run)
+
+    def _wake(self, run: Run, free: list[Run]) -> None:
+        """Tell who waits for this one's records, and note who may be launched now."""
+        after = run.wake()
+        while after is not None:
+            if self._behind.pop(after, False):
+                free.append(after)
+            after = after.wake()
+
+    def _wake_all(self, runs: Iterable[Run]) -> None:
+        free: list[Run] = []
+        for run in runs:
+            self._wake(run, free)
+        if free:
+            self._launch(free)
 
     def when_settled(self, run: Run) -> None:
         """Launch it once everything recorded before, in it and in its scope, is durable."""
@@ -235,7 +263,7 @@ class Executor:
     def _in_turn(self, run: Run) -> bool:
         """Whether it may start now; else it waits in its scope's line (R11)."""
         run.executor = self
-        return run.scope is None or run.scope.enter(run)
+        return run.scope is None or run.turn or run.scope.enter(run)
 
     def prepare(self, run: Run) -> None:
         """Run it again once what reading its message needs is there."""
@@ -271,7 +299,7 @@ class Executor:
         by_scope: dict[Scope, list[Run]] = {}
         for run in runs:
             if run.scope is not None:
-                by_scope.setdefault(run.scope, []).append(run)
+                by_scope.setdefault(run.scope.of(run), []).append(run)
         for scope, ones in by_scope.items():
             self._follow(scope.put_back(ones))
 
@@ -280,7 +308,11 @@ class Executor:
         self._follow(scope.following())
 
     def _follow(self, run: Run | None) -> None:
-        if run is not None:
+        if run is None:
+            return
+        if run.before is not None and run.spec.acts and run.life is None and not run.wary:
+            self._launch_later(run)
+        else:
             self._launch([run])
 
     def store(self, runs: list[Run]) -> None:
@@ -486,7 +518,7 @@ class Executor:
         self._count_dropped(run)
         if run.future is not None and not run.future.done():  # who waits for it here asks the ledger from now on
             self.on_loop(_cancel, run.future)
-        run.wake()
+        self._wake_all([run])
         self.next_in_line(run)
 
     def _count_dropped(self, run: Run) -> None:
@@ -499,13 +531,13 @@ class Executor:
         if run.weight:
             run.claim.lighten(run)
         if run.scope is not None and not counted:
-            run.scope.let_go()
+            run.scope.let_go(run)
 
     def _let_go(self, run: Run, scope: Scope) -> None:
         """It is over, and its claim's count says so."""
         if not run.counted:
             run.counted = True
-            scope.let_go()
+            scope.let_go(run)
 
     def _forget(self, run: Run) -> None:
         """It is ours no more; another run of the same message may have taken its place."""
@@ -809,6 +841,7 @@ class Executor:
 
     def _settle(self, entries: list[Entry]) -> None:
         finished: dict[Claim, int] = {}
+        free: list[Run] = []
         for entry in entries:
             run = entry.run
             run.durable += 1
@@ -830,12 +863,14 @@ class Executor:
                 if run.scope is not None:
                     self._let_go(run, run.scope)
             if run.waiters is not None or run.after is not None:
-                run.wake()
+                self._wake(run, free)
             if entry.riders is not None:
                 self.tell(entry.riders)
         for claim, count in finished.items():
             with claim.lock:
                 claim.finished += count
+        if free:
+            self._launch(free)
 
     def tell(self, riders: Iterable[Rider]) -> None:
         """What has been written for others: who waits for it here looks at once, who sleeps is woken."""
@@ -884,6 +919,7 @@ class Executor:
     def settled(self, runs: list[Run]) -> None:
         """These were committed by a transaction of their own, result and position included."""
         committed(runs, self.now())
+        free: list[Run] = []
         for run in runs:
             if run.spec.circuit is not None:
                 run.spec.circuit.succeeded(run)
@@ -892,15 +928,17 @@ class Executor:
             run.in_ledger = run.ended = True
             if run.weight and run.claim is not None:
                 run.claim.lighten(run)
-            if run.waiters is not None or run.after is not None:
-                run.wake()
+            self._wake(run, free)
             if run.scope is not None:
-                self.next_in_line(run)
+                follower = run.scope.leave(run)
+                free += [] if follower is None else [follower]
                 self._let_go(run, run.scope)
         for claim, count in Counter(run.claim for run in runs).items():
             if claim is not None:
                 with claim.lock:
                     claim.finished += count
+        if free:
+            self._launch(free)
 
     def _answer(self, run: Run, entry: Entry) -> None:
         self._forget(run)
@@ -929,7 +967,7 @@ class Executor:
                 self.loop.call_soon_threadsafe(_cancel, run.future)
             if run.life is not None:
                 self.loop.call_soon_threadsafe(self.waits.end, run, Dropped())
-            run.wake()
+        self._wake_all(entry.run for entry in entries)
 
     # ---- acceptance ----
 
@@ -1117,7 +1155,7 @@ class Executor:
             run.dropped = True
             if run.future is not None:
                 _cancel(run.future)
-            run.wake()
+            self._wake_all([run])
         self.waits.stop(Dropped())
         self._threads.stop()
         for task in list(self._tasks):

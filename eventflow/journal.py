@@ -770,7 +770,7 @@ def _new_params(executor: int, application: str, entries: list[Entry]) -> dict[s
     return _state_params(executor, entries) | {"application": application} | packed({
         "name": [r.name for r in runs], "claim": [r.claim.id if r.claim else None for r in runs],
         "offset": [r.offset for r in runs], "timestamp": [r.timestamp for r in runs],
-        "scope": [r.scope and r.scope.id for r in runs], "arguments": [r.arguments for r in runs],
+        "scope": [r.scope and r.scope.id_of(r) for r in runs], "arguments": [r.arguments for r in runs],
         "key": [r.key for r in runs], "value": [r.value for r in runs],
         "headers": [r.headers and headers_json(r.headers) for r in runs],
         "deadline": [r.life and r.life.deadline for r in runs],

@@ -361,8 +361,8 @@ class Run:
         """Whether it has ended for good, durably, or is no longer this process's."""
         return self.dropped or (self.ended and self.submitted == self.durable)
 
-    def wake(self) -> None:
-        """Release what waits for this run's records, if they are durable, and its follower in its scope."""
+    def wake(self) -> "Run | None":
+        """Release what waits for this run's records, if they are durable; who follows it in its scope, if it is over."""
         if self.waiters and (self.dropped or self.submitted == self.durable):
             waiters, self.waiters = self.waiters, None
             for waiter in waiters:
@@ -370,7 +370,8 @@ class Run:
         after = self.after
         if after is not None and self.over():
             self.after = after.before = None  # nothing keeps a finished run
-            after.wake()
+            return after
+        return None
 
 
 def weigh(runs: list[Run]) -> int:

@@ -1,8 +1,9 @@
 """What is kept in order (PROTOCOL.md R11): a partition, or the messages of one key in it; who is next, and who is held back.
 
 A scope lets its runs take turns in the order in which they came, and none past a row of the ledger that is unfinished or
-parked. A partition is one scope. Keys are as many as there are; a scope of a key is there while a message of it is in
-flight, or the ledger has something of it that is unfinished, and then no more (`Scopes`).
+parked. A partition is one scope. Keys are as many as there are; a scope of a key is there while two messages of it are in
+flight, or the ledger has something of it that is unfinished, and then no more (`Scopes`). A message that is alone with its
+key, as most are, is in a scope that has no state, and is one for all of them (`Alone`).
 
 A partition that waits leaves the rest of its log to Kafka. A key cannot: what comes behind it in the log is others'. So those
 that wait behind a key which does not move get a row that is *in line* (queued, executor 0), the position passes them, and the
@@ -87,7 +88,7 @@ class Scope:
                 return None
             run.turn = False
             self._turns -= 1
-        return self.following()
+            return self._follow()
 
     def hold_back(self, run: Run) -> None:
         """It has ended and is not final: parked, asleep or let go of. What comes behind it waits, too."""
@@ -99,8 +100,7 @@ class Scope:
     def following(self) -> Run | None:
         """The first in line, whose turn it is from now on, if nothing holds them back."""
         with self._lock:
-            line = self._line
-            return self._next(line) if line and not self._blocked() and self._may_pass(line[0]) else None
+            return self._follow()
 
     def accompany(self, limit: int) -> list[Run]:
         """Who comes next, and may have his turn together with the one whose turn it is, in order.
@@ -125,7 +125,7 @@ class Scope:
             if self._line:
                 self._line = deque(sorted(self._line, key=_offset))
             self._turns -= len(runs)
-        return self.following()
+            return self._follow()
 
     def waiting(self) -> int:
         """How many wait in line here."""
@@ -141,11 +141,23 @@ class Scope:
         """The same; the scopes that nothing holds back any more."""
         return [self] if self.finished(ids) else []
 
-    def let_go(self) -> None:
-        """One of its messages is over, durably or by being dropped."""
+    def let_go(self, run: Run) -> None:
+        """This message of it is over, durably or by being dropped."""
 
     def stored_one(self) -> None:
         """One of its messages is in line in the ledger, durably, or never will be."""
+
+    def of(self, run: Run) -> "Scope":  # noqa: ARG002
+        """The scope of this one, with its state."""
+        return self
+
+    def id_of(self, run: Run) -> str:  # noqa: ARG002
+        """The id of that."""
+        return self.id
+
+    def _follow(self) -> Run | None:
+        line = self._line
+        return self._next(line) if line and not self._blocked() and self._may_pass(line[0]) else None
 
     def _next(self, line: "deque[Run]") -> Run:
         self._passed += 1
@@ -213,12 +225,10 @@ class KeyScope(Scope):
             self._id = key_scope_id(self._scopes.claim, self.key)
         return self._id
 
-    def following(self) -> Run | None:
-        """The same; who was taken from the ledger's line is before those that wait here."""
-        with self._lock:
-            if self._taken:
-                return None if self._blocked() else self._begin(self._taken.popleft())
-        return super().following()
+    def begin_with(self, run: Run) -> None:
+        """This one was alone with the key until now. With the lock held."""
+        self.messages, self._turns, self._last = 1, int(run.turn), run
+        run.scope = self
 
     def enter_again(self, run: Run) -> None:
         """The same, with those from the ledger's line: who is in line here may be put there, and it is not to be again."""
@@ -243,10 +253,12 @@ class KeyScope(Scope):
             self._vanish()
         return free
 
-    def let_go(self) -> None:
+    def let_go(self, run: Run) -> None:  # noqa: ARG002
         """The same; the last one takes the scope along."""
         with self._lock:
             self.messages -= 1
+            if not self.messages:
+                self._last = None  # or they would keep each other, until garbage is collected
             self._vanish()
 
     # ---- its line in the ledger; in the consumer's thread ----
@@ -301,6 +313,11 @@ class KeyScope(Scope):
             self.unfinished += [behind] if behind else []
             self._vanish()
 
+    def _follow(self) -> Run | None:
+        if self._taken:  # they are before those that wait here
+            return None if self._blocked() else self._begin(self._taken.popleft())
+        return super()._follow()
+
     def _last_is_over(self) -> bool:
         return self._last is None or self._last.over()
 
@@ -320,7 +337,7 @@ class KeyScope(Scope):
         return not (self.stored or self.storing or self._taken)
 
     def _blocked(self) -> bool:
-        return super()._blocked() or bool(self._scopes.unfinished)
+        return self._turns > 0 or bool(self.unfinished) or bool(self._scopes.unfinished)
 
     def _vanish(self) -> None:
         if not (self.stored or self.storing or self.unfinished):
@@ -329,11 +346,62 @@ class KeyScope(Scope):
                 self._scopes.forget(self)
 
 
+class Alone(Scope):
+    """What all messages of a claim are in that are alone with their keys: they wait for nobody, and nobody for them.
+
+    When another message of its key comes, or it is held back, one gets a scope of its own, and `run.scope` is that. So each
+    method looks, with the lock held, whether it still is this one.
+
+    Attributes:
+        runs: those that are in flight, by key.
+
+    """
+
+    __slots__ = ("_scopes", "runs")
+
+    def __init__(self, scopes: "Scopes") -> None:
+        super().__init__("", [], scopes.lock)
+        self._scopes = scopes
+        self.runs: dict[bytes, Run] = {}
+
+    def leave(self, run: Run) -> Run | None:
+        """The same."""
+        with self._lock:
+            if run.scope is self:
+                run.turn = False
+                return None
+        return run.scope.leave(run)
+
+    def let_go(self, run: Run) -> None:
+        """The same."""
+        with self._lock:
+            if run.scope is self:
+                run.turn = False
+                self.runs.pop(run.key, None)
+                return
+        run.scope.let_go(run)
+
+    def hold_back(self, run: Run) -> None:
+        """The same."""
+        self.of(run).hold_back(run)
+
+    def of(self, run: Run) -> Scope:
+        """The same: it is alone no more."""
+        with self._lock:
+            if run.scope is self:
+                run.scope = self._scopes.own(run)
+        return run.scope
+
+    def id_of(self, run: Run) -> str:
+        """The same; it needs no state."""
+        return key_scope_id(self._scopes.claim, run.key)
+
+
 class Scopes:
     """The scopes of one claim, by key: those that anything is in flight or unfinished of.
 
     Attributes:
-        claim: its id.
+        claim: its id. alone: the scope of those that are alone with their keys.
         lock: held to change any of them.
         unfinished: ids of rows of no key that hold all of them back: from a time when the partition was one scope.
         slow: those that the ledger has something of: what holds them back, or their line.
@@ -347,6 +415,7 @@ class Scopes:
         self.unfinished: list[str] = []
         self.slow: set[KeyScope] = set()
         self.unread = -1
+        self.alone = Alone(self)
         self._by_key: dict[bytes, KeyScope] = {}
         self._unmet: dict[str, KeyScope] = {}  # whose key no message has told yet
         for scope_id, ids, first, last in left:
@@ -358,23 +427,63 @@ class Scopes:
                 self.unread = max(self.unread, -1 if last is None else last)
 
     def __len__(self) -> int:
-        return len(self._by_key) + len(self._unmet)
+        return len(self.alone.runs) + len(self._by_key) + len(self._unmet)
+
+    def place(self, run: Run) -> Scope | None:
+        """That of a message that has come from Kafka, and is in memory from now on; None where it has no key.
+
+        Where it is alone with its key, it is its turn.
+        """
+        key = run.key
+        if key is None:
+            return None
+        with self.lock:
+            scope = self._of(key)
+            if scope is None:
+                if not self.unfinished:
+                    self.alone.runs[key] = run
+                    run.turn = True
+                    return self.alone
+                scope = self._new(key)
+            scope.messages += 1
+            return scope
 
     def of(self, key: bytes | None) -> KeyScope | None:
         """That of a message with this key, which is in memory from now on; None where it has no key."""
         if key is None:
             return None
         with self.lock:
-            scope = self._by_key.get(key)
-            if scope is None:
-                scope = self._by_key[key] = self._met(key) or KeyScope(self, key, "", [])
+            scope = self._of(key) or self._new(key)
             scope.messages += 1
             return scope
+
+    def own(self, run: Run) -> KeyScope:
+        """That of one which was alone with its key. With the lock held."""
+        return self._of(run.key) or self._new(run.key)
+
+    def _of(self, key: bytes) -> KeyScope | None:
+        scope = self._by_key.get(key)
+        if scope is None:
+            run = self.alone.runs.get(key)
+            scope = self._met(key) if run is None else self._part(run)
+        return scope
+
+    def _part(self, run: Run) -> KeyScope:
+        """This one is not to be alone with its key any more."""
+        del self.alone.runs[run.key]
+        scope = self._new(run.key)
+        scope.begin_with(run)
+        return scope
+
+    def _new(self, key: bytes) -> KeyScope:
+        scope = self._by_key[key] = KeyScope(self, key, "", [])
+        return scope
 
     def _met(self, key: bytes) -> KeyScope | None:
         scope = self._unmet.pop(key_scope_id(self.claim, key), None) if self._unmet else None
         if scope is not None:
             scope.key = key
+            self._by_key[key] = scope
         return scope
 
     def freed(self, ids: set[str]) -> list[KeyScope]:
@@ -384,9 +493,13 @@ class Scopes:
             return [] if self.unfinished else [*self._by_key.values(), *self._unmet.values()]
 
     def all(self) -> list[KeyScope]:
-        """Those that there are."""
+        """Those that there are, but for those of messages that are alone."""
         with self.lock:
             return [*self._by_key.values(), *self._unmet.values()]
+
+    def lines(self) -> list[int]:
+        """How many wait in each line, empty ones included."""
+        return [*(scope.waiting() for scope in self.all()), *[0] * len(self.alone.runs)]
 
     def of_the_ledger(self) -> list[KeyScope]:
         """The slow ones."""

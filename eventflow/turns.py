@@ -75,9 +75,8 @@ class Turns:
             runs = [run for scopes in held for scope in scopes.of_the_ledger() for run in scope.store()]
         else:
             self._look_at_all_at = now + _LOOK_AT_ALL_EVERY
-            everyone = [scope for scopes in held for scope in scopes.all()]
-            longest = self._longest([scope.waiting() for scope in everyone])
-            runs = [run for scope in everyone for run in scope.store(longest)]
+            longest = self._longest([waiting for scopes in held for waiting in scopes.lines()])
+            runs = [run for scopes in held for scope in scopes.all() for run in scope.store(longest)]
         if runs:
             self._desk.store(runs)
 
@@ -126,7 +125,7 @@ class Turns:
             return claim, None if scope is None or run.workflow_id in scope.unfinished else scope
         of_key = claim.scopes.of(run.key)
         if of_key is not None and (run.workflow_id in of_key.unfinished or run.workflow_id in claim.scopes.unfinished):
-            of_key.let_go()
+            of_key.let_go(run)
             return claim, None
         return claim, of_key
 

@@ -1,7 +1,11 @@
 """What the executor hands to whom, and when."""
 
 import asyncio
+import random
+import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +16,7 @@ from eventflow.errors import DeterminismError
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Dropped, Run
-from eventflow.scopes import Scope
+from eventflow.scopes import Scope, Scopes
 from tests.fakes import new_executor
 
 
@@ -80,6 +84,123 @@ def test_a_transaction_waits_until_the_failure_before_it_in_its_scope_is_durable
         assert launched == [first], "the failure is not durable yet"
         executor.durable(journal.entries, 0.0)
         assert launched == [first, second]
+        executor.abort()
+
+    asyncio.run(main())
+
+
+def test_who_waited_for_others_that_become_durable_together_is_launched_together() -> None:
+    async def main() -> None:
+        executor = new_executor()
+        journal, lanes, puts = Recorder(), Lanes(), list[list[Run]]()
+        executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
+        lanes.put = lambda runs, *, alone=False: puts.append(runs)  # type: ignore[method-assign,misc]
+        firsts, seconds = zip(*(pair(ordered_claim()) for _ in range(3)), strict=True)
+        executor.dispatch([*firsts, *seconds])
+        for run in firsts:
+            executor.outcomes.finish(run, "null", None)
+        executor.durable(journal.entries, 0.0)
+        assert puts == [list(firsts), list(seconds)]
+        executor.abort()
+
+    asyncio.run(main())
+
+
+def pair(claim: Claim) -> tuple[Run, Run]:
+    return transactional(claim, 0), transactional(claim, 1)
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_who_is_to_wait_for_another_that_becomes_durable_meanwhile_is_launched_once(
+    nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after any of the looks at whether it is."""
+    look, looks, journal = Run.over, list[Run](), Recorder()
+
+    def over(run: Run) -> bool:
+        known = look(run)
+        looks.append(run)
+        if len(looks) == nth:
+            run.executor.durable(journal.entries, 0.0)
+        return known
+
+    async def main() -> None:
+        executor, lanes = new_executor(), Lanes()
+        executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
+        first, second = pair(ordered_claim())
+        executor.dispatch([first, second])
+        monkeypatch.setattr(Run, "over", over)
+        executor.outcomes.finish(first, "null", None)
+        if not first.durable:
+            executor.durable(journal.entries, 0.0)
+        assert lanes.launched == [first, second]
+        executor.abort()
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_another_to_be_durable_is_launched_once_whenever_that_becomes_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One thread gives turns while another learns what is durable; each may go on after any look at whether it is."""
+    look, draw = Run.over, random.Random(1)
+
+    def over(run: Run) -> bool:
+        known = look(run)
+        if draw.random() < 0.5:
+            time.sleep(0)
+        return known
+
+    monkeypatch.setattr(Run, "over", over)
+
+    async def main() -> None:
+        executor = new_executor()
+        journal, lanes = Recorder(), Lanes()
+        executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
+        firsts, seconds = zip(*(pair(ordered_claim()) for _ in range(2000)), strict=True)
+        executor.dispatch([*firsts, *seconds])
+        assert lanes.launched == list(firsts)
+
+        def settle() -> None:
+            for n in range(len(firsts)):
+                while len(journal.entries) <= n:
+                    pass
+                executor.durable(journal.entries[n : n + 1], 0.0)
+
+        thread, interval = threading.Thread(target=settle, daemon=True), sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            thread.start()
+            for run in firsts:
+                executor.outcomes.finish(run, "null", None)
+            thread.join(30)
+        finally:
+            sys.setswitchinterval(interval)
+        launched = Counter(lanes.launched)
+        assert [run for run in seconds if launched[run] != 1] == []
+        assert all(run.before is None for run in seconds), "who has ended is not kept by who follows"
+        executor.abort()
+
+    asyncio.run(main())
+
+
+def test_who_was_alone_when_he_came_has_his_turn_although_others_of_his_key_have_come() -> None:
+    async def main() -> None:
+        executor = new_executor()
+        journal, lanes = Recorder(), Lanes()
+        executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
+        claim = Claim(1, 1, "g", "t", 0, 1, 1, "id:", 0)
+        claim.scopes = Scopes(1)
+        runs = [*pair(claim), transactional(claim, 2)]
+        for run, key in zip(runs, (b"x", b"x", b"y"), strict=True):
+            run.key = key
+            run.scope = claim.scopes.place(run)
+        executor.dispatch(runs)
+        assert lanes.launched == [runs[0], runs[2]]
+        executor.settled([runs[0], runs[2]])
+        assert lanes.launched == [runs[0], runs[2], runs[1]]
+        executor.settled([runs[1]])
+        assert len(claim.scopes) == 0
         executor.abort()
 
     asyncio.run(main())

@@ -1,8 +1,16 @@
 """Scopes of keys: who is next, who is held back, what stands in line in the ledger, and that idle ones are gone."""
 
+import gc
+import random
+import sys
 import threading
+import time
+import weakref
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from eventflow.idempotency import key_scope_id
 from eventflow.scopes import KeyScope, Scope, Scopes
@@ -24,6 +32,8 @@ class Waiter(SimpleNamespace):
             in_ledger=False,
             done=False,
             ended=False,
+            scope=None,
+            key=None,
         )
 
     def over(self) -> bool:
@@ -52,8 +62,17 @@ def entered(scopes: Scopes, key: bytes, names: str) -> tuple[KeyScope, list[Any]
 def end(scope: Scope, run: Any) -> Any:
     run.done = True
     follower = scope.leave(run)
-    scope.let_go()
+    scope.let_go(run)
     return follower
+
+
+def placed(scopes: Scopes, key: bytes, names: str) -> list[Any]:
+    """Messages of a key as they come from Kafka, each in its scope."""
+    runs = waiters(names)
+    for run in runs:
+        run.key = key
+        run.scope = scopes.place(run)
+    return runs
 
 
 def test_a_message_without_a_key_has_no_scope() -> None:
@@ -121,14 +140,14 @@ def test_behind_a_parked_one_all_are_stored_in_order() -> None:
     assert scope.store() == [], "what is fast is not stored"
     runs[0].done = True
     scope.hold_back(runs[0])
-    scope.let_go()
+    scope.let_go(runs[0])
     assert scope.store() == runs[1:]
     _, [e] = entered(scopes, b"x", "e")
     assert not e.turn, "those in the ledger are before it"
     assert scope.store() == [e]
     for _ in range(4):
         scope.stored_one()
-        scope.let_go()
+        scope.let_go(runs[0])
     assert not scope.wants(), "one holds it back"
     assert len(scopes) == 1
     assert scope.finished({"a"})
@@ -248,7 +267,7 @@ def test_nobody_is_taken_before_the_last_one_is_durable() -> None:
     assert scope.store(2) == runs[1:]
     for _ in range(3):
         scope.stored_one()
-        scope.let_go()
+        scope.let_go(runs[0])
     scope.leave(runs[0])
     assert not scope.wants()
     runs[0].done = True
@@ -325,3 +344,220 @@ def test_turns_are_given_once_by_many_threads() -> None:
         thread.join(20)
     assert order == [run.workflow_id for run in runs]
     assert len(scopes) == 0
+
+
+# ---- who is alone with his key ---------------------------------------------------------------------
+
+
+def test_who_is_alone_with_his_key_has_his_turn_and_no_scope_of_his_own() -> None:
+    scopes = Scopes(1)
+    [a], [b] = placed(scopes, b"x", "a"), placed(scopes, b"y", "b")
+    assert a.scope is b.scope is scopes.alone
+    assert (a.turn, b.turn, len(scopes), scopes.all(), scopes.lines()) == (True, True, 2, [], [0, 0])
+    assert a.scope.id_of(a) == key_scope_id(1, b"x")
+    assert (a.scope.known_id, a.scope.waiting(), a.scope.accompany(9)) == (None, 0, [])
+    assert end(a.scope, a) is None
+    assert end(b.scope, b) is None
+    assert (a.turn, b.turn, len(scopes)) == (False, False, 0)
+
+
+def test_a_message_without_a_key_is_placed_nowhere() -> None:
+    [a] = waiters("a")
+    assert Scopes(1).place(a) is None
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["running", "not durable"])
+def test_who_comes_behind_one_that_was_alone_is_behind_it(left: bool) -> None:
+    """Whoever has looked the first one's scope up before, ends it there all the same."""
+    scopes = Scopes(1)
+    [a] = placed(scopes, b"x", "a")
+    if left:
+        assert scopes.alone.leave(a) is None
+    [b] = placed(scopes, b"x", "b")
+    assert isinstance(a.scope, KeyScope)
+    assert a.scope is b.scope
+    assert b.scope.enter(b) is left
+    assert scopes.alone.leave(a) is (None if left else b)
+    assert (a.turn, b.turn, b.before, a.after) == (False, True, a, b)
+    a.done = True
+    scopes.alone.let_go(a)
+    assert len(scopes) == 1
+    assert end(b.scope, b) is None
+    assert len(scopes) == 0
+
+
+def test_who_was_alone_and_is_held_back_holds_back_his_key() -> None:
+    scopes = Scopes(1)
+    [a] = placed(scopes, b"x", "a")
+    a.done = True
+    scopes.alone.hold_back(a)
+    scopes.alone.let_go(a)
+    assert scopes.of_the_ledger() == [a.scope]
+    [b], [c] = placed(scopes, b"x", "b"), placed(scopes, b"y", "c")
+    assert not b.scope.enter(b)
+    assert (a.turn, b.turn, c.turn) == (False, False, True)
+    assert a.scope.freed({"a"}) == [b.scope]
+    assert b.scope.following() is b
+
+
+def test_who_is_over_already_can_still_be_held_back() -> None:
+    scopes = Scopes(1)
+    [a] = placed(scopes, b"x", "a")
+    scopes.alone.let_go(a)
+    scopes.alone.hold_back(a)
+    b, c = placed(scopes, b"x", "bc")
+    assert not b.scope.enter(b)
+    assert not b.scope.enter(c)
+    assert a.scope.freed({"a"}) == [b.scope]
+    assert b.scope.following() is b
+    assert b.scope.following() is None, "b has the turn"
+
+
+def test_who_was_alone_is_put_back_into_a_scope_of_his_own() -> None:
+    scopes = Scopes(1)
+    [a] = placed(scopes, b"x", "a")
+    scope = a.scope.of(a)
+    assert isinstance(scope, KeyScope)
+    assert scope.of(a) is scope is a.scope
+    assert scope.put_back([a]) is a
+    assert end(scope, a) is None
+    assert len(scopes) == 0
+
+
+def test_who_waits_for_the_ledger_is_not_alone() -> None:
+    scopes = Scopes(7, [(key_scope_id(7, b"x"), ["before"], None, None)])
+    [a], [b] = placed(scopes, b"x", "a"), placed(scopes, b"y", "b")
+    assert not a.scope.enter(a)
+    assert b.scope is scopes.alone
+    whole = Scopes(7, [("7", ["before"], None, None)])
+    [c] = placed(whole, b"x", "c")
+    assert not c.scope.enter(c)
+    assert whole.freed({"before"}) == [c.scope]
+    assert c.scope.following() is c
+
+
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_who_is_over_is_kept_by_nobody(names: str) -> None:
+    """Not even by a cycle, which would leave every message to the garbage collector."""
+    scopes = Scopes(1)
+    runs = placed(scopes, b"x", names)
+    scopes_of = [weakref.ref(run) for run in runs]
+    gc.disable()
+    try:
+        for run in runs:
+            _ = run.turn or run.scope.enter(run)
+        for run in runs:
+            end(run.scope, run)
+            if run.after is not None:
+                run.after = run.after.before = None  # as `Run.wake` does
+        del run
+        runs.clear()
+        assert [one() for one in scopes_of] == [None] * len(names)
+    finally:
+        gc.enable()
+
+
+class Jumpy(Waiter):
+    """One at each look at whose scope another thread may go on."""
+
+    @property
+    def scope(self) -> Any:
+        found = self.__dict__["scope"]
+        time.sleep(0)
+        return found
+
+    @scope.setter
+    def scope(self, value: Any) -> None:
+        self.__dict__["scope"] = value
+
+
+class Race:
+    """Messages of few keys: placed by one thread, called by a second, made durable by a third, and some held back.
+
+    The model: of a key, one at a time has its turn, in the order in which they were placed; who follows one that is not
+    durable is behind it.
+    """
+
+    def __init__(self, messages: int, keys: int) -> None:
+        self.scopes, self.messages, self.keys = Scopes(1), messages, keys
+        self.wrong = list[str]()
+        self.started: dict[bytes, Any] = {}  # by key, who has begun last
+        self.begun: dict[bytes, Any] = {}  # by key, who has his turn
+        self.ready, self.ended, self.held = deque[Any](), deque[Any](), deque[Any]()
+        self.over = 0
+
+    def place(self) -> None:
+        """As the consumer's thread does; it also frees those that are held back."""
+        draw = random.Random(1)
+        for offset in range(self.messages):
+            run = Jumpy("m")
+            run.offset, run.key, run.workflow_id = offset, b"%d" % draw.randrange(self.keys), f"m{offset}"
+            run.scope = self.scopes.place(run)
+            if run.turn or run.scope.enter(run):
+                self.ready.append(run)
+            self.free()
+        while self.over < self.messages and not self.wrong:
+            self.free()
+
+    def free(self) -> None:
+        while self.held:
+            run = self.held.popleft()
+            for scope in run.scope.freed({run.workflow_id}):
+                self.start(scope.following())
+
+    def start(self, run: Any) -> None:
+        if run is not None:
+            self.ready.append(run)
+
+    def call(self) -> None:
+        draw = random.Random(2)
+        while self.over < self.messages and not self.wrong:
+            if not self.ready:
+                continue
+            run = self.ready.popleft()
+            self.see(run)
+            parked = draw.random() < 0.1
+            if not parked:
+                del self.begun[run.key]
+                self.start(run.scope.leave(run))
+            self.ended.append((run, parked))
+
+    def see(self, run: Any) -> None:
+        if not run.turn or run.key in self.begun:
+            self.wrong.append(f"{run} runs beside {self.begun.get(run.key)}")
+        before = self.started.get(run.key)
+        if before is not None and before.offset >= run.offset:
+            self.wrong.append(f"{run} runs after {before}")
+        if before is not run.before and not (run.before is None and before.done):
+            self.wrong.append(f"{run} is behind {run.before}, and {before} was before it")
+        self.started[run.key] = self.begun[run.key] = run
+
+    def settle(self) -> None:
+        while self.over < self.messages and not self.wrong:
+            if not self.ended:
+                continue
+            run, parked = self.ended.popleft()
+            run.done = True
+            if parked:
+                del self.begun[run.key]
+                run.scope.hold_back(run)
+                self.held.append(run)
+            run.scope.let_go(run)
+            self.over += 1
+
+
+def test_who_is_alone_no_more_takes_turns_whatever_the_threads_do() -> None:
+    race, interval = Race(10_000, 40), sys.getswitchinterval()
+    threads = [threading.Thread(target=work, daemon=True) for work in (race.place, race.call, race.settle)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert race.wrong == []
+    assert race.over == race.messages, "somebody was never called"
+    race.free()
+    assert len(race.scopes) == 0
