@@ -718,7 +718,8 @@ class Client:
 
         Raises:
             UsageError: the group has read nothing of such a topic from there on, or an option cannot be.
-            WorkflowStateError: one of this topic by this group has not ended.
+            WorkflowStateError: one of this topic by this group has not ended; or the group's claims, which it must have for a
+                moment, were held by somebody for ten seconds: a process that hangs in a transaction, say.
             UnavailableError, SettingsError: Kafka does not answer, or is not named.
 
         """

@@ -168,8 +168,11 @@ class Intake:
     def told(self, reprocesses: Iterable[Reprocess], pauses: Iterable[Pause]) -> None:
         """What is paused, and what is run again, of all groups: in the place of what this one reads. From any thread."""
         self._pauses = [pause for pause in pauses if pause.group == self.spec.group]
-        if self.reprocess is None:
+        mine = self.reprocess
+        if mine is None:
             self._told = [r for r in reprocesses if r.instead and self.is_of(r)]
+        else:
+            self.reprocess = next((r for r in reprocesses if r.id == mine.id), mine)
 
     def is_of(self, reprocess: Reprocess) -> bool:
         """Whether what is run again is what it reads."""
@@ -356,7 +359,7 @@ class Intake:
 
     def _keep_rate(self) -> None:
         """Its share of what is run again at a rate, by the partitions that it has."""
-        rates = [r.rate * max(1, self._held_of(r)) / r.parts for r in self._told if r.rate is not None]
+        rates = [r.rate * max(1, self._held_of(r)) / len(r.parts) for r in self._told if r.rate is not None]
         self._flow.limit(min(rates, default=None))
 
     def _held_of(self, reprocess: Reprocess) -> int:

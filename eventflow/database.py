@@ -158,6 +158,17 @@ class Database:
             return []
         return self.payloads.read(name, [column.name for column in cursor.description], cursor.fetchall())
 
+    def rows(self, connection: Connection, name: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """The rows of a named query that always has some columns; in a pipeline, too, where `run` waits for nothing.
+
+        Raises:
+            CodecError: the payload codec refuses a parameter.
+
+        """
+        cursor = connection.execute(*self.statement(name, params), prepare=self.prepared, binary=True)
+        rows = cursor.fetchall()
+        return self.payloads.read(name, [column.name for column in cursor.description or ()], rows)
+
 
 def client_version() -> str:
     """The version of libpq, as people write it."""
@@ -284,6 +295,29 @@ def in_transaction(connection: Connection, work: Callable[[Connection], Any], *s
         connection.execute(begin.encode(), prepare=False)
         result = work(connection)
         if connection.execute("commit").statusmessage != "COMMIT":
+            raise EventflowError("the transaction was rolled back by the server")
+    except BaseException as error:
+        rollback(connection)
+        if isinstance(error, psycopg.Error) and error.sqlstate in {"EF001", "EF003"}:
+            raise fenced(error) from error
+        raise
+    return result
+
+
+def in_pipeline(connection: Connection, work: Callable[[Connection], Any]) -> Any:
+    """The same in a pipeline: what `work` sends is waited for only where it takes rows, and with the commit.
+
+    Raises:
+        FencedError: the executor is dead.
+        psycopg.Error: anything else, after a rollback.
+
+    """
+    try:
+        with connection.pipeline():
+            connection.execute(b"begin isolation level read committed", prepare=False)
+            result = work(connection)
+            last = connection.execute(b"commit", prepare=False)
+        if last.statusmessage != "COMMIT":
             raise EventflowError("the transaction was rolled back by the server")
     except BaseException as error:
         rollback(connection)

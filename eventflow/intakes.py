@@ -6,6 +6,7 @@ the processes share its partitions.
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,8 @@ from eventflow.registry import ConsumerSpec
 from eventflow.runs import Claim, Reprocess, Run
 
 logger = logging.getLogger(__name__)
+
+_SHORTEST, _LONGEST = 2.0, 60.0  # seconds until a reprocessing that cannot be read here is tried again
 
 _Make = Callable[[ConsumerSpec, Callable[[Exception], None], Reprocess | None], Intake]
 
@@ -33,6 +36,9 @@ class Intakes:
         self._live = [make(consumer, on_fatal, None) for consumer in consumers]
         self._beside: dict[int, Intake] = {}  # by the number of the reprocessing
         self._left: list[Intake] = []  # told to stop
+        self._failures: dict[
+            int, tuple[int, float]
+        ] = {}  # of those that could not be read: how often, when to try again
         self._lock = threading.Lock()
         self._leaving = False
 
@@ -71,8 +77,15 @@ class Intakes:
                 intake = self._beside.pop(number)
                 intake.stop()
                 self._left.append(intake)
-            for number in beside.keys() - self._beside.keys():
-                self._begin(beside[number])
+                self._failures.pop(number, None)
+            for number, one in beside.items():
+                if number not in self._beside or self._is_due_again(number):
+                    self._begin(one)
+
+    def _is_due_again(self, number: int) -> bool:
+        """Whether it has failed, and long enough ago: an ACL may be mended by now."""
+        _, due = self._failures.get(number, (0, math.inf))
+        return time.monotonic() >= due and not self._beside[number].alive()
 
     def _begin(self, one: Reprocess) -> None:
         live = next((intake for intake in self._live if intake.is_of(one)), None)
@@ -82,13 +95,15 @@ class Intakes:
             intake.start()
 
     def _failed(self, one: Reprocess, error: Exception) -> None:
-        """A reprocessing that cannot be read here: it waits for another process, and the live consumers go on."""
+        """A reprocessing that cannot be read here: another process may read it, or this one later; the live consumers go on."""
         if isinstance(error, FencedError):
             self._on_fatal(error)
-        else:
-            self._on_incident(
-                "reprocessing", f"{one.group} {one.topic}, reprocessing {one.id}", f"cannot be read: {error}"
-            )
+            return
+        times = self._failures.get(one.id, (0, 0.0))[0] + 1
+        wait = min(_SHORTEST * 2 ** min(times - 1, 10), _LONGEST)
+        self._failures[one.id] = times, time.monotonic() + wait
+        subject = f"{one.group} {one.topic}, reprocessing {one.id}"
+        self._on_incident("reprocessing", subject, f"cannot be read: {error}; trying again in {wait:g} s")
 
     # ---- whose a message is ----
 
@@ -106,12 +121,11 @@ class Intakes:
         self._of(run).stand_still(run, why)
 
     def _of(self, run: Run) -> Intake:
-        """Whose it is: that of its generation, where it is run again; else its handler's."""
+        """Whose it is: that of its partition's generation, where that is run again; else its handler's."""
         place = parse_message_workflow_id(run.workflow_id)
         mine = [intake for intake in self if intake.spec.spec is run.spec]
         for intake in mine:
-            one = intake.reprocess
-            if place and one and (one.topic, one.generation) == (place.topic, place.generation):
+            if place and intake.reprocess and intake.reprocess.has(place.topic, place.partition, place.generation):
                 return intake
         return mine[0]
 

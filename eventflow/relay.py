@@ -24,7 +24,7 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from eventflow.brokers import reason
-from eventflow.database import Connection, Database, KeptConnection, evicting, in_transaction
+from eventflow.database import Connection, Database, KeptConnection, evicting, in_pipeline
 from eventflow.errors import EventflowError, FencedError, UnavailableError, UnreadableError, first_line
 from eventflow.kafka import headers_from_json
 from eventflow.metrics import EVENTS
@@ -463,7 +463,7 @@ class Holding:
             crash_point("relay.in_numbering")
             return batch, events
 
-        numbered = in_transaction(self._kept.open(), work)
+        numbered = in_pipeline(self._kept.open(), work)
         if numbered is not None:
             batch = numbered[0]
             self._last, self._slot, self._newest[batch.slot] = batch.n, batch.slot, batch
@@ -478,7 +478,7 @@ class Holding:
     def _take(self, connection: Connection, refused: list[tuple[Event, str]]) -> list[Event]:
         """The next events of the outbox; those that cannot go out are parked."""
         asked = {"low": self.bound.low, "most": self._size.now, "bytes": _BYTES}
-        events = [_event(row) for row in self._database.run(connection, "take_events", asked)]
+        events = [_event(row) for row in self._database.rows(connection, "take_events", asked)]
         self._check_topics(events)
         self.bound.read([event.id for event in events])
         going, parked = sift(events, self._blocked, self._refusal)
@@ -492,7 +492,7 @@ class Holding:
         review = self._review
         assert review is not None
         most = min(self._size.now, _PART)
-        rows = self._database.run(connection, "read_undelivered", {"after": review.after, "most": most})
+        rows = self._database.rows(connection, "read_undelivered", {"after": review.after, "most": most})
         found = [_refused(row) for row in rows]
         self._check_topics([one.event for one in found if one.wanted == "retry" or one.behind])
         events, dropped = review.part(found)
@@ -520,8 +520,8 @@ class Holding:
             "events": [one.id for one in parked], "behind": [one.behind for one in parked],
             "reasons": [one.reason for one in parked],
         }  # fmt: skip
-        [(moved,)] = self._database.run(connection, "park_events", columns)
-        [(found,)] = self._database.run(connection, "park_again", columns) if moved < len(parked) else [(0,)]
+        [(moved,)] = self._database.rows(connection, "park_events", columns)
+        [(found,)] = self._database.rows(connection, "park_again", columns) if moved < len(parked) else [(0,)]
         if moved + found != len(parked):
             raise MismatchError(f"{len(parked)} events were to be parked, and {moved + found} were there")
 

@@ -89,7 +89,8 @@ def _plan(backend: Backend, wanted: Wanted) -> Plan:
     found = backend.query("current_source", {"topic": topic})
     live: dict[int, int] = {}
     if found:
-        live = dict(backend.query("live_positions", {"group": wanted.group, "source": found[0][0]}))  # pyright: ignore[reportArgumentType]
+        rows = backend.query("live_positions", {"group": wanted.group, "source": found[0][0]})
+        live = {partition: position if wanted.instead else past for partition, position, past in rows}
     if not live:
         raise UsageError(f"group {wanted.group!r} has read nothing of a topic {topic!r}: there is nothing to run again")
     source, _, cluster_id, topic_id = found[0]

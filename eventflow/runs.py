@@ -6,7 +6,7 @@ everything else to the thread or loop that runs it, until it has been handed to 
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
@@ -46,7 +46,8 @@ class Reprocess(NamedTuple):
     """A topic that is run again, as the beat tells of it.
 
     Attributes:
-        instead: in the live consumer's place. rate: messages a second, of all processes. parts: how many partitions it has.
+        instead: in the live consumer's place. rate: messages a second, of all processes.
+        parts: its partitions, and of each the generation that its messages have: another one, where its log was cut off.
 
     """
 
@@ -56,7 +57,11 @@ class Reprocess(NamedTuple):
     generation: int
     instead: bool
     rate: float | None
-    parts: int
+    parts: Sequence[Sequence[int]]
+
+    def has(self, topic: str, partition: int, generation: int) -> bool:
+        """Whether a message of this place is run again by it."""
+        return topic == self.topic and [partition, generation] in self.parts
 
 
 class Dropped(BaseException):

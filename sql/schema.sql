@@ -678,22 +678,33 @@ begin
 end $$;
 
 -- A topic's partitions are run again from these offsets on, as the next generation of the group: beside the live one, up to where that
--- is, or in its place. Its number. EF009: that is under way already; EF012: the topic was recreated, or nothing of it has been read.
+-- has come, or in its place. Its number. EF009: that is under way already, or somebody holds the claims for lock_timeout, or 10 s; EF012: the topic
+-- was recreated, or nothing of it has been read.
 create function eventflow.reprocess(
   by_whom text, in_group text, topic_source bigint, of_partitions int[], firsts bigint[], a_second float8, in_place boolean
 ) returns bigint language plpgsql volatile as $$
 #variable_conflict use_column
 declare
-  made   bigint;
-  next   int;
-  former bigint[];
+  patience text := current_setting('lock_timeout');
+  made     bigint;
+  next     int;
+  former   bigint[];
 begin
   perform set_config('synchronous_commit', 'on', true);
-  perform 1 from eventflow.sources s where s.id = topic_source and not s.superseded for share;
-  if not found then
-    raise exception 'the topic was recreated meanwhile; ask again' using errcode = 'EF012';
+  if patience = '0' then
+    perform set_config('lock_timeout', '10s', true);
   end if;
-  perform 1 from eventflow.claims c where c."group" = in_group and c.source = topic_source order by c.id for no key update;
+  begin
+    perform 1 from eventflow.sources s where s.id = topic_source and not s.superseded for share;
+    if not found then
+      raise exception 'the topic was recreated meanwhile; ask again' using errcode = 'EF012';
+    end if;
+    perform 1 from eventflow.claims c where c."group" = in_group and c.source = topic_source order by c.id for no key update;
+  exception when lock_not_available then
+    raise exception 'somebody has held claims of group ''%'' for %; nothing was done: ask again, or end the session that holds them (%)',
+      in_group, current_setting('lock_timeout'), 'see xact_start in pg_stat_activity' using errcode = 'EF009';
+  end;
+  perform set_config('lock_timeout', patience, true);
   select r.id into made from eventflow.reprocessings r
    where r."group" = in_group and r.source = topic_source and r.ended_at is null;
   if found then
@@ -702,7 +713,7 @@ begin
   end if;
   select array_agg(p.claim order by p.claim) into former
     from eventflow.live_positions(in_group, topic_source) p join unnest(of_partitions, firsts) t (partition, first)
-      on t.partition = p.partition and t.first < p.position;
+      on t.partition = p.partition and t.first < case when in_place then p.position else p.past end;
   if former is null then
     raise exception 'group ''%'' has read nothing of the topic from there on', in_group using errcode = 'EF012';
   end if;
@@ -710,7 +721,7 @@ begin
   insert into eventflow.reprocessings ("group", source, generation, instead, rate, who)
     values (in_group, topic_source, next, in_place, a_second, by_whom) returning id into made;
   with parts as (
-    select p.partition, t.first, p.position as past
+    select p.partition, t.first, case when in_place then p.position else p.past end as past, p.known
       from eventflow.live_positions(in_group, topic_source) p join unnest(of_partitions, firsts) t (partition, first)
         on t.partition = p.partition
      where p.claim = any(former)
@@ -718,8 +729,8 @@ begin
     insert into eventflow.claims
       ("group", source, partition, generation, owner, epoch, accepted, in_flight, verified, began, reprocessing)
     select in_group, topic_source, p.partition, next, 0, 0,
-           int8multirange(int8range(null, p.first))
-             + case when in_place then '{}' else int8multirange(int8range(p.past, null)) end,
+           case when in_place then int8multirange(int8range(null, p.first))
+                else '{(,)}' - p.known * int8multirange(int8range(p.first, p.past)) end,
            0, p.first, 'reprocess', case when not in_place then made end
       from parts p order by p.partition
     returning id, partition
@@ -738,13 +749,13 @@ begin
   return made;
 end $$;
 
--- Where a group is in a topic: the live claim of each partition, and up to where all is accepted.
+-- Where a group is in a topic: the live claim of each partition, what is accepted, up to where all is, and behind the last of it.
 create function eventflow.live_positions(in_group text, topic_source bigint)
-returns table (claim bigint, "partition" int, "position" bigint) language sql stable as $$
-  select c.id, c.partition, upper(r.first)
+returns table (claim bigint, "partition" int, known int8multirange, "position" bigint, past bigint) language sql stable as $$
+  select c.id, c.partition, k.known, (select upper(r) from unnest(k.known) r limit 1), upper(k.known)
     from eventflow.claims c, lateral (
-           select x as first from unnest(c.accepted + coalesce(
-                    (select range_agg(d) from eventflow.deltas o, unnest(o.ranges) d where o.claim = c.id), '{}')) x limit 1) r
+           select c.accepted + coalesce((select range_agg(d) from eventflow.deltas o, unnest(o.ranges) d where o.claim = c.id), '{}')
+                    as known) k
    where c."group" = in_group and c.source = topic_source and not c.ended and c.reprocessing is null
 $$;
 

@@ -37,7 +37,8 @@ select (select count(*) from renewed),
           from eventflow.relay r left join eventflow.executors e on e.id = r.holder left join eventflow.beats b on b.executor = r.holder),
        coalesce((select jsonb_agg(jsonb_build_array(
                    r.id, r."group", s.topic, r.generation, r.instead, r.rate,
-                   (select count(*) from eventflow.reprocessed p where p.reprocessing = r.id)))
+                   (select jsonb_agg(jsonb_build_array(p.partition, c.generation))
+                      from eventflow.reprocessed p join eventflow.claims c on c.id = p.claim where p.reprocessing = r.id)))
                   from eventflow.reprocessings r join eventflow.sources s on s.id = r.source where r.ended_at is null), '[]'),
        coalesce((select jsonb_agg(jsonb_build_array(
                    p."group", nullif(p.topic, ''), nullif(p.partition, -1), p.who, p.why, p.at)) from eventflow.pauses p), '[]'),

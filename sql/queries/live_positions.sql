@@ -1,2 +1,2 @@
--- Where a group is in a topic: of each partition, up to where all is accepted. By the unique key of claims.
-select partition, position from eventflow.live_positions(%(group)b::text, %(source)b::bigint) order by partition
+-- Where a group is in a topic: of each partition, up to where all is accepted, and behind the last that is. By the unique key of claims.
+select partition, position, past from eventflow.live_positions(%(group)b::text, %(source)b::bigint) order by partition

@@ -416,6 +416,43 @@ def test_a_fold_loses_no_delta_of_an_open_flush(ledger: Ledger) -> None:
     assert ledger.observer.connection.execute("select count(*) from eventflow.deltas").fetchall() == [(0,)]
 
 
+def test_what_is_run_again_is_what_the_last_open_flush_has_accepted_too(ledger: Ledger) -> None:
+    """And nothing else: a gap is the live consumer's, as is what lies behind. In its place there are no gaps, but the end is its."""
+    flush, asking = ledger.session(), ledger.session()
+    flush.begin()
+    ledger.guard(flush, ledger.a, 1, claim=True)
+    ledger.accept(flush, 0, 5)
+    ledger.accept(flush, 7, 9)
+    asked = {"who": "w", "group": "g", "source": ledger.source, "partitions": [0], "firsts": [2], "rate": None}
+    waiting = ledger.blocked(asking, lambda: asking.run("reprocess", **asked, instead=False))
+    flush.commit()
+    waiting.join(10)
+    made = "select accepted::text, first, past from eventflow.claims c join eventflow.reprocessed p on p.claim = c.id"
+    assert ledger.observer.connection.execute(made.encode()).fetchall() == [("{(,2),[5,7),[9,)}", 2, 9)]
+    asking.run("stop_reprocessing", reprocessing=1, who="w")
+    asking.run("reprocess", **asked, instead=True)
+    found = ledger.observer.connection.execute(f"{made} where p.reprocessing = 2".encode()).fetchall()
+    assert found == [("{(,2)}", 2, 5)]
+
+
+def test_who_runs_a_topic_again_does_not_wait_for_ever(ledger: Ledger) -> None:
+    flush, asking = ledger.session(), ledger.session()
+    ledger.guard(flush, ledger.a, 1)
+    ledger.accept(flush, 0, 5)
+    flush.begin()
+    ledger.guard(flush, ledger.a, 2, claim=True)
+    asked = {"who": "w", "group": "g", "source": ledger.source, "partitions": [0], "firsts": [0], "rate": None}
+    asking.connection.execute("set lock_timeout = '200ms'")
+    with pytest.raises(psycopg.Error, match="somebody has held claims of group 'g' for 200ms; nothing was done") as one:
+        asking.run("reprocess", **asked, instead=False)
+    assert one.value.sqlstate == "EF009"
+    flush.commit()
+    asking.begin()
+    assert asking.run("reprocess", **asked, instead=False) == [(1,)]
+    assert asking.connection.execute("show lock_timeout").fetchall() == [("200ms",)]
+    asking.commit()
+
+
 @pytest.mark.parametrize("ranges", ["{[3,4)}", "{[7,11)}"], ids=["already folded", "another delta"])
 def test_a_fold_finds_an_overlap(ledger: Ledger, ranges: str) -> None:
     session = ledger.session()

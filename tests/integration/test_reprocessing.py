@@ -142,6 +142,34 @@ def test_in_place_of_the_live_one_it_goes_on_from_there(world: World, client: sy
     world.check_no_incidents()
 
 
+def test_what_was_accepted_out_of_order_is_run_again_and_what_was_not_is_the_live_ones(
+    world: World, client: sync.Client
+) -> None:
+    """Two slow messages among others, and one behind: also where the live consumer dies, and begins them once more."""
+    world.create_topic(1)
+    slow = {0, 5, 10}
+    for n in range(11):
+        world.send({"n": n, "do": "" if n in slow else "quick"})
+    world.flush()
+    settings = {"EVENTFLOW_ACCEPT_AFTER": "10", "PAUSE": "5"}
+    victim = world.start("slow", **settings)
+    known = "select coalesce(range_agg(r), '{}')::text from eventflow.deltas, unnest(ranges) r"
+    world.wait(lambda: world.one(known) == "{[1,5),[6,10)}" or None, "the quick ones are accepted", 5)
+    one = client.reprocess("billing", world.topic, dry_run=True)
+    assert [(p.first, p.past) for p in one.partitions] == [(0, 10)]
+    one = client.reprocess("billing", world.topic)
+    assert [(p.first, p.past, p.done) for p in one.partitions] == [(0, 10, 2)]
+    victim.kill()
+    world.start("slow", **settings)
+    assert wait_end(world, client, one).done == 10
+    world.wait_completed("billing", 11 + 8)
+    assert once_each(world, "billing", 1)[0] == list(range(11))
+    assert once_each(world, "billing", 2)[0] == sorted(set(range(11)) - slow)
+    began = world.sql("""select "offset", count(*) from effects group by 1""")
+    assert {offset for offset, times in began if times > 2} <= slow, "what is quick ran once in each generation"
+    world.check_no_incidents()
+
+
 def test_from_a_time_on_at_a_rate_until_it_is_stopped(world: World, client: sync.Client) -> None:
     world.create_topic(PARTITIONS)
     world.fill(PARTITIONS, 100)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from eventflow import sync
 from eventflow.brokers import Brokers
 from tests.harness import World
 from tests.secure import PASSWORD, SecureKafka
@@ -117,6 +118,28 @@ def test_a_group_that_is_forbidden_is_named(secure: World, kafka: SecureKafka) -
     secure.start("one_step", **kafka.settings("eve"))
     secure.wait_completed("billing")
     secure.check("billing")
+
+
+def test_a_group_that_is_forbidden_to_what_is_run_again_is_tried_again(
+    secure: World, kafka: SecureKafka, client: sync.Client
+) -> None:
+    secure.create_topic(1)
+    secure.produce(10)
+    kafka.add_user("dan")
+    kafka.allow("dan", "TOPIC", secure.topic, "READ", "DESCRIBE")
+    kafka.allow("dan", "GROUP", "billing", "READ")
+    worker = secure.start("one_step", **kafka.settings("dan"))
+    secure.wait_completed("billing")
+    one = client.reprocess("billing", secure.topic)
+    told = "select times, detail from eventflow.incidents where kind = 'reprocessing'"
+    [(_, detail)] = secure.wait(lambda: [row for row in secure.sql(told) if row[0] > 1], "it was tried again")
+    assert "may not read in group 'billing.g2'; allow it READ" in detail
+    secure.produce(5)
+    secure.wait_completed("billing", 15)
+    kafka.allow("dan", "GROUP", "billing.g2", "READ")
+    secure.wait(lambda: client.reprocessing(one.id or 0).ended_at, "it has ended")
+    assert client.reprocessing(one.id or 0).done == 10
+    assert worker.alive
 
 
 def test_no_secret_shows_where_things_are_printed(kafka: SecureKafka) -> None:
