@@ -36,9 +36,7 @@ class Intakes:
         self._live = [make(consumer, on_fatal, None) for consumer in consumers]
         self._beside: dict[int, Intake] = {}  # by the number of the reprocessing
         self._left: list[Intake] = []  # told to stop
-        self._failures: dict[
-            int, tuple[int, float]
-        ] = {}  # of those that could not be read: how often, when to try again
+        self._failures: dict[int, tuple[int, float]] = {}  # of those not read: how often, and when to try again
         self._lock = threading.Lock()
         self._leaving = False
 
