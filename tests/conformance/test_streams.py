@@ -225,6 +225,20 @@ async def again() -> None:
     await durable.close_stream("s")
 
 
+@eventflow.workflow(name="streams.sync_again", retries=eventflow.Retry(2, delay=0.01))
+def sync_again() -> None:
+    sync.write_stream("s", "begun")
+    try:
+        sync.gather(partial(sync.run_step, fails_once), partial(sync.write_stream, "s", "beside"))
+    except ConnectionError:
+        sync.write_stream("s", "failed")
+        sync.close_stream("s")
+        sync.run_step(fails_once)
+        raise
+    sync.write_stream("s", "done")
+    sync.close_stream("s")
+
+
 @eventflow.workflow(name="streams.anew")
 async def anew(round: int) -> None:
     await durable.write_stream("s", "same")
@@ -272,6 +286,7 @@ WRITES = {"async": writes, "sync": sync_writes}
 WIDE = {"async": wide, "sync": sync_wide}
 CRASHES = {"async": crashes, "sync": sync_crashes}
 LATE = {"async": late, "sync": sync_late}
+AGAIN = {"async": again, "sync": sync_again}
 ANEW = {"async": anew, "sync": sync_anew}
 
 
@@ -380,8 +395,9 @@ def test_nothing_is_written_behind_the_close(app: None, colour: str, from_step: 
     assert list(handle.stream("s", int)) == [1]
 
 
-def test_a_retry_of_the_workflow_writes_what_is_new(app: None) -> None:
-    handle = begin(again)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_retry_of_the_workflow_writes_what_is_new(app: None, colour: str) -> None:
+    handle = begin(AGAIN[colour])
     handle.result(timeout=10)
     assert list(handle.stream("s", str)) == ["begun", "beside", "failed", "done"]
 
