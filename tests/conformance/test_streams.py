@@ -217,10 +217,12 @@ async def again() -> None:
     try:
         await asyncio.gather(fails_once(), durable.write_stream("s", "beside"))
     except ConnectionError:
+        await durable.write_stream("s", "tried")
         await durable.write_stream("s", "failed")
         await durable.close_stream("s")
         await fails_once()  # so that all of that is durable
         raise
+    await durable.write_stream("s", "tried")
     await durable.write_stream("s", "done")
     await durable.close_stream("s")
 
@@ -231,10 +233,12 @@ def sync_again() -> None:
     try:
         sync.gather(partial(sync.run_step, fails_once), partial(sync.write_stream, "s", "beside"))
     except ConnectionError:
+        sync.write_stream("s", "tried")
         sync.write_stream("s", "failed")
         sync.close_stream("s")
         sync.run_step(fails_once)
         raise
+    sync.write_stream("s", "tried")
     sync.write_stream("s", "done")
     sync.close_stream("s")
 
@@ -397,9 +401,10 @@ def test_nothing_is_written_behind_the_close(app: None, colour: str, from_step: 
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_a_retry_of_the_workflow_writes_what_is_new(app: None, colour: str) -> None:
+    """What it writes at the same place as before, and as it was, is the same item."""
     handle = begin(AGAIN[colour])
     handle.result(timeout=10)
-    assert list(handle.stream("s", str)) == ["begun", "beside", "failed", "done"]
+    assert list(handle.stream("s", str)) == ["begun", "beside", "tried", "failed", "done"]
 
 
 @pytest.mark.parametrize("colour", COLOURS)
