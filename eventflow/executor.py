@@ -126,6 +126,7 @@ class Executor:
         self._accept_after = accept_after
         self.outcomes = Outcomes(self, pace.draw)
         self.interrupts = Interrupts(self, self.outcomes, self.waits)
+        self.waits.on_asked = self.interrupts.request
         self._suspects = Suspects(self, self.outcomes)
         self._preparation = Preparation(self.when_settled)
         self.batches = Batches(self, self.outcomes, message_of, self.tracing)

@@ -24,6 +24,7 @@ _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "inbox": ("read_inboxes", ("workflow_id", "topic")),
     "outcome": ("read_outcomes", ("workflow_id",)),
     "event": ("read_events", ("workflow_id", "key")),
+    "asked": ("read_asked", ("workflow_id",)),
     "stream": ("read_streams", ("workflow_id", "key", "after", "skip")),
 }
 _BATCH = 2000

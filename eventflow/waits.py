@@ -14,7 +14,7 @@ from eventflow.context import Suspended
 from eventflow.payloads import unread
 from eventflow.reader import Rows, Source
 from eventflow.replay import Await
-from eventflow.runs import Life, Run
+from eventflow.runs import Life, Request, Run
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,14 @@ class Later(Protocol):
 _LOOK_EVERY = 0.25  # seconds; what another process did is seen after so long at the latest
 _SOON = 0.005  # seconds until an inbox is read again whose receipts are on their way to the ledger
 _STILL = 0.05  # seconds for which a run has to stand still before it may leave memory
+_BAD_ENDS = ("cancelled", "failed", "parked")  # as one ends that was told to
 _ROOM = 0.01  # seconds between two looks at who gives his thread back, while others wait for one
 
 
 class Wait:
     """One branch's wait: `resolve` is told what came, None at its time, or `Suspended`; once, from the loop."""
 
-    __slots__ = ("asked", "awaited", "expired", "over", "resolve", "run", "timer", "unread")
+    __slots__ = ("asked", "awaited", "expired", "heard", "over", "resolve", "run", "timer", "unread")
 
     def __init__(self, run: Run, awaited: Await, resolve: Callable[[Any], None]) -> None:
         self.run = run
@@ -51,6 +52,7 @@ class Wait:
         self.timer: Timer | None = None
         self.asked: dict[Source, bool] = {}  # questions under way, and whether they are to be asked again
         self.unread = set(awaited.sources)  # of which the ledger has said nothing yet
+        self.heard = 0 if run.life is None else run.life.heard  # the last request that is known to who waits
         self.over = False
         self.expired = False  # its time has come, and the ledger is asked once more
 
@@ -70,6 +72,7 @@ class Waits:
     ) -> None:
         self._loop, self._ask, self._now, self._later = loop, ask, now, later
         self._suspend_after, self._crowded = suspend_after, crowded
+        self.on_asked: Callable[[list[Request]], None]  # people ask something of who waits here
         self._sources: dict[Source, set[Wait]] = {}
         self._runs: set[Run] = set()
         self._in_threads: set[Run] = set()  # those of them that hold threads
@@ -108,7 +111,7 @@ class Waits:
             if what is None:
                 self._look(wait, source)
             else:
-                self._end(wait, (source, what))
+                self._came(wait, source, what)
 
     def standing(self) -> int:
         """How many runs do nothing but wait."""
@@ -147,13 +150,39 @@ class Waits:
         if isinstance(found, Exception):
             self._end(wait, found)
         elif found is not None:
-            self._end(wait, (source, found))
+            self._came(wait, source, found)
         elif again:
             self._look(wait, source)
         elif wait.expired and not wait.asked:
             self._end(wait, None)
         elif rows:  # what its inbox shows is received, and the ledger is about to know
             self._loop.call_later(_SOON, self._look_again, wait, source)
+
+    def _came(self, wait: Wait, source: Source, what: Any) -> None:
+        """End a wait by what has come; but it may be what people have ended with the whole family of who waits.
+
+        What they ask of him was committed before that, and his process may not have read it yet: he is told of that first.
+        """
+        if source[0] != "outcome" or what[0] not in _BAD_ENDS:
+            self._end(wait, (source, what))
+            return
+        wait.unread.add(source)  # until then it stays
+
+        def answer(rows: Rows) -> None:
+            self._loop.call_soon_threadsafe(self._asked, wait, source, what, rows)
+
+        self._ask(("asked", wait.run.workflow_id), answer)
+
+    def _asked(self, wait: Wait, source: Source, what: Any, rows: Rows) -> None:
+        """Whoever is told to end, and waits on all the same, has it by the next look."""
+        if wait.over or not rows:
+            return
+        requests: list[Any] = [row for row in rows if (row[3] or 0) > wait.heard]
+        if requests:
+            wait.heard = requests[-1][3]
+            self.on_asked(requests)
+        else:
+            self._end(wait, (source, what))
 
     def _look_again(self, wait: Wait, source: Source) -> None:
         if not wait.over:

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,8 @@ OURS_QUICK, DBOS, DBOS_QUICK = 10, 1_500, 300  # a tenth of it; workflows of DBO
 FAN_OUT, FAN_OUT_QUICK = 10_000, 500
 ONCE = {"fan-out"}  # what takes one round
 SLEEPERS, RATE = 100_000, 1000  # of eventflow, and how many are due in each second
+WAITING = 10  # one of so many waits for a message
+TITLED = {"sleep": "", "timeout": ", waiting for a message in vain", "message": ", waiting for a message"}
 DBOS_SLEEPERS, DBOS_RATE = 2_000, 150
 LIMIT = 600.0  # seconds for one run
 Figures = dict[str, Any]
@@ -36,7 +39,9 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="turns of each (3; with --quick 1)")
     parser.add_argument("--callers", type=int, default=256, help="workflows that are under way at once (256)")
     parser.add_argument("--fan-out", type=int, help="children of one parent (10,000)")
-    parser.add_argument("--sleepers", type=int, help="of eventflow, in each colour (100,000; with --quick 2,000)")
+    parser.add_argument(
+        "--sleepers", type=int, help="of eventflow, in each colour (100,000; with --quick 2,000); a tenth as many wait"
+    )
     parser.add_argument("--quick", action="store_true", help="one round, few workflows: to see that it works")
     parser.add_argument("--write-page", action="store_true", help="render this part of benchmarks/RESULTS.md")
     return parser.parse_args(arguments)
@@ -85,17 +90,20 @@ class Bench:
         return DBOS_QUICK if quick else DBOS
 
     def sleepers(self) -> list[Figures]:
-        """eventflow's in both colours, and a few of DBOS's, which keeps each in memory."""
+        """eventflow's in both colours and of all kinds, and a few of DBOS's, which keeps each in memory."""
         if self.only and "sleepers" not in self.only:
             return []
         count: int = self.asked.sleepers or (2_000 if self.asked.quick else SLEEPERS)
         self.console.print(f"\nSleepers: {count:,} of eventflow, {DBOS_SLEEPERS:,} of DBOS")
         rows: list[Figures] = []
-        for title, measure in (
-            ("eventflow, async", lambda: self._sleepers("async", count)),
-            ("eventflow, sync", lambda: self._sleepers("sync", count)),
-            ("DBOS 3.4, async", self._dbos_sleepers),
-        ):
+        turns: dict[str, Callable[[], Figures]] = {
+            f"eventflow, {colour}{title}": partial(
+                self._sleepers, colour, kind, count if kind == "sleep" else count // WAITING
+            )
+            for kind, title in TITLED.items()
+            for colour in ("async", "sync")
+        }
+        for title, measure in (turns | {"DBOS 3.4, async": self._dbos_sleepers}).items():
             try:
                 rows.append({"title": title, **measure()})
                 self.console.print(
@@ -106,8 +114,8 @@ class Bench:
                 self.console.print(f"[red]{title}: {error}[/red]")
         return rows
 
-    def _sleepers(self, colour: str, count: int) -> Figures:
-        figures = sleepers.sleepers(self.where.database_url, count, RATE, colour)
+    def _sleepers(self, colour: str, kind: str, count: int) -> Figures:
+        figures = sleepers.sleepers(self.where.database_url, count, RATE, colour, kind)
         late = figures["late s"]
         return {
             "sleepers": count, "rate": RATE, "started": figures["started per s"], "woken": figures["wake-ups per s"],

@@ -26,7 +26,7 @@ class App:
 
     def __init__(self, url: str, mode: str, databases: dict[str, str] | None = None, **settings: Any) -> None:
         self.leaves = mode == "leaves"
-        self._usual = {
+        self.usual = {
             "database_url": url, "suspend_after": MODES[mode], "lease": 1, "beat": 0.2, "drain": 2, "accept_after": 0.01,
             "threads": 8, "databases": databases or {},
         }  # fmt: skip
@@ -35,7 +35,7 @@ class App:
 
     def up(self, queues: bool | list[str] = True, **settings: Any) -> None:
         """Start it, with these settings beside the usual ones."""
-        here = eventflow.running(Settings(**self._usual, **settings), consumers=False, queues=queues)
+        here = eventflow.running(Settings(**self.usual, **settings), consumers=False, queues=queues)
         self._stack.enter_context(here)
 
     def down(self) -> None:

@@ -25,6 +25,7 @@ FREE = Queue("crash free")
 TWO_EACH = Queue("crash two each", concurrency_per_process=2)
 RATE = Queue("crash rate", rate=(3, timedelta(seconds=0.6)))
 KEYS_RATE = Queue("crash rate of a key", rate_per_key=(1, timedelta(seconds=0.5)))
+FAMILY = Queue("crash family")
 BURSTS = Queue("crash bursts", rate=(8, timedelta(seconds=0.5)))
 
 _EFFECT = 'insert into public.effects ("group", note, pid) values (%s, %s, %s)'
@@ -271,6 +272,36 @@ def terminates(do: Do) -> Body[list[str]]:
 @both
 def times_out(do: Do) -> Body[list[str]]:
     return (yield from _ends(do, "time out"))
+
+
+def _waits_in_a_branch(_: Do, child: Any) -> Body[None]:
+    yield child.result
+
+
+def outlives(workflow_id: str) -> None:
+    """Acts until this one has ended."""
+    query = "select from eventflow.workflows where id = %s and finished_at is not null"
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+        while not connection.execute(query, [workflow_id]).fetchall():
+            time.sleep(0.02)
+
+
+@both
+def leads(do: Do, where: str) -> Body[None]:
+    """Waits for a child that another process runs, and cleans up when it is told to end."""
+    verb: Any = eventflow.enqueue if do.colour == "async" else eventflow.sync.enqueue
+    child = yield lambda: verb(guards[do.colour], 0, queue=FAMILY.name)
+    try:
+        if where != "asleep":
+            yield do.run_step(outlives, child.workflow_id)
+        if where == "first":
+            yield do.first(child)
+        elif where == "branches":
+            yield do.gather(*(_waits_in_a_branch(do, child) for _ in range(2)))
+        yield child.result
+    except _TOLD:
+        yield do.run_step(effect, "told to lead no more")
+        raise
 
 
 @eventflow.step

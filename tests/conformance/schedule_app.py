@@ -10,6 +10,7 @@ import psycopg
 import eventflow
 from eventflow import Fire, durable
 from eventflow.cron import Overlap
+from tests.conformance.colours import Body, Do, both
 
 WRONG = float(os.environ.get("CLOCK_WRONG_BY", "0"))
 if WRONG:
@@ -28,12 +29,15 @@ def effect(connection: "psycopg.Connection[Any]", note: str) -> None:
 if "EVERY" in os.environ:
     OVERLAP = cast("Overlap", os.environ.get("OVERLAP", "allow"))
 
-    @eventflow.scheduled(every=timedelta(seconds=float(os.environ["EVERY"])), overlap=OVERLAP)
-    async def tick(fire: Fire) -> str:
-        await durable.run_step(effect, f"{fire.time.timestamp():.6f}")
+    @both(name="tick")
+    def tick(do: Do, fire: Fire) -> Body[str]:
+        yield do.run_step(effect, f"{fire.time.timestamp():.6f}")
         if "TAKES" in os.environ:
-            await durable.sleep(float(os.environ["TAKES"]))
+            yield do.sleep(float(os.environ["TAKES"]))
         return fire.cause
+
+    EVERY = timedelta(seconds=float(os.environ["EVERY"]))
+    eventflow.scheduled(name="tick", every=EVERY, overlap=OVERLAP)(tick[os.environ.get("COLOUR", "async")])
 
 
 @eventflow.workflow(name="noted")

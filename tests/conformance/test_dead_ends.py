@@ -13,27 +13,42 @@ from eventflow import durable, sync
 from eventflow.errors import WorkflowParkedError
 from tests.conformance.colours import COLOURS, Body, Colour, Do, both, until
 from tests.conformance.conftest import App
-from tests.conformance.test_killed import APP, SOON, insert
-from tests.harness import World
+from tests.conformance.test_killed import APP, SOON, died_there, insert
+from tests.harness import World, pick, seeds
 
 
 @pytest.mark.crash
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("colour", COLOURS)
-def test_one_that_kills_its_process_is_parked_and_its_neighbour_goes_on(world: World, colour: str) -> None:
-    """After `recoveries` more deaths, with the reason; nobody else is charged for as many."""
+def test_one_that_kills_its_process_is_parked_and_its_neighbour_goes_on(world: World, colour: str, seed: int) -> None:
+    """After `recoveries` more deaths, with the reason; nobody else is charged for as many.
+
+    One of its processes is killed besides: before it began, or beside it, which counts as its doing; or while it is parked.
+    """
+    points = [f"journal.{at}" for at in ("before_flush", "before_commit", "after_commit")]
+    point = pick(seed, colour, "point", choices=[*points, "recovery.before_claim_rows", "recovery.after_claim_rows"])
+    crash = f"{point}:{pick(seed, colour, 'count', choices=range(1, 3))}"
+    which = pick(seed, colour, "which", choices=range(3))
     insert(world, f"kills {colour}", "killer", [])
     insert(world, f"sleeps {colour}", "neighbour", [])
-    deaths, worker = 0, world.start(APP, **SOON)
-    while world.one("select status::text from eventflow.workflows where id = 'killer'") != "parked":
-        if not worker.alive:
-            deaths += 1
-            assert worker.process.returncode == -signal.SIGKILL
-            worker = world.start(APP, **SOON)
-    assert deaths == 2
+    status = "select status::text from eventflow.workflows where id = 'killer'"
+
+    def is_parked() -> bool:
+        if not any(worker.alive for worker in world.workers):
+            world.start(APP, crash=crash if len(world.workers) == which else "", **SOON)
+        return world.one(status) == "parked"
+
+    world.wait(is_parked, "it is parked")
+    assert {worker.process.returncode for worker in world.workers} <= {-signal.SIGKILL, None}
+    besides = [died_there(worker, point) for worker in world.workers[:-1]]
+    assert besides.count(False) in (2, 2 - besides.count(True))
     [(recoveries, reason)] = world.sql("select recoveries, reason from eventflow.workflows where id = 'killer'")
     assert (recoveries, reason) == (1, "its process died while it ran, 2 times")
+    world.start(APP, **SOON)
     ended = "select count(*) from eventflow.workflows where id = 'neighbour' and status = 'succeeded'"
     world.wait(lambda: world.one(ended) == 1, "its neighbour has ended")
+    assert [note for (note,) in world.sql("select note from effects order by note")] == [f"slept {n}" for n in range(3)]
+    world.check_no_incidents()
 
 
 # ---- long histories ----------------------------------------------------------------------------------

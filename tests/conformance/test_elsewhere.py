@@ -24,6 +24,7 @@ from eventflow.errors import (
 )
 from eventflow.ports import AsyncPort, Port
 from eventflow.registry import registry
+from eventflow.settings import Settings
 from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
 from tests.conformance.conftest import App, names, new_database, other_database
 
@@ -374,7 +375,29 @@ def test_outside_a_workflow_it_commits_when_it_returns(app: App, other: str) -> 
     broken.add("fails")
     with pytest.raises(ValueError, match="fails"):
         plainly("fails")
-    assert ask(other, 'select note from effects where "group" is null') == [("plain",)]
+    assert ask(other, "select note from effects where note in ('plain', 'fails')") == [("plain",)]
+
+
+@eventflow.transaction(database="other")
+async def plainly_async(session: AsyncSession, note: str) -> str:
+    await session.execute(text("insert into effects (note) values (:note)"), {"note": note})
+    return check(note)
+
+
+def test_outside_a_workflow_it_commits_when_it_was_awaited(app: App, other: str) -> None:
+    async def main() -> None:
+        async with eventflow.running(Settings(**app.usual), consumers=False):
+            assert await plainly_async("awaited") == "awaited"
+            with pytest.raises(ValueError, match="fails"):
+                await plainly_async("fails")
+
+    broken.add("fails")
+    app.down()
+    try:
+        asyncio.run(main())
+    finally:
+        app.up()
+    assert ask(other, "select note from effects where note in ('awaited', 'fails')") == [("awaited",)]
 
 
 # ---- levels and conflicts -------------------------------------------------------------------------------

@@ -498,9 +498,9 @@ def tells_of_its_progress(do: Do, text: str) -> Body[str]:
     return (yield do.run_step(tells_and_waits, text))
 
 
-def test_what_a_step_tells_of_its_progress(start_app: Callable[..., App], encrypted: str) -> None:
+def test_what_a_step_tells_of_its_progress(start_app: Callable[..., App], encrypted: str, colour: Colour) -> None:
     app = start_app("new")
-    handle = sync.start(tells_of_its_progress["sync"], "forty winks", workflow_id=str(uuid.uuid4()))
+    handle = app.start(tells_of_its_progress, colour, "forty winks")
     query = "select output from eventflow.checkpoints where workflow_id = %s and position like '%%~d'"
     with psycopg.connect(encrypted, autocommit=True) as connection:
         stored = until(lambda: connection.execute(query, [handle.workflow_id]).fetchall())

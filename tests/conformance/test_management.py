@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -12,10 +13,11 @@ import psycopg
 import pytest
 
 import eventflow
-from eventflow import Handle, Message, Retry, durable, sync
+from eventflow import Handle, Message, Retry, sync
 from eventflow.client import Client
 from eventflow.context import runtime
 from eventflow.errors import (
+    Cancelled,
     NotRunningError,
     UsageError,
     WorkflowCancelledError,
@@ -27,6 +29,7 @@ from eventflow.errors import (
 )
 from eventflow.migrations import migrate
 from eventflow.settings import Settings
+from tests.conformance.colours import Body, Colour, Do, Pair, both
 
 done: list[str] = []
 broken: set[str] = set()
@@ -40,132 +43,128 @@ async def act(name: str) -> str:
     return name
 
 
-@eventflow.workflow(name="management.steps")
-async def steps(first: str, second: str, third: str) -> list[str]:
-    return [await act(first), await act(second), await act(third)]
+@both(name="management.steps")
+def steps(do: Do, first: str, second: str, third: str) -> Body[list[str]]:
+    found: list[str] = []
+    for name in (first, second, third):
+        found.append((yield do.run_step(act, name)))
+    return found
 
 
-@eventflow.workflow(name="management.steps_sync")
-def steps_sync(first: str, second: str, third: str) -> list[str]:
-    return [sync.run_step(act, name) for name in (first, second, third)]
-
-
-@eventflow.workflow(name="management.plain")
-async def plain(x: int) -> int:
-    await act("before")
+@both(name="management.plain")
+def plain(do: Do, x: int) -> Body[int]:
+    yield do.run_step(act, "before")
     if "plain" in broken:
         raise RuntimeError("no step's")
     return x
 
 
-@eventflow.workflow(name="management.caught")
-async def caught() -> str:
+@both(name="management.caught")
+def caught(do: Do) -> Body[str]:
     try:
-        await act("caught")
+        yield do.run_step(act, "caught")
     except ValueError:
-        await act("after")
-    return await act("last")
+        yield do.run_step(act, "after")
+    return (yield do.run_step(act, "last"))
 
 
-@eventflow.workflow(name="management.changing")
-async def changing() -> str:
+@both(name="management.changing")
+def changing(do: Do) -> Body[str]:
     if "changed" in broken:
-        await durable.run_step(other)
+        yield do.run_step(other)
     else:
-        await act("old")
-    await durable.sleep(0.5)
+        yield do.run_step(act, "old")
+    yield do.sleep(0.5)
     return "slept"
 
 
 async def other() -> None: ...
 
 
-@eventflow.workflow(name="management.sleeper")
-async def sleeper() -> str:
-    await act("before")
+@both(name="management.sleeper")
+def sleeper(do: Do) -> Body[str]:
+    yield do.run_step(act, "before")
     try:
-        answer = await durable.recv(str)
-    except asyncio.CancelledError:
-        await act("clean up")
+        answer = yield do.recv(str)
+    except (asyncio.CancelledError, Cancelled):
+        yield do.run_step(act, "clean up")
         raise
-    return await act(answer)
+    return (yield do.run_step(act, answer))
 
 
-@eventflow.workflow(name="management.sleeper_sync")
-def sleeper_sync() -> str:
-    sync.run_step(act, "before")
-    try:
-        answer = sync.recv(str)
-    except BaseException as error:
-        if type(error).__name__ == "Cancelled":
-            sync.run_step(act, "clean up")
-        raise
-    return sync.run_step(act, answer)
-
-
-@eventflow.workflow(name="management.listener")
-async def listener() -> list[str]:
-    await durable.set_event("ready", True)
-    got = [await durable.recv(str), await durable.recv(str)]
+@both(name="management.listener")
+def listener(do: Do) -> Body[list[str]]:
+    yield do.set_event("ready", True)
+    got = [(yield do.recv(str)), (yield do.recv(str))]
     if "listener" in broken:
         raise RuntimeError
     return got
 
 
-@eventflow.workflow(name="management.beside")
-async def beside() -> str:
-    async def receive() -> str:
-        answer = await durable.recv(str)
-        await act("late")
+@both(name="management.beside")
+def beside(do: Do) -> Body[str]:
+    """One branch receives when the step of the other one has been tried, which fails behind that."""
+    event: Any = asyncio.Event if do.colour == "async" else threading.Event
+    tried, received = event(), event()
+
+    def receive() -> Body[str]:
+        yield tried.wait
+        answer = yield do.recv(str)
+        yield do.run_step(act, "late")
         received.set()
         return answer
 
-    received = asyncio.Event()
-
-    async def slow() -> None:
+    def slow() -> Body[None]:
         try:
-            await act("slow")
+            yield do.run_step(act, "slow")
         finally:
-            await received.wait()
+            tried.set()
+            yield received.wait
 
-    return (await asyncio.gather(receive(), slow()))[0]
-
-
-@eventflow.workflow(name="management.patient")
-async def patient() -> str:
-    return await durable.run_step(act, "patient", retries=Retry(1, delay=0.1, factor=100, jitter=0))
+    return (yield do.gather(receive(), slow()))[0]
 
 
-@eventflow.workflow(name="management.parent")
-async def parent() -> str:
-    child = await eventflow.start(plain, 1)
-    await child.result()
+@both(name="management.patient")
+def patient(do: Do) -> Body[str]:
+    return (yield do.run_step(act, "patient", retries=Retry(1, delay=0.1, factor=100, jitter=0)))
+
+
+@both(name="management.parent")
+def parent(do: Do) -> Body[str]:
+    child = yield do.start(plain, 1)
+    yield child.result
     return child.workflow_id
 
 
-@eventflow.workflow(name="management.busy")
-async def busy() -> None:
-    await durable.run_step(forever)
+@both(name="management.busy")
+def busy(do: Do) -> Body[None]:
+    yield do.run_step(forever)
 
 
 async def forever() -> None:
     await asyncio.Event().wait()
 
 
-Do = Callable[..., Awaitable[Any]]
+class Person:
+    """Does what people do by the handles of one colour, and has workflows of it."""
 
+    def __init__(self, colour: Colour) -> None:
+        self.colour: Colour = colour
 
-@pytest.fixture(params=["async", "sync"])
-def do(request: pytest.FixtureRequest) -> Do:
-    """An operation of a handle, awaited or blocking."""
-
-    async def perform(handle: Handle[Any], operation: str, *args: Any, **kwargs: Any) -> Any:
-        if request.param == "async":
+    async def __call__(self, handle: Handle[Any], operation: str, *args: Any, **kwargs: Any) -> Any:
+        """An operation of a handle, awaited or blocking."""
+        if self.colour == "async":
             return await getattr(handle, operation)(*args, **kwargs)
         result = await asyncio.to_thread(getattr(sync.Handle(handle), operation), *args, **kwargs)
         return result._handle if isinstance(result, sync.Handle) else result
 
-    return perform
+    async def start(self, pair: Pair, *args: Any, **options: Any) -> Handle[Any]:
+        return await eventflow.start(pair[self.colour], *args, **options)
+
+
+@pytest.fixture
+def do(colour: Colour) -> Person:
+    return Person(colour)
 
 
 @pytest.fixture
@@ -209,31 +208,31 @@ async def fails(handle: Handle[Any]) -> None:
     await until(handle, "failed")
 
 
-async def make(status: str, url: str) -> Handle[Any]:
+async def make(status: str, url: str, do: Person) -> Handle[Any]:
     """A workflow in this state."""
     if status == "succeeded":
-        handle: Handle[Any] = await eventflow.start(plain, 1)
+        handle: Handle[Any] = await do.start(plain, 1)
         await handle.result(timeout=10)
     elif status == "failed":
         broken.add("plain")
-        handle = await eventflow.start(plain, 1)
+        handle = await do.start(plain, 1)
         await fails(handle)
         broken.discard("plain")
     elif status == "cancelled":
-        handle = await eventflow.start(sleeper)
+        handle = await do.start(sleeper)
         await asleep(handle, url)
         await handle.terminate()
     elif status == "parked":
-        handle = await eventflow.start(changing)
+        handle = await do.start(changing)
         await asleep(handle, url)
         broken.add("changed")
         await until(handle, "parked")
         broken.discard("changed")
     elif status == "waiting":
-        handle = await eventflow.start(sleeper)
+        handle = await do.start(sleeper)
         await asleep(handle, url)
     else:
-        handle = await eventflow.start(busy)
+        handle = await do.start(busy)
         await until(handle, "running")
     await until(handle, status)
     return handle
@@ -251,11 +250,11 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled", "parked", "waiting", "running"])
-async def test_each_operation_from_each_state(app: str, do: Do, status: str) -> None:
+async def test_each_operation_from_each_state(app: str, do: Person, status: str) -> None:
     for operation, allowed in ALLOWED.items():
         if operation == "fork" and status == "parked":
             continue  # see below: each of these needs a parked one of its own
-        handle = await make(status, app)
+        handle = await make(status, app, do)
         before = await handle.get()
         if status in allowed:
             await do(handle, operation)
@@ -274,7 +273,7 @@ async def test_each_operation_from_each_state(app: str, do: Do, status: str) -> 
             assert query(app, done_to_it, handle.workflow_id, operation) == []
 
 
-async def test_of_no_workflow(app: str, client: Client, do: Do) -> None:
+async def test_of_no_workflow(app: str, client: Client, do: Person) -> None:
     handle = client.handle("nobody", str)
     for operation in ALLOWED:
         with pytest.raises(WorkflowNotFoundError, match="nobody"):
@@ -290,8 +289,8 @@ async def test_outside_running(database_url: str) -> None:
 # ---- resume ------------------------------------------------------------------------------------------
 
 
-async def test_a_parked_workflow_goes_on(app: str, do: Do) -> None:
-    handle = await make("parked", app)
+async def test_a_parked_workflow_goes_on(app: str, do: Person) -> None:
+    handle = await make("parked", app, do)
     with pytest.raises(WorkflowParkedError):
         await handle.result()
     query(app, "update eventflow.workflows set recoveries = 4")
@@ -302,10 +301,9 @@ async def test_a_parked_workflow_goes_on(app: str, do: Do) -> None:
     assert query(app, "select recoveries from eventflow.workflows") == [(0,)]
 
 
-@pytest.mark.parametrize("colour", ["async", "sync"])
-async def test_a_cancelled_workflow_goes_on_where_it_was_told(app: str, do: Do, colour: str) -> None:
+async def test_a_cancelled_workflow_goes_on_where_it_was_told(app: str, do: Person) -> None:
     """The clean-up that it recorded is no part of what it goes on from; and the old request to cancel is settled."""
-    handle: Handle[str] = await eventflow.start(sleeper if colour == "async" else sleeper_sync)  # type: ignore[arg-type]
+    handle = await do.start(sleeper)
     await asleep(handle, app)
     await handle.cancel()
     with pytest.raises(WorkflowCancelledError):
@@ -325,10 +323,9 @@ async def test_a_cancelled_workflow_goes_on_where_it_was_told(app: str, do: Do, 
 # ---- retry -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workflow", [steps, steps_sync], ids=["async", "sync"])
-async def test_retry_drops_from_the_failed_step_on(app: str, do: Do, workflow: Any) -> None:
+async def test_retry_drops_from_the_failed_step_on(app: str, do: Person) -> None:
     broken.add("b")
-    handle = await eventflow.start(workflow, "a", "b", "c")
+    handle = await do.start(steps, "a", "b", "c")
     await fails(handle)
     assert [(s.name, s.error) for s in await handle.steps()] == [("act", None), ("act", "ValueError: b")]
     broken.clear()
@@ -341,9 +338,9 @@ async def test_retry_drops_from_the_failed_step_on(app: str, do: Do, workflow: A
     assert query(app, "select failed_seq, error from eventflow.workflows") == [(None, None)]
 
 
-async def test_retry_again_and_again(app: str, do: Do) -> None:
+async def test_retry_again_and_again(app: str, do: Person) -> None:
     broken.add("c")
-    handle = await eventflow.start(steps, "a", "b", "c")
+    handle = await do.start(steps, "a", "b", "c")
     for _ in range(3):
         await fails(handle)
         await do(handle, "retry")
@@ -355,9 +352,9 @@ async def test_retry_again_and_again(app: str, do: Do) -> None:
     assert done == ["a", "b", *"ccccc"]
 
 
-async def test_a_failure_that_was_caught_stays(app: str, do: Do) -> None:
+async def test_a_failure_that_was_caught_stays(app: str, do: Person) -> None:
     broken.update({"caught", "last"})
-    handle = await eventflow.start(caught)
+    handle = await do.start(caught)
     await fails(handle)
     broken.clear()
     await do(handle, "retry")
@@ -365,10 +362,10 @@ async def test_a_failure_that_was_caught_stays(app: str, do: Do) -> None:
     assert done == ["caught", "after", "last", "last"]
 
 
-async def test_a_message_received_beside_the_failed_step_is_received_again(app: str, do: Do) -> None:
+async def test_a_message_received_beside_the_failed_step_is_received_again(app: str, do: Person) -> None:
     """On another branch, after it: its receipt is dropped, so it must not be lost."""
     broken.add("slow")
-    handle = await eventflow.start(beside)
+    handle = await do.start(beside)
     await handle.send("hello")
     await fails(handle)
     assert [s.name for s in await handle.steps()] == ["act", "recv", "act"]
@@ -378,12 +375,12 @@ async def test_a_message_received_beside_the_failed_step_is_received_again(app: 
     assert done == ["slow", "late", "slow", "late"]
 
 
-async def test_the_failed_step_has_all_its_retries_again(app: str, do: Do, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_failed_step_has_all_its_retries_again(app: str, do: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts that were recorded, because waits between them may be long, are dropped with it."""
     executor = cast("Any", runtime("a test"))._incarnation.executor
     monkeypatch.setattr(executor, "pace", executor.pace._replace(long=0.01))
     broken.add("patient")
-    handle = await eventflow.start(patient)
+    handle = await do.start(patient)
     await fails(handle)
     assert done == ["patient"] * 2
     assert len(await handle.steps()) == 2
@@ -396,8 +393,8 @@ async def test_the_failed_step_has_all_its_retries_again(app: str, do: Do, monke
     assert await handle.result(timeout=10) == "patient"
 
 
-async def test_a_deadline_that_is_over_no_longer_holds(app: str, do: Do) -> None:
-    handle = await eventflow.start(sleeper, timeout=0.5)
+async def test_a_deadline_that_is_over_no_longer_holds(app: str, do: Person) -> None:
+    handle = await do.start(sleeper, timeout=0.5)
     with pytest.raises(WorkflowTimeoutError):
         await handle.result(timeout=10)
     await until(handle, "failed")
@@ -412,7 +409,7 @@ async def test_a_deadline_that_is_over_no_longer_holds(app: str, do: Do) -> None
 async def test_operations_that_meet(app: str, client: Client) -> None:
     """Of many at once on one workflow that nobody holds, one is done; the others find it in another state."""
     broken.add("plain")
-    handles = [await eventflow.start(plain, n) for n in range(10)]
+    handles = [await eventflow.start(plain["async"], n) for n in range(10)]
     for handle in handles:
         await fails(handle)
     broken.clear()
@@ -431,12 +428,12 @@ async def test_operations_that_meet(app: str, client: Client) -> None:
         assert await handle.result(timeout=10) == n
     assert done == ["before"] * 10
     ids = [handle.workflow_id for handle in handles]
-    both = await asyncio.gather(tried(client.delete(ids)), tried(client.delete(ids[::-1])))
-    assert sorted(both) == [False, True]
+    deleted = await asyncio.gather(tried(client.delete(ids)), tried(client.delete(ids[::-1])))
+    assert sorted(deleted) == [False, True]
 
 
-async def test_where_no_step_failed_all_checkpoints_stay(app: str, do: Do) -> None:
-    handle = await make("failed", app)
+async def test_where_no_step_failed_all_checkpoints_stay(app: str, do: Person) -> None:
+    handle = await make("failed", app, do)
     await do(handle, "retry")
     assert await handle.result(timeout=10) == 1
     assert done == ["before"]
@@ -487,8 +484,8 @@ async def message(message: Message[bytes]) -> str:
 # ---- restart -----------------------------------------------------------------------------------------
 
 
-async def test_restart_from_the_beginning(app: str, do: Do) -> None:
-    handle = await eventflow.start(steps, "a", "b", "c", attributes={"of": "me"})
+async def test_restart_from_the_beginning(app: str, do: Person) -> None:
+    handle = await do.start(steps, "a", "b", "c", attributes={"of": "me"})
     await handle.result(timeout=10)
     created = (await handle.get()).created_at
     await do(handle, "restart")
@@ -499,9 +496,9 @@ async def test_restart_from_the_beginning(app: str, do: Do) -> None:
     assert len(await handle.steps()) == 3
 
 
-async def test_a_restarted_workflow_gets_its_messages_again(app: str, do: Do) -> None:
+async def test_a_restarted_workflow_gets_its_messages_again(app: str, do: Person) -> None:
     broken.add("listener")
-    handle = await eventflow.start(listener)
+    handle = await do.start(listener)
     await handle.send("one")
     await handle.send("two")
     await fails(handle)
@@ -513,8 +510,8 @@ async def test_a_restarted_workflow_gets_its_messages_again(app: str, do: Do) ->
 
 async def test_many_or_none(app: str, client: Client) -> None:
     """Where one of them is in another state, nothing is done to any."""
-    ended = [await make("succeeded", app) for _ in range(3)]
-    waiting = await make("waiting", app)
+    ended = [await make("succeeded", app, Person("async")) for _ in range(3)]
+    waiting = await make("waiting", app, Person("async"))
     ids = [handle.workflow_id for handle in ended]
     with pytest.raises(WorkflowStateError, match="is waiting: restart is for workflows that are succeeded or failed"):
         await client.restart([*ids, waiting.workflow_id])
@@ -538,8 +535,8 @@ async def test_many_or_none(app: str, client: Client) -> None:
 # ---- fork --------------------------------------------------------------------------------------------
 
 
-async def test_fork_from_a_step(app: str, do: Do) -> None:
-    handle = await eventflow.start(steps, "a", "b", "c")
+async def test_fork_from_a_step(app: str, do: Person) -> None:
+    handle = await do.start(steps, "a", "b", "c")
     await handle.result(timeout=10)
     second = (await handle.steps())[1]
     fork = await do(handle, "fork", second.position)
@@ -553,8 +550,8 @@ async def test_fork_from_a_step(app: str, do: Do) -> None:
     assert done == [*"abc", *"bc", *"abc"], "without a step, from the beginning"
 
 
-async def test_forks_that_cannot_be(app: str, do: Do) -> None:
-    handle = await make("succeeded", app)
+async def test_forks_that_cannot_be(app: str, do: Person) -> None:
+    handle = await make("succeeded", app, do)
     with pytest.raises(WorkflowExistsError, match="is taken"):
         await do(handle, "fork", workflow_id=handle.workflow_id)
     with pytest.raises(UsageError, match="nothing at position '9.9'"):
@@ -564,17 +561,17 @@ async def test_forks_that_cannot_be(app: str, do: Do) -> None:
     assert query(app, "select count(*) from eventflow.workflows") == [(1,)]
 
 
-async def test_fork_of_a_parked_workflow(app: str, do: Do) -> None:
-    handle = await make("parked", app)
+async def test_fork_of_a_parked_workflow(app: str, do: Person) -> None:
+    handle = await make("parked", app, do)
     assert await (await do(handle, "fork")).result(timeout=10) == "slept"
 
 
 # ---- delete ------------------------------------------------------------------------------------------
 
 
-async def test_delete_leaves_nothing_but_who_did_it(app: str, do: Do) -> None:
+async def test_delete_leaves_nothing_but_who_did_it(app: str, do: Person) -> None:
     broken.add("listener")
-    handle = await eventflow.start(listener, workflow_id="l")
+    handle = await do.start(listener, workflow_id="l")
     await handle.send("one")
     await handle.send("two")
     await fails(handle)
@@ -585,7 +582,7 @@ async def test_delete_leaves_nothing_but_who_did_it(app: str, do: Do) -> None:
         assert query(app, f"select * from eventflow.{table} where workflow_id = 'l'") == [], table
     assert query(app, "select kind from eventflow.requests where workflow_id = 'l'") == [("delete",)]
     broken.clear()
-    again = await eventflow.start(plain, 3, workflow_id="l")
+    again = await do.start(plain, 3, workflow_id="l")
     assert await again.result(timeout=10) == 3
 
 
@@ -594,11 +591,11 @@ async def test_delete_leaves_nothing_but_who_did_it(app: str, do: Do) -> None:
 
 async def test_filters(app: str, client: Client) -> None:
     early = datetime.now(UTC) - timedelta(minutes=5)
-    first = await eventflow.start(plain, 1, workflow_id="order:1", attributes={"tenant": "a", "n": 1})
+    first = await eventflow.start(plain["async"], 1, workflow_id="order:1", attributes={"tenant": "a", "n": 1})
     await first.result(timeout=10)
-    second = await eventflow.start(parent, workflow_id="order:2", attributes={"tenant": "b"})
+    second = await eventflow.start(parent["async"], workflow_id="order:2", attributes={"tenant": "b"})
     child = await second.result(timeout=10)
-    third = await make("failed", app)
+    third = await make("failed", app, Person("async"))
     between = (await second.get()).created_at
 
     async def ids(**filters: Any) -> list[str]:
@@ -614,7 +611,7 @@ async def test_filters(app: str, client: Client) -> None:
     assert await ids() == ["order:1", "order:2", child, third.workflow_id]
     assert await ids(status="failed") == [third.workflow_id]
     assert await ids(status="parked") == []
-    assert await ids(name="management.parent") == ["order:2"]
+    assert await ids(name="management.parent async") == ["order:2"]
     assert await ids(prefix="order:") == ["order:1", "order:2", *([child] if child.startswith("order:") else [])]
     assert await ids(attributes={"tenant": "a"}) == ["order:1"]
     assert await ids(attributes={"n": 2}) == []
@@ -622,7 +619,7 @@ async def test_filters(app: str, client: Client) -> None:
     assert await ids(created_after=between) == [child, third.workflow_id]
     assert await ids(created_before=between) == ["order:1"]
     assert await ids(created_before=early) == []
-    assert await ids(name="management.plain", status="succeeded", prefix="order:1") == ["order:1"]
+    assert await ids(name="management.plain async", status="succeeded", prefix="order:1") == ["order:1"]
     [record] = [w async for w in client.workflows(parent="order:2")]
     assert record == await client.handle(child, int).get()
     assert record.parent == "order:2"
@@ -700,7 +697,7 @@ blocking(sys.argv[1])
 
 
 async def test_a_client_in_a_process_without_the_code(app: str) -> None:
-    await eventflow.start(listener, workflow_id="listener")
+    await eventflow.start(listener["async"], workflow_id="listener")
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", textwrap.dedent(PROGRAM), app],
         capture_output=True, text=True, timeout=60, check=False,
@@ -720,7 +717,7 @@ async def test_a_client_that_is_not_entered(app: str) -> None:
 
 
 async def test_a_client_whose_connections_were_cut(app: str, client: Client) -> None:
-    handle = client.handle((await make("succeeded", app)).workflow_id, int)
+    handle = client.handle((await make("succeeded", app, Person("async"))).workflow_id, int)
     assert await handle.result() == 1
     query(app, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'eventflow read'")
     assert await handle.result() == 1

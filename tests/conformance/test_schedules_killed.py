@@ -7,6 +7,7 @@ import pytest
 
 from eventflow.cron import Rule
 from eventflow.idempotency import schedule_workflow_id
+from tests.conformance.colours import COLOURS
 from tests.conformance.test_killed import SOON, died_there
 from tests.harness import World, few_seeds, pick, seeds
 
@@ -38,6 +39,7 @@ def check(world: World, count: int) -> None:
 
 def killed(world: World, point: str, seed: int, **fires: str) -> None:
     """One of two is killed at a fire instant; the other one goes on, or another after it."""
+    fires["COLOUR"] = COLOURS[(seed + POINTS.index(point)) % 2]
     victim = world.start(APP, crash=f"{point}:{pick(seed, point, choices=range(1, 3))}", **fires, **SOON)
     world.start(APP, **fires, **SOON)
     world.wait(
@@ -145,7 +147,7 @@ def test_what_is_removed_from_the_code_stops_and_what_comes_back_catches_up(worl
     stopped = world.one("select count(*) from eventflow.workflows")
     world.sql("update eventflow.schedules set due_at = due_at - interval '2 minutes'")
     without = world.start(APP, EVENTFLOW_BEAT="0.05", **{k: v for k, v in SOON.items() if k != "EVENTFLOW_BEAT"})
-    text = "schedule 'tick' is due, and no process that lives fires it: its workflow 'tick' is gone"
+    text = "schedule 'tick' is due, and no process that lives fires it: its workflow 'tick async' is gone"
     world.wait(lambda: text in without.text, "it is said")
     assert world.one("select count(*) from eventflow.workflows") == stopped
     world.start(APP, EVERY="1", **SOON)

@@ -217,12 +217,30 @@ async def again() -> None:
     try:
         await asyncio.gather(fails_once(), durable.write_stream("s", "beside"))
     except ConnectionError:
+        await durable.write_stream("s", "tried")
         await durable.write_stream("s", "failed")
         await durable.close_stream("s")
         await fails_once()  # so that all of that is durable
         raise
+    await durable.write_stream("s", "tried")
     await durable.write_stream("s", "done")
     await durable.close_stream("s")
+
+
+@eventflow.workflow(name="streams.sync_again", retries=eventflow.Retry(2, delay=0.01))
+def sync_again() -> None:
+    sync.write_stream("s", "begun")
+    try:
+        sync.gather(partial(sync.run_step, fails_once), partial(sync.write_stream, "s", "beside"))
+    except ConnectionError:
+        sync.write_stream("s", "tried")
+        sync.write_stream("s", "failed")
+        sync.close_stream("s")
+        sync.run_step(fails_once)
+        raise
+    sync.write_stream("s", "tried")
+    sync.write_stream("s", "done")
+    sync.close_stream("s")
 
 
 @eventflow.workflow(name="streams.anew")
@@ -272,6 +290,7 @@ WRITES = {"async": writes, "sync": sync_writes}
 WIDE = {"async": wide, "sync": sync_wide}
 CRASHES = {"async": crashes, "sync": sync_crashes}
 LATE = {"async": late, "sync": sync_late}
+AGAIN = {"async": again, "sync": sync_again}
 ANEW = {"async": anew, "sync": sync_anew}
 
 
@@ -380,10 +399,12 @@ def test_nothing_is_written_behind_the_close(app: None, colour: str, from_step: 
     assert list(handle.stream("s", int)) == [1]
 
 
-def test_a_retry_of_the_workflow_writes_what_is_new(app: None) -> None:
-    handle = begin(again)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_retry_of_the_workflow_writes_what_is_new(app: None, colour: str) -> None:
+    """What it writes at the same place as before, and as it was, is the same item."""
+    handle = begin(AGAIN[colour])
     handle.result(timeout=10)
-    assert list(handle.stream("s", str)) == ["begun", "beside", "failed", "done"]
+    assert list(handle.stream("s", str)) == ["begun", "beside", "tried", "failed", "done"]
 
 
 @pytest.mark.parametrize("colour", COLOURS)

@@ -13,13 +13,16 @@ from eventflow.replay import Await
 from eventflow.waits import Wait, Waits, life_of
 
 INBOX: Source = ("inbox", "w", "")
+CHILD: Source = ("outcome", "child")
+ENDED = ("cancelled", None, None, "cancelled by somebody")
+NOTHING = ("w", None, None, None)
 
 
 class Standing:
     """A sync run that does nothing but wait."""
 
     def __init__(self) -> None:
-        self.life, self.acting = None, 0
+        self.life, self.acting, self.workflow_id = None, 0, "w"
         self.history, self.spec = SimpleNamespace(seq=1), SimpleNamespace(is_async=False)
 
     def settled(self) -> bool:
@@ -29,17 +32,19 @@ class Standing:
 class Desk:
     """Waits of one sync run, a reader that answers when it is told to, and work that wants a thread."""
 
-    def __init__(self, *, crowded: bool) -> None:
+    def __init__(self, source: Source = INBOX, *, crowded: bool = False) -> None:
         loop = asyncio.get_running_loop()
-        self.asked: list[Callable[[Rows], None]] = []
+        self.asked: list[tuple[Source, Callable[[Rows], None]]] = []
+        self.requests: list[Any] = []
         self.came: list[Any] = []
         self.waits = Waits(
-            loop, lambda _, answer: self.asked.append(answer), now=loop.time, later=loop.call_later, suspend_after=0.0,
+            loop, lambda *question: self.asked.append(question), now=loop.time, later=loop.call_later, suspend_after=0.0,
             crowded=lambda: crowded,
         )  # fmt: skip
+        self.waits.on_asked = self.requests.extend
         self.run: Any = Standing()
         life_of(self.run)
-        self.waits.add(Wait(self.run, Await(loop.time() + 60, (INBOX,)), self.came.append))
+        self.waits.add(Wait(self.run, Await(loop.time() + 60, (source,)), self.came.append))
 
     def look(self) -> None:
         """As often as it takes to see that somebody stands still."""
@@ -47,8 +52,10 @@ class Desk:
             self.waits._tick()
             self.waits._make_room()
 
-    async def answer(self, rows: Rows) -> None:
-        self.asked.pop(0)(rows)
+    async def answer(self, rows: Rows, to: Source | None = None) -> None:
+        source, answer = self.asked.pop(0)
+        assert to in (None, source)
+        answer(rows)
         await asyncio.sleep(0)  # on the loop
 
 
@@ -76,3 +83,49 @@ async def test_a_process_that_leaves_lets_go_of_it_to_be_woken_at_once() -> None
     desk.look()
     assert [type(one) for one in desk.came] == [Suspended]
     assert desk.run.life.unread
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["of this process", "of another"])
+async def test_who_was_asked_to_end_is_told_of_that_before_his_childs_end(*, here: bool) -> None:
+    """And he has that end all the same, where he waits on."""
+    desk = Desk(CHILD)
+    if here:
+        await desk.answer([], CHILD)
+        desk.waits.arrived(CHILD, ENDED)
+    else:
+        await desk.answer([ENDED], CHILD)
+    request = ("w", "cancel", "somebody", 7)
+    await desk.answer([request], ("asked", "w"))
+    assert (desk.requests, desk.came) == ([request], [])
+    desk.waits._look(next(iter(desk.run.life.waits)), CHILD)
+    await desk.answer([ENDED], CHILD)
+    await desk.answer([request], ("asked", "w"))
+    assert (desk.requests, desk.came) == ([request], [(CHILD, ENDED)])
+
+
+async def test_who_was_not_asked_has_his_childs_end_and_stays_until_he_has_it() -> None:
+    desk = Desk(CHILD)
+    await desk.answer([ENDED], CHILD)
+    desk.look()
+    assert desk.came == []
+    await desk.answer([NOTHING], ("asked", "w"))
+    assert (desk.requests, desk.came) == ([], [(CHILD, ENDED)])
+
+
+async def test_a_request_that_was_heard_before_he_waited_holds_nothing_up() -> None:
+    desk = Desk(CHILD)
+    wait = next(iter(desk.run.life.waits))
+    desk.run.life.heard = 7
+    again = Wait(desk.run, wait.awaited, desk.came.append)
+    desk.waits.drop(wait)
+    desk.waits.add(again)
+    desk.asked.pop(0)
+    await desk.answer([ENDED], CHILD)
+    await desk.answer([("w", "cancel", "somebody", 7)], ("asked", "w"))
+    assert (desk.requests, desk.came) == ([], [(CHILD, ENDED)])
+
+
+async def test_a_child_that_succeeded_is_no_question() -> None:
+    desk = Desk(CHILD)
+    await desk.answer([("succeeded", "1", None, None)], CHILD)
+    assert [source for source, _ in desk.came] == [CHILD]
