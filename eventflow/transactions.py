@@ -49,6 +49,7 @@ from eventflow.tracing import Open
 logger = logging.getLogger(__name__)
 
 GROUP = 50  # messages that share a transaction at most, and no more than take so many seconds
+PIPED = 200  # the same where their statements may be kept back
 _LONG = 0.1
 _FIRST = 10  # while nobody knows how long one takes
 Phase = Literal["begin", "user", "write", "commit"]
@@ -242,7 +243,7 @@ class Transactions:
             run = waiting.popleft()
             if isinstance(run, Batch):
                 return self._may_begin(run.runs)
-            most = self._most(run.name)
+            most = self._most(run)
             if run.may_begin():
                 group.append(run)
             else:
@@ -252,10 +253,11 @@ class Transactions:
                 group += self._executor.company(run, most - len(group))
         return group
 
-    def _most(self, name: str) -> int:
+    def _most(self, run: Run) -> int:
         """How many messages of a handler may share a transaction: the first one's answer waits for the last one's."""
-        pace = self._pace.get(name)
-        return _FIRST if pace is None else max(1, min(GROUP, int(_LONG / pace)))
+        pace = self._pace.get(run.name)
+        most = PIPED if _transaction(run).pipeline else GROUP
+        return _FIRST if pace is None else max(1, min(most, int(_LONG / pace)))
 
     def _note_pace(self, name: str, seconds: float, messages: int) -> None:
         lately = seconds / messages
@@ -435,6 +437,8 @@ class Transactions:
             return (yield from self._call_batch(runs, failed))
         entries: list[Entry] = []
         savepoints, began = mode == "savepoint", time.perf_counter()
+        if mode == "grouped" and len(runs) > 1 and _transaction(runs[0]).pipeline:
+            mode = "piped"  # one by itself finds its errors where they are
         tracing = self._executor.tracing
         for run in runs:
             if failed and run.before is not None and any(run.before is one for one, _ in failed):
@@ -447,7 +451,6 @@ class Transactions:
                 scope = StepScope(Branch(run, None), "1.1", spec.name, kind="transaction")
                 begin = tracing and functools.partial(tracing.begin, run)
                 result = yield ("user", spec, _call_handler(run, spec, scope, begin), mode)
-                yield from still_there()  # before the next one's effects are committed by themselves
                 output = spec.result.encode(result)
                 if savepoints:
                     yield ("execute", b"savepoint eventflow_check")
@@ -477,7 +480,6 @@ class Transactions:
         tracing = self._executor.tracing
         begin = tracing and functools.partial(tracing.begin_batch, good)
         yield ("user", spec, _call_with(messages, spec, scope, begin), "alone")
-        yield from still_there()
         output = spec.result.encode(None)
         entries = [Entry(run, [], "succeeded", output=output) for run in good]
         entries[0].riders = list(scope.riders) or None
@@ -616,7 +618,6 @@ class Transactions:
             yield ("begin", spec)
             scope = StepScope(Branch(None, None), position, spec.name, kind="transaction")
             result = yield ("user", spec, call_step(spec, scope, args, kwargs), "alone")
-            yield from still_there()
             if scope.riders:
                 statements = rider_statements(scope.riders)
                 yield ("batch", [self._database.statement(name, params) for name, params in statements])
@@ -675,7 +676,6 @@ class Transactions:
         scope = StepScope(branch, call.position, spec.name, kind="transaction")
         function = call_step(spec, scope, call.args, call.kwargs)
         call.result = yield ("user", spec, function, "grouped" if shared else "alone")
-        yield from still_there()
         call.record(spec.result.encode(call.result), list(scope.riders))
         self._executor.check(branch.run, branch.attempt)
         call.member = seat.member(branch.run, call.checkpoint, call.riders)
@@ -689,7 +689,6 @@ class Transactions:
                 return committed
         if shared:
             yield ("flush",)
-            yield from still_there()
         call.phase = "write"
         crash_point("transactions.before_guard")
         yield ("batch", self._step_statements(place.lane, place.members))
@@ -853,15 +852,6 @@ def _stands_already(error: BaseException) -> bool:
     """Whether a task of the former attempt has committed the same step meanwhile; what it came to is recorded."""
     cause = cause_of(error)
     return isinstance(cause, psycopg.errors.UniqueViolation) and cause.diag.table_name == "checkpoints"
-
-
-def still_there() -> Protocol:
-    """User code that has closed its connection has failed, although it returned."""
-    condition = yield ("condition",)
-    if condition == "broken":
-        raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
-    if condition == "over":
-        raise RolledBackError("a statement of user code ended the transaction, which commits by itself")
 
 
 def _note(run: Run, checkpoint: Checkpoint) -> None:
