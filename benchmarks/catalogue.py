@@ -92,6 +92,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
     ),
 )  # fmt: skip
 _ONE: Size = "one partition"
+_PIPELINE = ("--kind", "pipeline")
 _BATCH, _UNKEPT = ("--kind", "psycopg-batch"), ("--keep", "slow")
 _BY_KEY, _BY_PARTITION = ("--ordering", "key"), ("--ordering", "partition")
 _STEP, _PLAIN, _TRANSACTION = "eventflow_workflow", "eventflow_order", "eventflow_transaction"
@@ -102,15 +103,21 @@ CONTESTANTS += (
     _ordered("slow-key", "the same, one of them 1 s a message: the others", "hot", verify.others, _PLAIN, "--kind", "slow",
              *_BY_KEY),
     _ordered("transaction-key", "transactional psycopg, by key", "keyed", verify.transactional, _TRANSACTION, *_BY_KEY),
+    _ordered("pipeline-key", "transactional psycopg, pipelined, by key", "keyed", verify.transactional, _TRANSACTION,
+             *_PIPELINE, *_BY_KEY),
     _ordered("partition", "no steps, one partition in order", _ONE, verify.handled, _PLAIN, *_BY_PARTITION),
     _ordered("partition-steps", "one step, one partition in order", "one partition, steps", verify.workflows, _STEP,
              *_BY_PARTITION),
     _ordered("partition-transaction", "transactional psycopg, one partition in order", _ONE, verify.transactional,
              _TRANSACTION, *_BY_PARTITION),
+    _ordered("partition-pipeline", "transactional psycopg, pipelined, one partition in order", _ONE, verify.transactional,
+             _TRANSACTION, *_PIPELINE, *_BY_PARTITION),
+    _ordered("partition-pipeline-async", "the same, async", _ONE, verify.transactional, _TRANSACTION, "--kind",
+             "pipeline-async", *_BY_PARTITION),
     _ordered("partition-batch", "batches of 500, psycopg, one partition in order", _ONE, verify.transactional,
              _TRANSACTION, *_BATCH, *_BY_PARTITION),
-    _ordered("partition-transaction-unkept", "the same, no row kept", _ONE, verify.transactional, _TRANSACTION, *_BY_PARTITION,
-             *_UNKEPT),
+    _ordered("partition-transaction-unkept", "transactional psycopg, one partition in order, no row kept", _ONE,
+             verify.transactional, _TRANSACTION, *_BY_PARTITION, *_UNKEPT),
     _ordered("batch", "batches of 500, psycopg", "fast", verify.transactional, _TRANSACTION, *_BATCH),
     _ordered("batch-unkept", "the same, no row kept", "fast", verify.transactional, _TRANSACTION, *_BATCH, *_UNKEPT),
     _ordered("psycopg-unkept", "transactional psycopg, no row kept", "transactional", verify.transactional, _TRANSACTION,

@@ -25,8 +25,7 @@ PAGE = Path(__file__).resolve().parent / "RESULTS.md"
 PACKAGES = ("eventflow", "dbos", "psycopg", "confluent-kafka", "sqlalchemy", "pydantic", "uvloop")
 Figures = dict[str, Any]
 AT_LEAST = {  # per second, in one partition
-    "order-partition": 10_000, "order-partition-transaction": 10_000, "order-partition-transaction-unkept": 10_000,
-    "order-partition-batch": 10_000,
+    "order-partition": 10_000, "order-partition-pipeline": 10_000, "order-partition-batch": 10_000,
     "order-partition-steps": 500,
 }  # fmt: skip
 

@@ -58,7 +58,6 @@ from eventflow.transactions import (
     judge_transaction,
     persistently,
     recorded_at,
-    still_there,
 )
 
 logger = logging.getLogger(__name__)
@@ -235,7 +234,6 @@ class Elsewhere:
             yield ("begin", spec)
             scope = StepScope(Branch(None, None), "", spec.name, kind="elsewhere")
             result = yield ("user", spec, call_step(spec, scope, args, kwargs), "alone")
-            yield from still_there()
             if scope.riders:
                 raise UsageError(
                     f"the transaction {spec.name!r} is called outside a workflow: what it sends or enqueues cannot be in its "
@@ -268,7 +266,6 @@ class Elsewhere:
                 self._misses, phase = 0, "user"
                 scope = StepScope(step.branch, step.position, spec.name, kind="elsewhere")
                 result = yield ("user", spec, call_step(spec, scope, step.args, step.kwargs), "alone")
-                yield from still_there()
                 output = spec.result.encode(result)
                 row = self._row(step, output, scope.riders, attempts)
                 self.executor.check(run, step.branch.attempt)

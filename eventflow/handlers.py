@@ -187,6 +187,10 @@ def kafka_consumer(
             raise UsageError(
                 "@kafka_consumer: a batch handler's transaction is on the ledger's database, not elsewhere"
             )
+        if batch is not None and transaction is not None and transaction.pipeline:
+            raise UsageError(
+                "@kafka_consumer: pipeline=True is for handlers of single messages; a batch has `executemany`"
+            )
         spec.consumer = ConsumerSpec(
             names, group, ordering, start, identity, max_in_flight, properties, spec, transaction, deserializer,
             key_deserializer, on_failure, batch, wait, rate_limit, dead_letter_topic, on_incident,

@@ -15,7 +15,8 @@ import psycopg
 
 from eventflow.context import runtime
 from eventflow.database import Database, Sent
-from eventflow.errors import EventflowError, UsageError
+from eventflow.errors import EventflowError
+from eventflow.lent import AsyncCursor, AsyncLent, Cursor, Lent
 from eventflow.registry import TransactionSpec
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class RolledBackError(EventflowError):
     """The user's code rolled the shared transaction back."""
 
 
-# By itself; among others; among others, with a savepoint.
-Mode = Literal["alone", "grouped", "savepoint"]
+# By itself; among others; the same, and its statements may be kept back; among others, with a savepoint.
+Mode = Literal["alone", "grouped", "piped", "savepoint"]
 # A statement failed on it; no transaction is open on it any more; it is gone, by whomever's doing.
 Condition = Literal["whole", "failed", "over", "broken"]
 
@@ -43,41 +44,20 @@ _CONDITIONS: dict[int, Condition] = {
 
 
 def _condition(raw: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None") -> Condition:
+    if raw is not None and raw.pgconn.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
+        return "whole"
     if raw is None or raw.closed or raw.broken:
         return "broken"
     return _CONDITIONS.get(raw.info.transaction_status, "whole")
 
 
-class _Lent(psycopg.Connection[Any]):
-    """A connection lent to user code: when it commits is not the user's to decide."""
-
-    lent = False
-
-    def commit(self) -> None:
-        if self.lent:
-            raise UsageError("the transaction commits by itself; raise an exception to roll it back")
-        super().commit()
-
-    def rollback(self) -> None:
-        if self.lent:
-            raise UsageError("raise an exception to roll the transaction back")
-        super().rollback()
-
-
-class _AsyncLent(psycopg.AsyncConnection[Any]):
-    """The same for async code."""
-
-    lent = False
-
-    async def commit(self) -> None:
-        if self.lent:
-            raise UsageError("the transaction commits by itself; raise an exception to roll it back")
-        await super().commit()
-
-    async def rollback(self) -> None:
-        if self.lent:
-            raise UsageError("raise an exception to roll the transaction back")
-        await super().rollback()
+def _still_there(raw: Any) -> None:
+    """User code that has closed its connection, or ended its transaction, has failed, although it returned."""
+    condition = _condition(raw)
+    if condition == "broken":
+        raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
+    if condition == "over":
+        raise RolledBackError("a statement of user code ended the transaction, which commits by itself")
 
 
 _ASK = b"show transaction_isolation"
@@ -120,9 +100,9 @@ class Port:
 
         return Sessions(self._connect)
 
-    def _connect(self) -> _Lent:
+    def _connect(self) -> Lent:
         try:
-            connection = _Lent.connect(self._database.url, **self._database.options("transaction"))
+            connection = Lent.connect(self._database.url, **self._database.options("transaction"))
         except psycopg.OperationalError as error:
             raise self._database.unavailable(error) from error
         self._database.adopt(connection)
@@ -147,16 +127,23 @@ class Port:
             self._sessions.begin(self._sa)
             cursor = self.raw.execute(_begun(spec))
         else:
+            if spec.pipeline:
+                self.raw.cursor_factory = Cursor
+            self.raw.forget()
             cursor = self.raw.execute(_begin(spec), prepare=False)  # these are two statements
         return _sees_all(spec, cursor)
 
     def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "connection":
-            self.raw.lent = True
+            self.raw.lent, self.raw.keeps = True, mode == "piped"
             try:
                 result = call(self.raw)
+            except Exception:
+                self.raw.check()  # what came of it may look like the message's own
+                raise
             finally:
-                self.raw.lent = False
+                self.raw.lent = self.raw.keeps = False
+            self.raw.check()
         else:
             session = self._sessions.open(self._sa, mode)
             try:
@@ -169,6 +156,7 @@ class Port:
                 session.close()
             if not self._sa.in_transaction():
                 raise RolledBackError("the handler rolled its transaction back")
+        _still_there(self.raw)  # before the next one's effects are committed by themselves
         return result
 
     def take_turn(self) -> None:
@@ -181,9 +169,12 @@ class Port:
             self._turn.release()
 
     def flush(self) -> None:
-        """Send what grouped messages have only added."""
+        """Send what grouped messages have only added, or what was kept back of them."""
         if self._sa is not None:
             self._sessions.flush()
+            _still_there(self.raw)  # a flush may call user code
+        else:
+            self.raw.send()
 
     def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
         cursor = self.raw.execute(statement, params, binary=True)
@@ -240,9 +231,9 @@ class AsyncPort:
 
         return AsyncSessions(self._connect)
 
-    async def _connect(self) -> _AsyncLent:
+    async def _connect(self) -> AsyncLent:
         try:
-            connection = await _AsyncLent.connect(self._database.url, **self._database.options("transaction"))
+            connection = await AsyncLent.connect(self._database.url, **self._database.options("transaction"))
         except psycopg.OperationalError as error:
             raise self._database.unavailable(error) from error
         self._database.adopt(connection)
@@ -267,16 +258,23 @@ class AsyncPort:
             self._sessions.begin(self._sa)
             cursor = await self.raw.execute(_begun(spec))
         else:
+            if spec.pipeline:
+                self.raw.cursor_factory = AsyncCursor
+            self.raw.forget()
             cursor = await self.raw.execute(_begin(spec), prepare=False)
         return _sees_all(spec, cursor)
 
     async def user(self, spec: TransactionSpec, call: Callable[[Any], Any], mode: Mode) -> Any:
         if spec.flavour == "async connection":
-            self.raw.lent = True
+            self.raw.lent, self.raw.keeps = True, mode == "piped"
             try:
                 result = await call(self.raw)
+            except Exception:
+                self.raw.check()  # what came of it may look like the message's own
+                raise
             finally:
-                self.raw.lent = False
+                self.raw.lent = self.raw.keeps = False
+            self.raw.check()
         else:
             session = self._sessions.open(self._sa, mode)
             try:
@@ -289,6 +287,7 @@ class AsyncPort:
                 await session.close()
             if not self._sa.in_transaction():
                 raise RolledBackError("the handler rolled its transaction back")
+        _still_there(self.raw)  # before the next one's effects are committed by themselves
         return result
 
     def take_turn(self) -> None:
@@ -298,9 +297,12 @@ class AsyncPort:
         pass
 
     async def flush(self) -> None:
-        """Send what grouped messages have only added."""
+        """The same as of `Port`."""
         if self._sa is not None:
             await self._sessions.flush(self._sa)
+            _still_there(self.raw)
+        else:
+            await self.raw.send()
 
     async def execute(self, statement: bytes, params: dict[str, Any] | None = None) -> list[Any]:
         cursor = await self.raw.execute(statement, params, binary=True)

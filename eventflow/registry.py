@@ -169,6 +169,7 @@ class TransactionSpec:
     isolation: Isolation | None
     retry: Retry = field(compare=False)
     database: str | None = None
+    pipeline: bool = False
 
     @functools.cached_property
     def result(self) -> Codec:

@@ -49,6 +49,7 @@ from eventflow.tracing import Open
 logger = logging.getLogger(__name__)
 
 GROUP = 50  # messages that share a transaction at most, and no more than take so many seconds
+PIPED = 200  # the same where their statements may be kept back
 _LONG = 0.1
 _FIRST = 10  # while nobody knows how long one takes
 _BRIEF = 200e-6  # seconds for a message of a batch: handlers that take less are called in turns
@@ -243,7 +244,7 @@ class Transactions:
             run = waiting.popleft()
             if isinstance(run, Batch):
                 return self._executor.beginning(run.runs)
-            most = self._most(run.name)
+            most = self._most(run)
             if run.may_begin():
                 group.append(run)
             else:
@@ -253,10 +254,11 @@ class Transactions:
                 group += self._executor.company(run, most - len(group))
         return group
 
-    def _most(self, name: str) -> int:
+    def _most(self, run: Run) -> int:
         """How many messages of a handler may share a transaction: the first one's answer waits for the last one's."""
-        pace = self._pace.get(name)
-        return _FIRST if pace is None else max(1, min(GROUP, int(_LONG / pace)))
+        pace = self._pace.get(run.name)
+        most = PIPED if _transaction(run).pipeline else GROUP
+        return _FIRST if pace is None else max(1, min(most, int(_LONG / pace)))
 
     def _is_brief(self, run: Run) -> bool:
         """Whether two threads that call its handler at once would take longer than one after the other."""
@@ -438,6 +440,8 @@ class Transactions:
             return (yield from self._call_batch(runs, failed))
         entries: list[Entry] = []
         savepoints, began = mode == "savepoint", time.perf_counter()
+        if mode == "grouped" and len(runs) > 1 and _transaction(runs[0]).pipeline:
+            mode = "piped"  # one by itself finds its errors where they are
         tracing = self._executor.tracing
         for run in runs:
             if failed and run.before is not None and any(run.before is one for one, _ in failed):
@@ -450,7 +454,6 @@ class Transactions:
                 scope = StepScope(Branch(run, None), "1.1", spec.name, kind="transaction")
                 begin = tracing and functools.partial(tracing.begin, run)
                 result = yield ("user", spec, _call_handler(run, spec, scope, begin), mode)
-                yield from still_there()  # before the next one's effects are committed by themselves
                 output = spec.result.encode(result)
                 if savepoints:
                     yield ("execute", b"savepoint eventflow_check")
@@ -481,7 +484,6 @@ class Transactions:
         begin = tracing and functools.partial(tracing.begin_batch, good)
         began = time.perf_counter()
         yield ("user", spec, _call_with(messages, spec, scope, begin), "alone")
-        yield from still_there()
         self._note_pace(good[0].name, time.perf_counter() - began, len(good))
         output = spec.result.encode(None)
         entries = [Entry(run, [], "succeeded", output=output) for run in good]
@@ -621,7 +623,6 @@ class Transactions:
             yield ("begin", spec)
             scope = StepScope(Branch(None, None), position, spec.name, kind="transaction")
             result = yield ("user", spec, call_step(spec, scope, args, kwargs), "alone")
-            yield from still_there()
             if scope.riders:
                 statements = rider_statements(scope.riders)
                 yield ("batch", [self._database.statement(name, params) for name, params in statements])
@@ -680,7 +681,6 @@ class Transactions:
         scope = StepScope(branch, call.position, spec.name, kind="transaction")
         function = call_step(spec, scope, call.args, call.kwargs)
         call.result = yield ("user", spec, function, "grouped" if shared else "alone")
-        yield from still_there()
         call.record(spec.result.encode(call.result), list(scope.riders))
         self._executor.check(branch.run, branch.attempt)
         call.member = seat.member(branch.run, call.checkpoint, call.riders)
@@ -694,7 +694,6 @@ class Transactions:
                 return committed
         if shared:
             yield ("flush",)
-            yield from still_there()
         call.phase = "write"
         crash_point("transactions.before_guard")
         yield ("batch", self._step_statements(place.lane, place.members))
@@ -858,15 +857,6 @@ def _stands_already(error: BaseException) -> bool:
     """Whether a task of the former attempt has committed the same step meanwhile; what it came to is recorded."""
     cause = cause_of(error)
     return isinstance(cause, psycopg.errors.UniqueViolation) and cause.diag.table_name == "checkpoints"
-
-
-def still_there() -> Protocol:
-    """User code that has closed its connection has failed, although it returned."""
-    condition = yield ("condition",)
-    if condition == "broken":
-        raise psycopg.OperationalError("the connection was closed, or lost, while user code had it")
-    if condition == "over":
-        raise RolledBackError("a statement of user code ended the transaction, which commits by itself")
 
 
 def _note(run: Run, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, cast, overload
 
 import psycopg
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
@@ -51,6 +51,7 @@ R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 Self_ = TypeVar("Self_")
 Conn = TypeVar("Conn", "Session", "AsyncSession", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
+Raw = TypeVar("Raw", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
 Ts = TypeVarTuple("Ts")
 
 
@@ -244,6 +245,7 @@ def _transaction_spec(
     isolation: Isolation | None,
     retries: int | Retry,
     database: str | None,
+    pipeline: bool,
 ) -> TransactionSpec:
     check_function(function, "transaction")
     flavour, leading = _flavour(function)
@@ -256,13 +258,25 @@ def _transaction_spec(
         raise UsageError(f"@transaction: no such isolation level: {isolation!r}")
     if database is not None and not (isinstance(cast("object", database), str) and database):
         raise UsageError(f"@transaction: database= is a name of EVENTFLOW_DATABASES, not {database!r}")
+    if pipeline:
+        _check_pipeline(function, flavour, database)
     spec = TransactionSpec(
         check_name(name or function.__qualname__), function, awaited, flavour, leading, isolation, as_retry(retries),
-        database,
+        database, pipeline,
     )  # fmt: skip
     if database is not None:
         registry.add_transaction(spec)
     return spec
+
+
+def _check_pipeline(function: Callable[..., Any], flavour: str, database: str | None) -> None:
+    if "session" in flavour:
+        raise UsageError(
+            f"@transaction: pipeline=True is for psycopg connections, and {function.__qualname__} has a Session, which sends "
+            "what messages only add together by itself"
+        )
+    if database is not None:
+        raise UsageError("@transaction: pipeline=True is for the ledger's database, where messages share transactions")
 
 
 class _TransactionDecorator(Protocol):
@@ -270,6 +284,10 @@ class _TransactionDecorator(Protocol):
     def __call__(self, function: Callable[Concatenate[Conn, P], R], /) -> Callable[P, R]: ...
     @overload  # a method: self, then the connection
     def __call__(self, function: Callable[Concatenate[Self_, Conn, P], R], /) -> Callable[Concatenate[Self_, P], R]: ...
+
+
+class _PipelineDecorator(Protocol):
+    def __call__(self, function: Callable[Concatenate[Raw, P], R], /) -> Callable[P, R]: ...
 
 
 @overload
@@ -283,7 +301,16 @@ def transaction(
     isolation: Isolation | None = None,
     retries: int | Retry = 0,
     database: str | None = None,
+    pipeline: Literal[False] = False,
 ) -> _TransactionDecorator: ...
+@overload
+def transaction(
+    *,
+    name: str | None = None,
+    isolation: Isolation | None = None,
+    retries: int | Retry = 0,
+    pipeline: Literal[True],
+) -> _PipelineDecorator: ...
 def transaction(
     function: Callable[..., Any] | None = None,
     /,
@@ -292,6 +319,7 @@ def transaction(
     isolation: Isolation | None = None,
     retries: int | Retry = 0,
     database: str | None = None,
+    pipeline: bool = False,
 ) -> Any:
     """A function whose database effects, and the record that it ran, are one commit on the ledger's database.
 
@@ -302,13 +330,20 @@ def transaction(
     `database` names another database of `EVENTFLOW_DATABASES`: its effects and its result are one commit there, once
     through any crash, and the ledger learns of it after. As a handler it is one whose only step it is.
 
+    `pipeline=True`, for handlers on a psycopg connection: an INSERT, UPDATE, DELETE or MERGE without RETURNING waits for no
+    answer, unless its result is looked at; up to 200 messages share a transaction. Order and effects are the same. Their
+    errors come at the end, or at the next statement that waits; then each message runs again by itself, with errors at their
+    own lines. Not for a handler to which such a statement is a lock, or a guard before an effect elsewhere. Called in a
+    workflow, or with one message in its transaction, each statement waits as ever.
+
     Raises:
-        UsageError: no function, or the first parameter's annotation names no connection.
+        UsageError: no function, the first parameter's annotation names no connection, or `pipeline` and a Session or
+            `database`.
 
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        spec = _transaction_spec(function, name, isolation, retries, database)
+        spec = _transaction_spec(function, name, isolation, retries, database, pipeline)
         call = _async_transaction(spec) if spec.is_async else _sync_transaction(spec)
         call.__eventflow_transaction__ = spec  # type: ignore[attr-defined]
         return call

@@ -31,13 +31,17 @@ POINTS = (
 
 @dataclass(frozen=True)
 class Group:
-    """A consumer: of which kind, in which order, in which colour; a batch is a transaction, or `plain`."""
+    """A consumer: of which kind, in which order, in which colour; a batch is a transaction, or `plain`.
+
+    `pipeline`: a transaction's statements may be kept back, where it is on a connection.
+    """
 
     kind: Kind
     ordering: Ordering
     colour: Colour
     session: bool
     plain: bool
+    pipeline: bool
 
     @property
     def name(self) -> str:
@@ -61,10 +65,10 @@ class Group:
 
 def groups(seed: int) -> list[Group]:
     """Each kind in each order, nine in all."""
-    chance = random.Random(f"groups {seed}")
+    chance, pipelines = random.Random(f"groups {seed}"), random.Random(f"pipelines {seed}")
     return [
         Group(kind, ordering, chance.choice(["sync", "async"]), chance.random() < 0.5,
-              plain=kind == "batch" and chance.random() < 0.3)
+              plain=kind == "batch" and chance.random() < 0.3, pipeline=pipelines.random() < 0.5)
         for kind in KINDS for ordering in ORDERINGS
     ]  # fmt: skip
 

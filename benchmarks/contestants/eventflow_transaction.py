@@ -29,6 +29,18 @@ async def enter_async(connection: psycopg.AsyncConnection[Any], message: Message
     await connection.execute(ENTER, (message.value.order_id, message.value.amount))
 
 
+@eventflow.transaction(pipeline=True)
+def enter_pipeline(connection: psycopg.Connection[Any], message: Message[Order]) -> None:
+    tally.add()
+    connection.execute(ENTER, (message.value.order_id, message.value.amount))
+
+
+@eventflow.transaction(pipeline=True)
+async def enter_pipeline_async(connection: psycopg.AsyncConnection[Any], message: Message[Order]) -> None:
+    tally.add()
+    await connection.execute(ENTER, (message.value.order_id, message.value.amount))
+
+
 @eventflow.transaction
 def enter_session(session: Session, message: Message[Order]) -> None:
     tally.add()
@@ -46,6 +58,8 @@ def enter_batch(connection: psycopg.Connection[Any], messages: list[Message[Orde
 HANDLERS: dict[str, Callable[[Message[Order]], object]] = {
     "psycopg": enter_psycopg,
     "psycopg-async": enter_async,
+    "pipeline": enter_pipeline,
+    "pipeline-async": enter_pipeline_async,
     "session": enter_session,
 }
 

@@ -15,7 +15,7 @@ from tests.harness import Load, Worker, World, few_seeds, pick
 pytestmark = pytest.mark.crash
 
 STEPS = ("one_step", "two_steps", "ordered", "one_step_sync", "two_steps_sync")
-TRANSACTIONS = ("ledger_psycopg", "ledger_session", "ledger_async", "transactional_step")
+TRANSACTIONS = ("ledger_psycopg", "ledger_session", "ledger_async", "ledger_pipeline", "transactional_step")
 GROUP = dict.fromkeys(TRANSACTIONS, "ledger") | {"ordered": "ordered", "mixed": "mixed"}
 
 # Point -> the apps that pass it, and how often at most it is passed before the kill.

@@ -477,12 +477,14 @@ class Bench:
             self.database, self.executor, [], "a", on_lost=lambda _: None, on_fenced=lambda _: None
         )  # fmt: skip
 
-    async def group(self, handler: Callable[..., Any], messages: int, retry: Retry | None = None) -> None:
+    async def group(
+        self, handler: Callable[..., Any], messages: int, retry: Retry | None = None, *, pipeline: bool = False
+    ) -> None:
         """Run these messages' handler as one group."""
         colour = asyncio.iscoroutinefunction(handler)
         spec = make_spec(handler, "bench", retry or Retry(0), 0)
         flavour: Any = "async connection" if colour else "connection"
-        own = TransactionSpec("bench", handler, colour, flavour, 0, None, Retry(0))
+        own = TransactionSpec("bench", handler, colour, flavour, 0, None, Retry(0), pipeline=pipeline)
         spec.consumer = ConsumerSpec(("t",), "g", "none", "earliest", "topic_id", None, {}, spec, own)
         runs = list[Run]()
         for offset in range(messages):

@@ -134,6 +134,10 @@ def book(connection: psycopg.Connection[Any], order: Order) -> int:
     return order.order_id
 
 
+@eventflow.transaction(pipeline=True)
+def enter_many(connection: psycopg.Connection[Any], message: Message[Order]) -> None: ...
+
+
 @eventflow.transaction(database="shop")
 async def sell(session: AsyncSession, order: Order) -> int:
     return order.order_id

@@ -94,6 +94,14 @@ def without_a_session_either(order: Order) -> int:
 def isolated_as_nothing(session: Session) -> None: ...
 
 
+@eventflow.transaction(pipeline=True)  # pyright: ignore[reportArgumentType]
+def kept_back_in_a_session(session: Session) -> None: ...
+
+
+@eventflow.transaction(database="shop", pipeline=True)  # pyright: ignore[reportCallIssue, reportArgumentType]
+def kept_back_elsewhere(connection: psycopg.Connection[tuple[int]]) -> None: ...
+
+
 @eventflow.transaction(database=3)  # pyright: ignore[reportArgumentType]
 def on_the_third_database(session: Session) -> None: ...
 

@@ -121,6 +121,24 @@ def test_a_transaction_stacks_under_a_consumer() -> None:
     assert registry.consumers[0].transaction is not None
 
 
+def test_where_statements_cannot_be_kept_back() -> None:
+    def in_session(session: Session, message: Message[int]) -> None: ...
+    def on_connection(connection: psycopg.Connection[Any], message: Message[int]) -> None: ...
+    def on_many(connection: psycopg.Connection[Any], messages: list[Message[int]]) -> None: ...
+
+    decorate: Any = eventflow.transaction
+    with pytest.raises(UsageError, match=f"psycopg connections.*{in_session.__qualname__}"):
+        decorate(pipeline=True)(in_session)
+    with pytest.raises(UsageError, match="the ledger's database"):
+        decorate(pipeline=True, database="shop")(on_connection)
+    with pytest.raises(UsageError, match="single messages"):
+        eventflow.kafka_consumer("t", group="g", batch=9)(eventflow.transaction(pipeline=True)(on_many))
+    eventflow.kafka_consumer("t", group="g")(eventflow.transaction(pipeline=True)(on_connection))
+    [consumer] = registry.consumers
+    assert consumer.transaction is not None
+    assert consumer.transaction.pipeline
+
+
 def test_a_transaction_of_another_database_is_a_step_of_its_handler() -> None:
     def enter(connection: psycopg.Connection[Any], message: Message[int]) -> None: ...
 

@@ -142,9 +142,10 @@ def transaction(group: Group) -> Callable[..., Any]:
         await eventflow.publish(OUT, value, key=key)
         refuse(message, "late", "once")
 
-    if group.colour == "sync":
-        return eventflow.transaction(in_session if group.session else on_connection)
-    return eventflow.transaction(in_async_session if group.session else on_async_connection)
+    if group.session:
+        return eventflow.transaction(in_session if group.colour == "sync" else in_async_session)
+    on_it = on_connection if group.colour == "sync" else on_async_connection
+    return eventflow.transaction(pipeline=group.pipeline)(on_it)
 
 
 def batch(group: Group) -> Callable[..., Any]:
