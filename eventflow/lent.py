@@ -21,6 +21,7 @@ from psycopg._pipeline_base import BasePipeline
 from psycopg._queries import PostgresQuery
 from psycopg.generators import send
 
+import eventflow.many as many
 from eventflow.errors import EventflowError, UsageError
 
 T = TypeVar("T")
@@ -65,8 +66,11 @@ def _waits(query: object) -> bool:
 class _Kept:
     """What both connections know of the statements that are kept back, and of what came of them."""
 
+    _cursors: type[BaseCursor[Any, Any]]
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self.cursor_factory: Any = self._cursors
         self.lent = False
         self.keeps = False
         self.forget()
@@ -131,7 +135,7 @@ def _send(connection: Any, kept: "list[tuple[PostgresQuery, ReferenceType[_Keepi
         yield from pipeline._fetch_gen(flush=False)
     finally:
         connection._pipeline = before
-        _leave(pgconn)
+        many.leave(pgconn)
 
 
 def _whose(cursor: "_Keeping | None", query: PostgresQuery) -> "BaseCursor[Any, Any] | None":
@@ -140,13 +144,6 @@ def _whose(cursor: "_Keeping | None", query: PostgresQuery) -> "BaseCursor[Any, 
         return None
     cursor._mine = None
     return cursor
-
-
-def _leave(pgconn: Any) -> None:
-    try:
-        pgconn.exit_pipeline_mode()
-    except psycopg.OperationalError:  # answers are left of which nobody knows any more whose they are
-        pgconn.finish()
 
 
 class _Keeping(BaseCursor[Any, Any]):
@@ -211,7 +208,7 @@ class _Keeping(BaseCursor[Any, Any]):
 _PGRESULT: Any = BaseCursor.__dict__["pgresult"]
 
 
-class Cursor(_Keeping, psycopg.Cursor[Any]):
+class Cursor(_Keeping, many.Cursor):
     """A lent connection's."""
 
     def execute(
@@ -242,7 +239,7 @@ class Cursor(_Keeping, psycopg.Cursor[Any]):
         return super().set_result(index)
 
 
-class AsyncCursor(_Keeping, psycopg.AsyncCursor[Any]):
+class AsyncCursor(_Keeping, many.AsyncCursor):
     """That of a lent async one."""
 
     async def execute(
@@ -281,6 +278,8 @@ class AsyncCursor(_Keeping, psycopg.AsyncCursor[Any]):
 
 class Lent(_Kept, psycopg.Connection[Any]):
     """A connection lent to user code."""
+
+    _cursors = many.Cursor
 
     def commit(self) -> None:
         if self.lent:
@@ -321,6 +320,8 @@ class Lent(_Kept, psycopg.Connection[Any]):
 
 class AsyncLent(_Kept, psycopg.AsyncConnection[Any]):
     """The same for async code."""
+
+    _cursors = many.AsyncCursor
 
     async def commit(self) -> None:
         if self.lent:
