@@ -6,7 +6,6 @@ protocol's generator on one. When the transaction commits is not for user code t
 
 import asyncio
 import functools
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +35,6 @@ Mode = Literal["alone", "grouped", "piped", "savepoint"]
 Condition = Literal["whole", "failed", "over", "broken"]
 
 
-_PATIENCE = 0.02  # seconds
 _CONDITIONS: dict[int, Condition] = {
     psycopg.pq.TransactionStatus.INERROR: "failed",
     psycopg.pq.TransactionStatus.IDLE: "over",
@@ -82,15 +80,10 @@ def _sees_all(spec: TransactionSpec, cursor: "psycopg.Cursor[Any] | psycopg.Asyn
 
 
 class Port:
-    """What the protocol asks for, on a sync connection.
+    """What the protocol asks for, on a sync connection."""
 
-    `turn`: shared by ports whose user code takes turns where it is brief, for two threads that let go of the interpreter
-    after each row of an `executemany` wake each other up ten thousand times a second.
-    """
-
-    def __init__(self, database: Database, turn: "threading.Lock | None" = None) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._turn, self._has_turn = turn or threading.Lock(), False
         self._sa: Any = None
         self.raw: Any = None
 
@@ -158,15 +151,6 @@ class Port:
                 raise RolledBackError("the handler rolled its transaction back")
         _still_there(self.raw)  # before the next one's effects are committed by themselves
         return result
-
-    def take_turn(self) -> None:
-        """Be the only one of its kind whose user code runs, until the turn is given; who has it for long is not waited for."""
-        self._has_turn = self._turn.acquire(timeout=_PATIENCE)
-
-    def give_turn(self) -> None:
-        if self._has_turn:
-            self._has_turn = False
-            self._turn.release()
 
     def flush(self) -> None:
         """Send what grouped messages have only added, or what was kept back of them."""
@@ -289,12 +273,6 @@ class AsyncPort:
                 raise RolledBackError("the handler rolled its transaction back")
         _still_there(self.raw)  # before the next one's effects are committed by themselves
         return result
-
-    def take_turn(self) -> None:
-        """All run on one loop, where nothing is to be gained by it."""
-
-    def give_turn(self) -> None:
-        pass
 
     async def flush(self) -> None:
         """The same as of `Port`."""

@@ -52,7 +52,6 @@ GROUP = 50  # messages that share a transaction at most, and no more than take s
 PIPED = 200  # the same where their statements may be kept back
 _LONG = 0.1
 _FIRST = 10  # while nobody knows how long one takes
-_BRIEF = 200e-6  # seconds for a message of a batch: handlers that take less are called in turns
 Phase = Literal["begin", "user", "write", "commit"]
 TransactionVerdict = Literal["user", "conflict", "broken", "again", "unknown", "lost", "gone", "fenced"]
 Begin = Callable[[], Open | None]  # begins a span, if there is to be one
@@ -177,7 +176,7 @@ class Transactions:
         self._on_lost, self._on_fenced = on_lost, on_fenced
         quarter = len(lanes) // 4
         self._stopped = threading.Event()
-        self._ready, self._turn = threading.Condition(), threading.Lock()
+        self._ready = threading.Condition()
         self._line = _Line()
         self._threads = [
             threading.Thread(target=self._work, args=(lane,), name="eventflow transactions", daemon=True)
@@ -260,16 +259,12 @@ class Transactions:
         most = PIPED if _transaction(run).pipeline else GROUP
         return _FIRST if pace is None else max(1, min(most, int(_LONG / pace)))
 
-    def _is_brief(self, run: Run) -> bool:
-        """Whether two threads that call its handler at once would take longer than one after the other."""
-        return is_batched(run.spec) and self._pace.get(run.name, _BRIEF) < _BRIEF
-
     def _note_pace(self, name: str, seconds: float, messages: int) -> None:
         lately = seconds / messages
         self._pace[name] = max(1e-6, lately + 0.7 * (self._pace.get(name, lately) - lately))
 
     def _work(self, lane: Lane) -> None:
-        port = Port(self._database, self._turn)
+        port = Port(self._database)
         try:
             while True:
                 with self._ready:
@@ -370,20 +365,16 @@ class Transactions:
                 yield ("begin", _transaction(runs[0]))
                 phase = "user"
                 held.hold()
-                if self._is_brief(runs[0]):
-                    yield ("take_turn",)
                 entries = yield from self._run_all(runs, failed, mode)
                 phase = "write"
                 crash_point("transactions.before_guard")
                 yield from self._write(lane, entries)
                 crash_point("transactions.before_commit")
                 phase = "commit"
-                yield ("give_turn",)
                 yield ("commit",)
             except GeneratorExit:
                 raise
             except BaseException as error:
-                yield ("give_turn",)
                 verdict = yield from self._verdict(lane, error, phase)
                 if verdict == "committed":
                     self._settle(entries, failed)
@@ -482,9 +473,7 @@ class Transactions:
         scope = StepScope(Branch(good[0], None), "1.1", spec.name, kind="transaction", many=True)
         tracing = self._executor.tracing
         begin = tracing and functools.partial(tracing.begin_batch, good)
-        began = time.perf_counter()
         yield ("user", spec, _call_with(messages, spec, scope, begin), "alone")
-        self._note_pace(good[0].name, time.perf_counter() - began, len(good))
         output = spec.result.encode(None)
         entries = [Entry(run, [], "succeeded", output=output) for run in good]
         entries[0].riders = list(scope.riders) or None
