@@ -643,6 +643,11 @@ def few_seeds() -> list[Any]:
     return [seed if seed == 0 else pytest.param(seed, marks=pytest.mark.long) for seed in seeds()]
 
 
+def few(choices: Iterable[T], *these: T) -> list[Any]:
+    """Of these choices, only some in `make test`."""
+    return [one if one in these else pytest.param(one, marks=pytest.mark.long) for one in choices]
+
+
 def pick(seed: int, *what: object, choices: Iterable[T]) -> T:
     """A choice that depends on the seed and on what it is for, and on nothing else."""
     return random.Random(f"{seed}:{what}").choice(list(choices))

@@ -1,6 +1,8 @@
 """A real Apache Kafka from its own jars, on the wheel's Java: one KRaft node on loopback."""
 
+import hashlib
 import importlib.util
+import os
 import signal
 import subprocess
 import uuid
@@ -114,10 +116,10 @@ class Kafka:
             if note.exists() and _is_kafka(int(note.read_text(encoding="utf-8"))):
                 return
             properties = self._configure()
-            base = [str(java()), *self._tuning, "-cp", jars]
             if not (self._home / "data" / "meta.properties").exists():
-                self._format(base, properties)
-            self._process = spawn([*base, "kafka.Kafka", str(properties)], self._log, signal.SIGTERM, cwd=self._home)
+                self._format(jars, properties)
+            command = [*self._java(jars), "kafka.Kafka", str(properties)]
+            self._process = spawn(command, self._log, signal.SIGTERM, cwd=self._home)
             note.write_text(str(self._process.pid), encoding="utf-8")
             wait_until(self._answers, self._process, self._log, "Kafka", 60)
 
@@ -149,18 +151,39 @@ class Kafka:
         )
         return path
 
-    def _format(self, base: list[str], properties: Path) -> None:
-        if error := self._try_to_format(base, properties):
-            error = self._try_to_format(base, properties)  # once in some hundred starts it fails, and the next time not
+    def _java(self, jars: str) -> list[str]:
+        """What runs a class of Kafka: with what an earlier run has loaded and linked, if one has left it (JEP 514)."""
+        cache = self._cache(jars)
+        known = [f"-XX:AOTCache={cache}"] if cache.exists() else []
+        return [str(java()), *self._tuning, "-XX:+IgnoreUnrecognizedVMOptions", *known, "-cp", jars]
+
+    def _cache(self, jars: str) -> Path:
+        """Of these jars, this Java and its options, which have to be the same."""
+        release = java().parents[1] / "release"
+        same = f"{jars}\n{release.read_text(encoding='utf-8')}\n{self._tuning[1:]}"
+        folder = Path(jars.partition(os.pathsep)[0]).parent
+        return folder / f"{hashlib.sha256(same.encode()).hexdigest()[:16]}.aot"
+
+    def _format(self, jars: str, properties: Path) -> None:
+        if error := self._try_to_format(jars, properties):
+            error = self._try_to_format(jars, properties)  # once in some hundred starts it fails, and the next time not
         if error:
             raise LocalServiceError(f"formatting Kafka's folder failed:\n{error}")
 
-    def _try_to_format(self, base: list[str], properties: Path) -> str:
+    def _try_to_format(self, jars: str, properties: Path) -> str:
+        """Format the data folder; the first time on this machine, leave what was loaded for it to all later starts."""
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
+        command = self._java(jars)
+        cache = self._cache(jars)
+        own = cache.with_suffix(f".{os.getpid()}")
+        if not cache.exists():
+            command.insert(1, f"-XX:AOTCacheOutput={own}")
         made = subprocess.run(
-            [*base, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"],
+            [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--ignore-formatted"],
             capture_output=True, check=False, cwd=self._home,
         )  # fmt: skip
+        if own.exists():
+            own.replace(cache)
         return (made.stdout + made.stderr).decode(errors="replace") if made.returncode else ""
 
     def _answers(self) -> bool:

@@ -34,8 +34,9 @@ def number(text: str, title: str) -> float:
 
 
 @pytest.mark.alone
-def test_the_demo_is_exact_and_so_is_a_second_one(private_root: Path) -> None:
-    for _ in range(2):
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_the_demo_is_exact_and_so_is_a_second_one(private_root: Path, times: int) -> None:
+    for _ in range(times):
         began = time.monotonic()
         process = start(private_root, 5000)
         try:

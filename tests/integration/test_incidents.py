@@ -16,7 +16,7 @@ from eventflow.local import Kafka
 from eventflow.records import IncidentRecord
 from eventflow.sync import Client
 from tests import forkserver
-from tests.harness import Worker, World
+from tests.harness import Worker, World, few
 from tests.integration.test_cli import environment
 
 POLICIES = ["stop", "earliest", "latest"]
@@ -234,7 +234,7 @@ def cut(world: World, broker: Kafka, folder: Path, keep: float) -> None:
     world.wait(lambda: world.has_partitions(1), "the partition is led")
 
 
-@pytest.mark.parametrize("policy", [*POLICIES[:2], pytest.param("latest", marks=pytest.mark.long)])
+@pytest.mark.parametrize("policy", few(POLICIES, "stop"))
 def test_a_log_that_was_cut_off_under_a_worker(
     private_world: World, private_kafka: Kafka, private_root: Path, policy: str
 ) -> None:

@@ -53,6 +53,22 @@ def test_two_starts_of_kafka_at_once_are_one_broker(private_root: Path) -> None:
         own.stop()
 
 
+def test_what_a_start_leaves_to_later_ones(private_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept by the first; where it is not what it should be, a broker starts all the same."""
+    kept = tmp_path / "loaded.aot"
+    monkeypatch.setattr(Kafka, "_cache", lambda *_: kept)
+    for folder in ("first", "second"):
+        if folder == "second":
+            assert kept.stat().st_size > 1_000_000
+            assert list(tmp_path.iterdir()) == [kept]
+            kept.write_bytes(b"nothing of the kind")
+        (private_root / folder).mkdir()
+        broker = Kafka(private_root / folder)
+        broker.start()
+        assert AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=5).brokers
+        broker.stop()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose folders PostgreSQL's account may not enter")
 def test_a_folder_that_the_server_may_not_enter() -> None:
     closed = Path(tempfile.mkdtemp(dir="/var/tmp"))

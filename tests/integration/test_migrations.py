@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,6 +19,7 @@ from eventflow.payloads import Payloads
 from tests.harness import World
 from tests.integration.test_cli import eventflow
 from tests.integration.test_schema import QUERIES, RESULTS_QUERIES, explain
+from tests.ledgers import prepare
 
 MIGRATING = {"insert_migration", "lock_migrations"}  # what only `migrate` does, by a role that may create
 Admin = psycopg.Connection[Any]
@@ -152,8 +154,17 @@ def test_the_documented_rights_suffice_elsewhere(database_url: str, admin: Admin
         check_results(other)
 
 
-def test_workers_with_the_documented_rights_only(world: World, admin: Admin, role: str) -> None:
+@pytest.fixture
+def own_world(database_url: str, kafka_bootstrap: str, tmp_path: Path) -> Iterator[World]:
+    """On the database that `admin` administers."""
+    made = World(prepare(database_url), kafka_bootstrap, tmp_path)
+    yield made
+    made.close()
+
+
+def test_workers_with_the_documented_rights_only(own_world: World, admin: Admin, role: str) -> None:
     """Every kind of handler, a takeover, folding and pruning."""
+    world = own_world
     harden(admin, role)
     admin.execute(f"grant insert on effects to {role}; grant usage on sequence effects_id_seq to {role}".encode())
     mine = {"DATABASE_URL": url_of(role, world.database_url), "EVENTFLOW_LOG_LEVEL": "debug"}

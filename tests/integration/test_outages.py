@@ -53,7 +53,7 @@ def test_broker_killed_and_restarted_under_load(private_world: World, private_ka
 
 
 @pytest.mark.parametrize(
-    "role", ["journal", *(pytest.param(r, marks=pytest.mark.long) for r in ("lease", "consumer")), ""]
+    "role", ["journal", *(pytest.param(r, marks=pytest.mark.long) for r in ("lease", "consumer", ""))]
 )
 def test_sessions_are_terminated_again_and_again(world: World, role: str) -> None:
     """An administrator (or a fail-over) ends sessions at random moments of a flush; '' ends those of all roles."""

@@ -37,7 +37,9 @@ def test_no_block_is_left_out(name: str) -> None:
     assert len(_BLOCK.findall(text)) == text.count("```python")
 
 
-@pytest.fixture(scope="module", params=["60", "0.05"], ids=["stays", "leaves"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("60", id="stays"), pytest.param("0.05", id="leaves", marks=pytest.mark.long)]
+)
 def environment(postgres_url: str, kafka_bootstrap: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """What waits stays in memory, or leaves it; the programs share a ledger, another database, `shop`, and a broker."""
     name = f"test_{uuid.uuid4().hex[:12]}"

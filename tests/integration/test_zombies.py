@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.harness import DEFAULTS, Load, Worker, World
+from tests.harness import DEFAULTS, Load, Worker, World, few
 
 
 def fingerprint(world: World, executor: int) -> object:
@@ -65,7 +65,7 @@ def test_frozen_with_work_in_flight(world: World, app: str, group: str) -> None:
     world.check_no_incidents()
 
 
-@pytest.mark.parametrize("app", ["one_step", "two_steps", "ordered"])
+@pytest.mark.parametrize("app", few(["one_step", "two_steps", "ordered"], "one_step"))
 def test_frozen_with_a_flush_half_sent(world: World, app: str) -> None:
     """The server waits for the rest of a transaction that holds the identity: the taker ends its session (R9)."""
     half_sent_flush(world, app)
@@ -98,7 +98,7 @@ def half_sent_flush(world: World, app: str) -> None:
     world.check_no_incidents()
 
 
-@pytest.mark.parametrize("app", ["ledger_psycopg", "ledger_session", "transactional_step"])
+@pytest.mark.parametrize("app", few(["ledger_psycopg", "ledger_session", "transactional_step"], "ledger_psycopg"))
 def test_frozen_in_a_transaction(world: World, app: str) -> None:
     """Frozen between a user's statements and their commit: the effect is the taker's, once."""
     world.create_topic(4)
