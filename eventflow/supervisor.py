@@ -7,6 +7,7 @@ nobody but the process that it is found in. Each holds one end of a socket: it s
 supervisor is gone, it drains, so that nothing outlives it unseen.
 """
 
+import contextlib
 import logging
 import os
 import select
@@ -283,7 +284,12 @@ def supervised(fd: int) -> Callable[[], None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="eventflow supervisor", daemon=True).start()
-    return lambda: line.sendall(b"ready")
+
+    def ready() -> None:
+        with contextlib.suppress(OSError):  # it is gone, and this process is about to leave for that
+            line.sendall(b"ready")
+
+    return ready
 
 
 def command_of(module: str, options: Sequence[str]) -> list[str]:

@@ -86,7 +86,7 @@ class Topics:
         return Brokers(self, *arguments)
 
     def read(self) -> bool:
-        """Whether each consumer has taken all that there is, or has no room for more."""
+        """Whether each consumer has taken all that there is, or has no room for more, and has handed over what it took."""
         with self.changed:
             return all(consumer.is_at_end() for consumer in self.consumers)
 
@@ -130,6 +130,7 @@ class Consumer:
         self._on_assign: Callable[[Any, list[Place]], None]
         self._next: dict[tuple[str, int], int] = {}
         self._paused: set[tuple[str, int]] = set()
+        self._handing = False
         with topics.changed:
             topics.consumers.append(self)
 
@@ -138,8 +139,8 @@ class Consumer:
         self._subscribed = list(topics)
 
     def is_at_end(self) -> bool:
-        """Whether all that is assigned to it was taken, or is paused; and something is."""
-        return self._subscribed is None and bool(self._next) and not self._has_more()
+        """Whether all that is assigned to it was taken, or is paused, and it has come for more since; and something is."""
+        return self._subscribed is None and bool(self._next) and not (self._has_more() or self._handing)
 
     def _has_more(self) -> bool:
         return any(self._topics.end(key[0]) > offset for key, offset in self._next.items() if key not in self._paused)
@@ -149,6 +150,7 @@ class Consumer:
         if new is not None:
             self._on_assign(self, [Place(topic) for topic in new if (topic, 0) not in self._next])
         with self._topics.changed:
+            self._handing = False
             self._topics.changed.wait_for(self._has_more, timeout)
         return next(iter(self.consume(1, 0)), None)
 
@@ -160,6 +162,7 @@ class Consumer:
                     more = self._topics.logs.get(key[0], [])[offset : offset + count - len(taken)]
                     self._next[key] += len(more)
                     taken += more
+            self._handing = self._handing or bool(taken)
         return taken
 
     def incremental_assign(self, places: Iterable[Any]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from eventflow import sync
 from eventflow.migrations import migrate
+from eventflow.supervisor import supervised
 from tests.harness import Load, World
 from tests.integration.test_cli import environment, eventflow, wait_until
 from tests.integration.test_health import free_port
@@ -254,3 +256,14 @@ def test_reload(start: Callable[..., Supervised], tmp_path: Path) -> None:
     supervised.wait(lambda: supervised.pids("goodbye"), "the new code runs")
     supervised.process.send_signal(signal.SIGINT)
     assert supervised.process.wait(30) == 0
+
+
+def test_who_becomes_ready_when_his_supervisor_is_gone_leaves_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half entered, he would stand in the ledger as alive, for nobody to take over from."""
+    told: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.put((pid, number)))
+    ours, theirs = socket.socketpair()
+    ready = supervised(theirs.detach())
+    ours.close()
+    ready()
+    assert told.get(timeout=5) == (os.getpid(), signal.SIGTERM)
