@@ -18,12 +18,12 @@ MEASURES = ("latency", "dbos-latency", "trips", "idle")
 COUNTS = {
     "fast": 200_000, "transactional": 50_000, "slow": 10_000, "dbos": 3_000, "keyed": 100_000, "hot": 100_000,
     "one partition": 50_000,
-    "one partition, steps": 3_000,
+    "one partition, steps": 3_000, "one partition, dbos": 30,
 }  # fmt: skip
 QUICK = {
     "fast": 40_000, "transactional": 10_000, "slow": 3_000, "dbos": 1_000, "keyed": 40_000, "hot": 96_000,
     "one partition": 20_000,
-    "one partition, steps": 1_000,
+    "one partition, steps": 1_000, "one partition, dbos": 10,
 }  # fmt: skip
 TRIPS = ("prototype", "eventflow-async", "eventflow-suspending")
 Figures = dict[str, Any]

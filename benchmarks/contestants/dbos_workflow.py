@@ -73,7 +73,7 @@ def consume(arguments: Any) -> None:
     """Register the consumer: the received time is that of the fetched batch, seen at the first call."""
     handler: Any = bill_async if arguments.kind == "async" else bill
     kafka = {"bootstrap.servers": arguments.bootstrap, "group.id": arguments.group}
-    DBOS.kafka_consumer(kafka, [arguments.topic])(DBOS.workflow()(handler))
+    DBOS.kafka_consumer(kafka, [arguments.topic], ordering=arguments.ordering)(DBOS.workflow()(handler))
 
 
 def results(dsn: str, count: int) -> tuple[list[tuple[float, int]], float]:
@@ -101,6 +101,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--kind", choices=["sync", "async"], default="sync")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--ordering", choices=["none", "partition"], default="none")
     parser.add_argument("--latency", action="store_true")
     arguments = parser.parse_args()
     config: DBOSConfig = {
