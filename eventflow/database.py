@@ -154,9 +154,7 @@ class Database:
         """
         prepare = self.prepared and not afresh
         cursor = connection.execute(*self.statement(name, params or {}), prepare=prepare, binary=True)
-        if not cursor.description:
-            return []
-        return self.payloads.read(name, [column.name for column in cursor.description], cursor.fetchall())
+        return self._fetch(name, cursor) if cursor.description else []
 
     def rows(self, connection: Connection, name: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """The rows of a named query that always has some columns; in a pipeline, too, where `run` waits for nothing.
@@ -165,8 +163,10 @@ class Database:
             CodecError: the payload codec refuses a parameter.
 
         """
-        cursor = connection.execute(*self.statement(name, params), prepare=self.prepared, binary=True)
-        rows = cursor.fetchall()
+        return self._fetch(name, connection.execute(*self.statement(name, params), prepare=self.prepared, binary=True))
+
+    def _fetch(self, name: str, cursor: "psycopg.Cursor[Any]") -> list[tuple[Any, ...]]:
+        rows = cursor.fetchall()  # first: in a pipeline nothing is known of them before
         return self.payloads.read(name, [column.name for column in cursor.description or ()], rows)
 
 
@@ -282,6 +282,23 @@ def fenced(error: BaseException) -> FencedError:
     return FencedError(first_line(error))
 
 
+@contextmanager
+def _whole(connection: Connection) -> Generator[None, None, None]:
+    """Roll back what fails."""
+    try:
+        yield
+    except BaseException as error:
+        rollback(connection)
+        if isinstance(error, psycopg.Error) and error.sqlstate in {"EF001", "EF003"}:
+            raise fenced(error) from error
+        raise
+
+
+def _check_commit(cursor: "psycopg.Cursor[Any]") -> None:
+    if cursor.statusmessage != "COMMIT":
+        raise EventflowError("the transaction was rolled back by the server")
+
+
 def in_transaction(connection: Connection, work: Callable[[Connection], Any], *setup: str) -> Any:
     """Run `work` in one READ COMMITTED transaction after the SET LOCAL statements given.
 
@@ -290,17 +307,11 @@ def in_transaction(connection: Connection, work: Callable[[Connection], Any], *s
         psycopg.Error: anything else, after a rollback.
 
     """
-    try:
-        begin = "; ".join(("begin isolation level read committed", *setup))
+    begin = "; ".join(("begin isolation level read committed", *setup))
+    with _whole(connection):
         connection.execute(begin.encode(), prepare=False)
         result = work(connection)
-        if connection.execute("commit").statusmessage != "COMMIT":
-            raise EventflowError("the transaction was rolled back by the server")
-    except BaseException as error:
-        rollback(connection)
-        if isinstance(error, psycopg.Error) and error.sqlstate in {"EF001", "EF003"}:
-            raise fenced(error) from error
-        raise
+        _check_commit(connection.execute("commit"))
     return result
 
 
@@ -312,18 +323,12 @@ def in_pipeline(connection: Connection, work: Callable[[Connection], Any]) -> An
         psycopg.Error: anything else, after a rollback.
 
     """
-    try:
+    with _whole(connection):
         with connection.pipeline():
             connection.execute(b"begin isolation level read committed", prepare=False)
             result = work(connection)
             last = connection.execute(b"commit", prepare=False)
-        if last.statusmessage != "COMMIT":
-            raise EventflowError("the transaction was rolled back by the server")
-    except BaseException as error:
-        rollback(connection)
-        if isinstance(error, psycopg.Error) and error.sqlstate in {"EF001", "EF003"}:
-            raise fenced(error) from error
-        raise
+        _check_commit(last)
     return result
 
 

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -431,7 +431,7 @@ class Executor:
     # ---- batches ----
 
     def begin_batch(self, batch: Batch, *, alone: bool = False) -> None:
-        """Call the handler with those of these messages that may begin. On the loop."""
+        """Have the handler called with these messages, where they may begin by then. On the loop."""
         if self.stopping:
             for run in batch.runs:
                 self.abandon(run)
@@ -867,7 +867,11 @@ class Executor:
                 self._wake(run, free)
             if entry.riders is not None:
                 self.tell(entry.riders)
-        for claim, count in finished.items():
+        self._finished(finished, free)
+
+    def _finished(self, counts: Mapping[Claim, int], free: list[Run]) -> None:
+        """So many of these claims' messages are over, and these runs, which waited for some of them, may be launched."""
+        for claim, count in counts.items():
             with claim.lock:
                 claim.finished += count
         if free:
@@ -934,12 +938,7 @@ class Executor:
                 follower = run.scope.leave(run)
                 free += [] if follower is None else [follower]
                 self._let_go(run, run.scope)
-        for claim, count in Counter(run.claim for run in runs).items():
-            if claim is not None:
-                with claim.lock:
-                    claim.finished += count
-        if free:
-            self._launch(free)
+        self._finished(Counter(run.claim for run in runs if run.claim is not None), free)
 
     def _answer(self, run: Run, entry: Entry) -> None:
         self._forget(run)

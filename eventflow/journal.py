@@ -692,9 +692,8 @@ def flush_statements(
 
 def _is_known(entry: Entry) -> bool:
     """Whether others know it by its row: it waits, talks or has relatives, or leaves events, children and the like."""
-    if entry.riders is None:
-        return entry.run.life is not None
-    return entry.run.life is not None or any(rider.query != "insert_outbox" for rider in entry.riders)
+    written = entry.riders is not None and any(rider.query != "insert_outbox" for rider in entry.riders)
+    return written or entry.run.life is not None
 
 
 def rider_statements(riders: Iterable[Rider]) -> list[Statement]:
@@ -791,21 +790,13 @@ def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
 
 
 def _ranges(accepted: list[list[Entry]], gaps: list[Gap]) -> dict[Claim, list[tuple[int, int]]]:
-    """Per claim, the ranges of offsets that a flush accepts: each message with the gap before it, neighbours joined."""
+    """Per claim, the ranges of offsets that a flush accepts: each message with the gap before it."""
     result: dict[Claim, list[tuple[int, int]]] = {}
     for entries in accepted:
         for entry in entries:
-            run: Any = entry.run
-            claim = run.claim
-            if claim is None:
-                continue
-            ranges = result.get(claim)
-            if ranges is None:
-                result[claim] = [(run.first, run.offset + 1)]
-            elif ranges[-1][1] == run.first:
-                ranges[-1] = ranges[-1][0], run.offset + 1
-            else:
-                ranges.append((run.first, run.offset + 1))
+            run = entry.run
+            if run.claim is not None:
+                result.setdefault(run.claim, []).append((run.first, run.offset + 1))  # type: ignore[operator]
     for claim, start, end in gaps:
         result.setdefault(claim, []).append((start, end))
     return result

@@ -17,7 +17,6 @@ from weakref import ReferenceType, ref
 
 import psycopg
 from psycopg._cursor_base import BaseCursor
-from psycopg._pipeline_base import BasePipeline
 from psycopg._queries import PostgresQuery
 from psycopg.generators import send
 
@@ -115,27 +114,18 @@ class _Kept:
 
 def _send(connection: Any, kept: "list[tuple[PostgresQuery, ReferenceType[_Keeping]]]") -> Waits[None]:
     """Send these in one go, and give each its answer; raise the first error among them."""
-    pgconn, pipeline, before = connection.pgconn, BasePipeline(connection), connection._pipeline
     nobody: BaseCursor[Any, Any] = BaseCursor(connection)  # has the answers that nobody can look at any more
     nobody._execmany_returning, nobody._rowcount = False, 0
-    commands = pipeline.command_queue
-    pgconn.enter_pipeline_mode()
-    connection._pipeline = pipeline
-    try:
+    with many.piped(connection) as pipeline:
         for query, cursor in kept:
             yield from (_whose(cursor(), query) or nobody)._maybe_prepare_gen(query)
-            while commands:
-                commands.popleft()()
+            many.hand_over(pipeline)
         yield from connection._prepared.maintain_gen(connection)
-        while commands:
-            commands.popleft()()
-        pgconn.pipeline_sync()
+        many.hand_over(pipeline)
+        pipeline.pgconn.pipeline_sync()
         pipeline.result_queue.append(None)
-        yield from send(pgconn)
+        yield from send(pipeline.pgconn)
         yield from pipeline._fetch_gen(flush=False)
-    finally:
-        connection._pipeline = before
-        many.leave(pgconn)
 
 
 def _whose(cursor: "_Keeping | None", query: PostgresQuery) -> "BaseCursor[Any, Any] | None":

@@ -9,6 +9,7 @@ them before the first is sent, so that a value that cannot be converted leaves n
 # Rows are sent and answered as by psycopg's own pipeline, whose state a cursor of ours has to keep as it is.
 
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -56,29 +57,20 @@ class _Many(BaseCursor[Any, Any]):
         yield from self._conn._prepared.maintain_gen(self._conn)
 
     def _send_some(self, made: PostgresQuery, rows: list[_Row]) -> Waits:
-        connection: Any = self._conn
-        pgconn, pipeline = connection.pgconn, BasePipeline(connection)
-        pgconn.enter_pipeline_mode()
-        connection._pipeline = pipeline
-        try:
-            types = None
-            name = b""
+        types, name = None, b""
+        with piped(self._conn) as pipeline:
             for params, of_types, formats in rows:
                 if of_types == types:
-                    pgconn.send_query_prepared(name, params, formats, self.format)
+                    pipeline.pgconn.send_query_prepared(name, params, formats, self.format)
                     pipeline.result_queue.append((self, None))
                     continue
                 made.params, made.types, made.formats = params, of_types, formats
                 yield from self._maybe_prepare_gen(made, prepare=True)
-                while pipeline.command_queue:
-                    pipeline.command_queue.popleft()()
+                hand_over(pipeline)
                 types, name = of_types, self._get_prepared(made, prepare=True)[1]
-            pgconn.pipeline_sync()
-            yield from send(pgconn)
+            pipeline.pgconn.pipeline_sync()
+            yield from send(pipeline.pgconn)
             yield from self._count(pipeline)
-        finally:
-            connection._pipeline = None
-            leave(pgconn)
 
     def _count(self, pipeline: BasePipeline) -> Waits:
         """Take the answers, of which those that are not about a row of their own are psycopg's; raise the first error."""
@@ -135,9 +127,23 @@ def _rows(made: PostgresQuery, rows: Iterable[Any]) -> Iterator[_Row]:
         yield _row(made)
 
 
-def leave(pgconn: Any) -> None:
-    """Let a connection leave pipeline mode; where that cannot be, it is closed."""
+@contextmanager
+def piped(connection: Any) -> Generator[BasePipeline, None, None]:
+    """A connection in pipeline mode, of which its cursors know; one that cannot leave it again is closed."""
+    pipeline, before = BasePipeline(connection), connection._pipeline
+    connection.pgconn.enter_pipeline_mode()
+    connection._pipeline = pipeline
     try:
-        pgconn.exit_pipeline_mode()
-    except psycopg.OperationalError:  # answers are left of which nobody knows any more whose they are
-        pgconn.finish()
+        yield pipeline
+    finally:
+        connection._pipeline = before
+        try:
+            connection.pgconn.exit_pipeline_mode()
+        except psycopg.OperationalError:  # answers are left of which nobody knows any more whose they are
+            connection.pgconn.finish()
+
+
+def hand_over(pipeline: BasePipeline) -> None:
+    """Give libpq the commands that a cursor has made ready."""
+    while pipeline.command_queue:
+        pipeline.command_queue.popleft()()

@@ -244,10 +244,7 @@ class Transactions:
             if isinstance(run, Batch):
                 return self._executor.beginning(run.runs)
             most = self._most(run)
-            if run.may_begin():
-                group.append(run)
-            else:
-                self._executor.abandon(run)
+            group += self._executor.able([run])
             if run.scope is not None:
                 run.begun = True
                 group += self._executor.company(run, most - len(group))

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from eventflow.local import Kafka, Postgres
 from tests import services
+from tests.ledgers import empty_database
 
 
 def pytest_configure() -> None:
@@ -43,17 +43,8 @@ def kafka_bootstrap(running_services: services.Services) -> str:
 
 @pytest.fixture
 def database_url(postgres_url: str) -> Iterator[str]:
-    yield from fresh_database(postgres_url)
-
-
-def fresh_database(postgres_url: str) -> Iterator[str]:
-    """A database for as long as the generator lasts."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"create database {name}".encode())
-    yield postgres_url.rsplit("/", 1)[0] + f"/{name}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"drop database {name} with (force)".encode())
+    with empty_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
-"""Ledgers of the tests that kill: copies of one that was migrated once, which takes a tenth of a second less than each anew."""
+"""Databases of the tests: empty ones, other ones than the ledger's, and ledgers, which may be copies of one migrated once."""
 
 import atexit
-import contextlib
 import functools
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import psycopg
 
-from eventflow.migrations import migrate
+from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 
 # What a transaction or a step does, where a second time must be seen, not refused: there is no unique constraint.
 EFFECTS = """
@@ -19,6 +19,27 @@ create table if not exists effects (
 """
 
 
+@contextmanager
+def empty_database(postgres_url: str, kind: str = "test", like: str = "template1") -> Iterator[str]:
+    """One that is dropped at the end; nobody is connected to the one that it is `like`."""
+    name = f"{kind}_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"create database {name} template {like}".encode())
+    yield postgres_url.rsplit("/", 1)[0] + f"/{name}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"drop database {name} with (force)".encode())
+
+
+@contextmanager
+def other_database(postgres_url: str) -> Iterator[str]:
+    """One that is not the ledger's, ready for transactions, with a table for effects."""
+    with empty_database(postgres_url, "other") as url:
+        migrate(url, schema=RESULTS_SCHEMA, layout=RESULTS)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(EFFECTS.encode())
+        yield url
+
+
 def prepare(url: str) -> str:
     """Make a ledger of it, with a table for effects."""
     migrate(url)
@@ -27,39 +48,24 @@ def prepare(url: str) -> str:
     return url
 
 
-@contextlib.contextmanager
+@contextmanager
 def new_ledger(postgres_url: str) -> Iterator[str]:
-    """One of its own, in a database that is dropped at the end."""
-    like, name = _prepared(postgres_url), f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"create database {name} template {like}".encode())
-    url = _at(postgres_url, name)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("update eventflow.ledger set id = gen_random_uuid()")  # by which other databases know it
-    yield url
-    _drop(postgres_url, name)
+    """A prepared one: a copy, which takes a tenth of a second less than one that is migrated."""
+    with empty_database(postgres_url, like=_prepared(postgres_url)) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("update eventflow.ledger set id = gen_random_uuid()")  # by which other databases know it
+        yield url
 
 
 @functools.cache
 def _prepared(postgres_url: str) -> str:
     """The name of the database that the others are copied from."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"create database {name}".encode())
-    atexit.register(_drop_if_there, postgres_url, name)
-    prepare(_at(postgres_url, name))
-    return name
+    stack = ExitStack()
+    url = prepare(stack.enter_context(empty_database(postgres_url)))
+    atexit.register(_close, stack)
+    return url.rsplit("/", 1)[1]
 
 
-def _at(postgres_url: str, name: str) -> str:
-    return postgres_url.rsplit("/", 1)[0] + f"/{name}"
-
-
-def _drop(postgres_url: str, name: str) -> None:
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"drop database {name} with (force)".encode())
-
-
-def _drop_if_there(postgres_url: str, name: str) -> None:
-    with contextlib.suppress(psycopg.OperationalError):  # a server that the tests have started is gone by then
-        _drop(postgres_url, name)
+def _close(stack: ExitStack) -> None:
+    with suppress(psycopg.OperationalError):  # a server that the tests have started is gone by then
+        stack.close()

@@ -175,7 +175,7 @@ class Kafka:
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "a")
         command = self._java(jars)
         cache = self._cache(jars)
-        own = cache.with_suffix(f".{os.getpid()}")
+        own = cache.with_suffix(f".{cluster}")  # others may start for the first time, too
         if not cache.exists():
             command.insert(1, f"-XX:AOTCacheOutput={own}")
         made = subprocess.run(

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 import eventflow
 from eventflow import sync
-from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
+from eventflow.migrations import migrate
 from eventflow.settings import Settings
 from tests.conformance.colours import COLOURS, Colour, Pair, traced, until
 from tests.harness import World
-from tests.ledgers import EFFECTS, new_ledger
+from tests.ledgers import empty_database, new_ledger
 
 MODES = {"leaves": 0.02, "stays": 60.0}  # what waits leaves memory at once, or never in these tests
 anyhow = pytest.mark.parametrize("app", MODES, indirect=True)  # a test's default is to leave
@@ -67,26 +66,6 @@ def new_database(postgres_url: str) -> Iterator[str]:
     with empty_database(postgres_url) as url:
         migrate(url)
         yield url
-
-
-@contextlib.contextmanager
-def other_database(postgres_url: str) -> Iterator[str]:
-    """One that is not the ledger's, ready for transactions, with a table for effects."""
-    with empty_database(postgres_url, "other") as url:
-        migrate(url, schema=RESULTS_SCHEMA, layout=RESULTS)
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(EFFECTS.encode())
-        yield url
-
-
-@contextlib.contextmanager
-def empty_database(postgres_url: str, kind: str = "test") -> Iterator[str]:
-    name = f"{kind}_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"create database {name}".encode())
-    yield postgres_url.rsplit("/", 1)[0] + f"/{name}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"drop database {name} with (force)".encode())
 
 
 @pytest.fixture(scope="package")

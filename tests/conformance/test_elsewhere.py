@@ -26,7 +26,8 @@ from eventflow.ports import AsyncPort, Port
 from eventflow.registry import registry
 from eventflow.settings import Settings
 from tests.conformance.colours import Body, Colour, Do, both, trace, traced, until
-from tests.conformance.conftest import App, names, new_database, other_database
+from tests.conformance.conftest import App, names, new_database
+from tests.ledgers import other_database
 
 broken: set[str] = set()
 urls: dict[bool, str] = {}  # of the database elsewhere, and of the one here

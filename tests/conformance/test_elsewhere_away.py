@@ -17,8 +17,9 @@ from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 from eventflow.registry import registry
 from eventflow.settings import Settings
 from tests.conformance.colours import Body, Colour, Do, both, until
-from tests.conformance.conftest import App, empty_database, new_database, other_database
+from tests.conformance.conftest import App, new_database
 from tests.harness import Proxy
+from tests.ledgers import empty_database, other_database
 
 INSERT = 'insert into effects ("group", note) values (%s, %s)'
 

@@ -15,9 +15,10 @@ import psycopg
 import pytest
 
 from tests.conformance.colours import COLOURS
-from tests.conformance.conftest import new_world, other_database
+from tests.conformance.conftest import new_world
 from tests.conformance.test_killed import SOON, died_there
 from tests.harness import Worker, World, pick, seeds
+from tests.ledgers import other_database
 
 pytestmark = pytest.mark.crash
 

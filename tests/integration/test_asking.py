@@ -10,10 +10,10 @@ import pytest
 
 from eventflow import sync
 from eventflow.migrations import migrate
-from tests.conftest import fresh_database
 from tests.integration.test_cli import complaint, eventflow
 from tests.integration.test_dead_letters_cli import LETTERS
 from tests.integration.test_schedules_cli import on_a_terminal
+from tests.ledgers import empty_database
 
 STANDS = """
 insert into eventflow.incidents (kind, subject, detail) values ('doubt', 'billing orders/0', 'the log ends at 5');
@@ -26,7 +26,7 @@ insert into eventflow.reprocessed select r.id, c.partition, c.id, 0, 12 from eve
 @pytest.fixture(scope="module")
 def database_url(postgres_url: str) -> Iterator[str]:
     """One ledger for all: what one test does, the others do not look at."""
-    for url in fresh_database(postgres_url):
+    with empty_database(postgres_url) as url:
         migrate(url)
         with psycopg.connect(url) as connection:
             connection.execute(LETTERS.encode())

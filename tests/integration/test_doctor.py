@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg
 
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
-from tests.conformance.conftest import empty_database
 from tests.integration.test_cli import APP, complaint, eventflow
+from tests.ledgers import empty_database
 
 
 def test_it_says_what_to_change(

@@ -8,25 +8,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 from tests.harness import World, few
 from tests.integration.test_pooler import pgbouncer
-from tests.ledgers import EFFECTS
+from tests.ledgers import other_database
 
 GROUPS = ("ledger", "aledger")
 
 
 @pytest.fixture
-def other(postgres_url: str, database_url: str) -> Iterator[str]:
-    name = database_url.rsplit("/", 1)[1].replace("test_", "other_")
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"create database {name}".encode())
-        url = postgres_url.rsplit("/", 1)[0] + f"/{name}"
-        migrate(url, schema=RESULTS_SCHEMA, layout=RESULTS)
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(EFFECTS.encode())
+def other(postgres_url: str) -> Iterator[str]:
+    with other_database(postgres_url) as url:
         yield url
-        admin.execute(f"drop database {name} with (force)".encode())
 
 
 def check(world: World, other: str) -> None:

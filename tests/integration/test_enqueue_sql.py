@@ -11,6 +11,7 @@ from eventflow.database import Database, columns
 from eventflow.journal import RIDERS, packed
 from eventflow.migrations import migrate
 from eventflow.queues import Order
+from tests.ledgers import empty_database
 
 STATE = """select id, name, queue, arguments, queue_key, priority, deduplication_id, least(wake_at - now(), interval '1 day') as wakes, settles_by - now() as settles,
                   timeout, deadline, attributes::text, parent, placed is not null as placed, status, executor
@@ -69,13 +70,8 @@ def test_together_is_one_by_one(ledger_url: str, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def ledger_url(postgres_url: str) -> Any:
-    name = "enqueue_sql"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"create database {name}".encode())
-    url = postgres_url.rsplit("/", 1)[0] + f"/{name}"
-    migrate(url)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("insert into eventflow.queues (application, name) values ('default', 'q')")
-    yield url
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"drop database {name} with (force)".encode())
+    with empty_database(postgres_url) as url:
+        migrate(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("insert into eventflow.queues (application, name) values ('default', 'q')")
+        yield url

@@ -416,6 +416,11 @@ def test_a_fold_loses_no_delta_of_an_open_flush(ledger: Ledger) -> None:
     assert ledger.observer.connection.execute("select count(*) from eventflow.deltas").fetchall() == [(0,)]
 
 
+def again(ledger: Ledger, first: int) -> dict[str, Any]:
+    """What asks for the partition to be run again from there on."""
+    return {"who": "w", "group": "g", "source": ledger.source, "partitions": [0], "firsts": [first], "rate": None}
+
+
 def test_what_is_run_again_is_what_the_last_open_flush_has_accepted_too(ledger: Ledger) -> None:
     """And nothing else: a gap is the live consumer's, as is what lies behind. In its place there are no gaps, but the end is its."""
     flush, asking = ledger.session(), ledger.session()
@@ -423,7 +428,7 @@ def test_what_is_run_again_is_what_the_last_open_flush_has_accepted_too(ledger: 
     ledger.guard(flush, ledger.a, 1, claim=True)
     ledger.accept(flush, 0, 5)
     ledger.accept(flush, 7, 9)
-    asked = {"who": "w", "group": "g", "source": ledger.source, "partitions": [0], "firsts": [2], "rate": None}
+    asked = again(ledger, 2)
     waiting = ledger.blocked(asking, lambda: asking.run("reprocess", **asked, instead=False))
     flush.commit()
     waiting.join(10)
@@ -441,7 +446,7 @@ def test_who_runs_a_topic_again_does_not_wait_for_ever(ledger: Ledger) -> None:
     ledger.accept(flush, 0, 5)
     flush.begin()
     ledger.guard(flush, ledger.a, 2, claim=True)
-    asked = {"who": "w", "group": "g", "source": ledger.source, "partitions": [0], "firsts": [0], "rate": None}
+    asked = again(ledger, 0)
     asking.connection.execute("set lock_timeout = '200ms'")
     with pytest.raises(psycopg.Error, match="somebody has held claims of group 'g' for 200ms; nothing was done") as one:
         asking.run("reprocess", **asked, instead=False)

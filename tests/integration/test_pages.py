@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import types
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from opentelemetry.util._once import Once
 
 from eventflow.migrations import RESULTS, RESULTS_SCHEMA, migrate
 from eventflow.registry import registry
+from tests.ledgers import empty_database
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
@@ -42,11 +42,7 @@ def test_no_block_is_left_out(name: str) -> None:
 )
 def environment(postgres_url: str, kafka_bootstrap: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """What waits stays in memory, or leaves it; the programs share a ledger, another database, `shop`, and a broker."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    url, shop = (postgres_url.rsplit("/", 1)[0] + f"/{name}{end}" for end in ("", "_shop"))
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"create database {name}".encode())
-        admin.execute(f"create database {name}_shop".encode())
+    with empty_database(postgres_url) as url, empty_database(postgres_url, "shop") as shop:
         migrate(url)
         migrate(shop, schema=RESULTS_SCHEMA, layout=RESULTS)
         yield {
@@ -54,8 +50,6 @@ def environment(postgres_url: str, kafka_bootstrap: str, request: pytest.Fixture
             "EVENTFLOW_DATABASES": json.dumps({"shop": shop}), "KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap,
             "EVENTFLOW_TEST_DATABASE_URL": postgres_url,
         }  # fmt: skip
-        admin.execute(f"drop database {name} with (force)".encode())
-        admin.execute(f"drop database {name}_shop with (force)".encode())
 
 
 @pytest.mark.parametrize(("block", "printed"), [pytest.param(b, p, id=title) for title, b, p in BLOCKS])

@@ -13,7 +13,7 @@ from eventflow.lent import LookedAtError
 from eventflow.migrations import migrate
 from eventflow.ports import AsyncPort, Port, RolledBackError
 from eventflow.registry import TransactionSpec
-from eventflow.retry import Retry
+from tests.integration import test_ports
 from tests.integration.test_doubts import Ask, Bench, Numbered, until
 
 TABLES = """
@@ -29,7 +29,7 @@ COUNT = "select count(*) from orders"
 
 
 def spec(flavour: Any) -> TransactionSpec:
-    return TransactionSpec("t", lambda: None, "async" in flavour, flavour, 0, None, Retry(0), pipeline=True)
+    return test_ports.spec(flavour, pipeline=True)
 
 
 @pytest.fixture
@@ -64,16 +64,8 @@ def rows(url: str, query: str) -> list[Any]:
 
 
 def group(url: str, *handlers: Handler) -> list[Any]:
-    """What these handlers return, whose messages share a transaction."""
-    port, pipelined = Port(Database(url)), spec("connection")
-    port.begin(pipelined)
-    try:
-        results = [port.user(pipelined, handler, "piped") for handler in handlers]
-        port.flush()
-        port.commit()
-    finally:
-        port.close()
-    return results
+    """What these handlers return, whose messages share a transaction, and whose statements may be kept back."""
+    return test_ports.group(url, *handlers, of=spec("connection"), mode="piped")
 
 
 def async_group(url: str, *handlers: AsyncHandler) -> list[Any]:

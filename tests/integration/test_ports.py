@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from eventflow.database import Database
-from eventflow.ports import AsyncPort, Port, RolledBackError
+from eventflow.ports import AsyncPort, Mode, Port, RolledBackError
 from eventflow.registry import TransactionSpec
 from eventflow.retry import Retry
 
@@ -40,8 +40,8 @@ create table lines (id int primary key, order_id int not null references orders)
 Handler = Callable[[Session], Any]
 
 
-def spec(flavour: Any) -> TransactionSpec:
-    return TransactionSpec("t", lambda: None, "async" in flavour, flavour, 0, None, Retry(0))
+def spec(flavour: Any, *, pipeline: bool = False) -> TransactionSpec:
+    return TransactionSpec("t", lambda: None, "async" in flavour, flavour, 0, None, Retry(0), pipeline=pipeline)
 
 
 @pytest.fixture
@@ -51,12 +51,14 @@ def url(database_url: str) -> Iterator[str]:
     yield database_url
 
 
-def group(url: str, *handlers: Handler) -> list[Any]:
-    port = Port(Database(url))
-    session = spec("session")
-    port.begin(session)
+def group(
+    url: str, *handlers: Callable[[Any], Any], of: TransactionSpec | None = None, mode: Mode = "grouped"
+) -> list[Any]:
+    """What these handlers return, whose messages share a transaction; with Sessions, if nothing else is said."""
+    port, of = Port(Database(url)), of or spec("session")
+    port.begin(of)
     try:
-        results = [port.user(session, handler, "grouped") for handler in handlers]
+        results = [port.user(of, handler, mode) for handler in handlers]
         port.flush()
         port.commit()
     finally:

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 
 from eventflow.migrations import migrate
-from tests.conftest import fresh_database
 from tests.integration.test_cli import Done, complaint, environment, eventflow, wait_until
 from tests.integration.test_schedules_cli import on_a_terminal, printed
+from tests.ledgers import empty_database
 
 APP = """
 import asyncio, time, eventflow
@@ -82,7 +82,8 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def database_url(postgres_url: str) -> Iterator[str]:
     """One ledger for all: what one test does, the others do not look at."""
-    yield from fresh_database(postgres_url)
+    with empty_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,10 @@ from eventflow.transactions import GROUP, PIPED, Transactions
 class FakeExecutor:
     loop = None
 
+    def able(self, runs: list[Run]) -> list[Run]:
+        assert all(run.may_begin() for run in runs)
+        return runs
+
 
 def message(name: str, *, pipeline: bool = False) -> Run:
     def handler(connection: Any, message: Any) -> None: ...
