@@ -58,7 +58,13 @@ _DEFAULTS: KafkaProperties = {
     "reconnect.backoff.ms": 250,  # librdkafka stays near it while a broker is away: each attempt is a connect and a line
     "reconnect.backoff.max.ms": 1000,
     "allow.auto.create.topics": False,
+    # To bootstrap anew ends the threads of the brokers that were known, and what waits for one of them to come back, as a
+    # transaction does for its group's coordinator, waits for ever (librdkafka's issues 5456 and 5511).
+    "metadata.recovery.strategy": "none",
 }
+# Milliseconds after which a member that has not joined a rebalance holds the others up no more (librdkafka: 300,000). Messages
+# are handled elsewhere than where they are fetched, so that no handler, however slow, costs the membership.
+_REBALANCE = 30_000
 # What librdkafka refuses under the new rebalance protocol (KIP-848).
 _CLASSIC = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
 # What an admin client, a producer to librdkafka, ignores with a warning. Everything else it takes as a consumer does.
@@ -113,8 +119,11 @@ class Brokers:
         defaults = _DEFAULTS
         if properties.get("group.protocol") == "consumer":  # then the broker's group settings say these
             defaults = {name: value for name, value in _DEFAULTS.items() if name not in _CLASSIC}
+        session = str(properties.get("session.timeout.ms"))  # which librdkafka wants to be no longer than that
+        rebalance = max(_REBALANCE, int(session) if session.isdecimal() else 0)
         return {
-            **defaults, **properties, **_OURS, "bootstrap.servers": self.servers, "group.id": self.group,
+            **defaults, "max.poll.interval.ms": rebalance, **properties, **_OURS,
+            "bootstrap.servers": self.servers, "group.id": self.group,
             "client.id": self.client_id, "error_cb": self.on_error,
         }  # fmt: skip
 

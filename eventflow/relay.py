@@ -63,6 +63,7 @@ _ASK_AGAIN = 1.0  # seconds until a topic that could not be published to is aske
 _BARRED = 30.0  # the same, where the brokers know the topic and let nobody write
 _HELD = 1.0  # seconds for which somebody who was seen to relay is believed to
 _LEAVE = 3.0  # seconds that the holder goes on when its process leaves, while there are events
+_LOST = 20.0  # seconds after which a Kafka transaction will not end: the brokers give it ten, and librdkafka may wait for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,7 @@ class Relay:
     ) -> None:
         self._database, self._executor, self._lease = database, executor, lease
         self._open_slots, self._on_incident = open_slots, on_incident
-        self._connection = KeptConnection(database, "relay")
-        self._thread = threading.Thread(target=self._loop, name="eventflow relay", daemon=True)
+        self._thread = self._new_thread()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._leaving: float | None = None
@@ -124,8 +124,27 @@ class Relay:
             self._same_since = now  # no suspicion over a stretch in which nobody looked
         self._told_at = now
         self._see(state, now)
-        if pending if self._holding is not None else self._is_free(now):
+        holding = self._holding
+        if holding is not None and holding.is_lost() and not self.over():
+            self._begin_beside(holding)
+        elif pending if holding is not None else self._is_free(now):
             self._wake.set()
+
+    def _begin_beside(self, lost: "Holding") -> None:
+        """Leave that one's thread to librdkafka, which may never give it back, and hold the relay in another one.
+
+        That claims it under a new epoch, and with its producers' first act no transaction of the old ones can be committed:
+        if their thread comes back after all, it finds itself replaced, and if it were not told, fenced on either side (R17).
+        """
+        logger.warning("a Kafka transaction has not come back from librdkafka for %g s; publishing begins anew", _LOST)
+        lost.replaced = True
+        self._holding = None
+        self._asked = True
+        self._thread = self._new_thread()
+        self._thread.start()
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._loop, name="eventflow relay", daemon=True)
 
     def _see(self, state: State, now: float) -> None:
         seen, self._seen, self._seen_at = self._seen, state, now
@@ -182,26 +201,31 @@ class Relay:
     # ---- the thread ----
 
     def _loop(self) -> None:
+        connection = KeptConnection(self._database, "relay")
         try:
-            while not self.over() and not (self.leaving() and not self._asked):
+            while self._is_mine() and not self.over() and not (self.leaving() and not self._asked):
                 now = time.monotonic()
                 if self._is_free(now) or (self._asked and not self._is_held(now)):
-                    self._attempt()
+                    self._attempt(connection)
                 else:
                     self._asked = False
                     self.wait(self._lease)
         except Exception:
             logger.exception("the relay failed; another process takes it over")
         finally:
-            self._connection.close()
+            connection.close()
 
-    def _attempt(self) -> None:
+    def _is_mine(self) -> bool:
+        """Whether this is the thread that relays, and not one that was replaced."""
+        return self._thread is threading.current_thread()
+
+    def _attempt(self, connection: KeptConnection) -> None:
         """Hold the relay if nobody does, for as long as that goes well."""
         try:
-            [row] = self._connection.run("relay_state")
+            [row] = connection.run("relay_state")
         except (psycopg.Error, UnavailableError) as error:
             seldom.say(logger, f"publishing: {first_line(error)}; trying again", logging.DEBUG)
-            self._connection.close()
+            connection.close()
             self.pause(0.2)
             return
         self._see(State(*row), time.monotonic())
@@ -209,7 +233,7 @@ class Relay:
         if not self._is_free(time.monotonic()):
             return
         assert self._seen is not None
-        holding = Holding(self, self._database, self._connection, self._executor, self._open_slots, self._on_incident)
+        holding = Holding(self, self._database, connection, self._executor, self._open_slots, self._on_incident)
         self._holding = holding
         try:
             holding.hold(self._seen.epoch)
@@ -217,7 +241,8 @@ class Relay:
             logger.info("%s", error)
             self.pause(0.2)
         finally:
-            self._holding, self._seen, self._asked = None, None, False
+            if self._is_mine():
+                self._holding, self._seen, self._asked = None, None, False
             holding.close()
 
     def let_go(self, seconds: float) -> None:
@@ -234,7 +259,7 @@ class _TopicsToAskForError(Exception):
 
 
 class Holding:
-    """The time for which one process holds the relay. `bound` is what the beat asks beyond."""
+    """The time for which one process holds the relay. `bound` is what the beat asks beyond; `replaced`: another one goes on."""
 
     def __init__(
         self,
@@ -253,6 +278,7 @@ class Holding:
         self._newest: dict[int, Batch] = {}
         self._topics: dict[str, tuple[str | None, float]] = {}  # why one cannot be published to, as of when
         self._size = Size(_MOST)
+        self.replaced = False
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -268,6 +294,14 @@ class Holding:
             self._slots.close()
             self._slots = None
 
+    def is_lost(self) -> bool:
+        """Whether a transaction has been under way for so long that its thread may never come back. From any thread."""
+        slots = self._slots
+        return slots is not None and slots.sending_for() > _LOST
+
+    def _over(self) -> bool:
+        return self.replaced or self._relay.over()
+
     # ---- from the top ----
 
     def hold(self, seen: int) -> None:
@@ -279,7 +313,7 @@ class Holding:
         """
         claim: int | None = seen
         since: float | None = None
-        while not self._relay.over():
+        while not self._over():
             try:
                 self._claim(claim)
                 claim = None
@@ -287,13 +321,16 @@ class Holding:
                     continue
                 since = None
                 self._run()
-                self._release()
+                if not self.replaced:
+                    self._release()
                 return
             except FencedError:
                 raise
             except MismatchError as error:
                 self._stand_still(error)
             except (psycopg.Error, KafkaException, EventflowError, BufferError) as error:
+                if self.replaced:
+                    return
                 if getattr(error, "sqlstate", None) == "EF004":
                     self._stand_still(error)
                     continue
@@ -406,7 +443,7 @@ class Holding:
     # ---- one batch after another ----
 
     def _run(self) -> None:
-        while not self._relay.over():
+        while not self._over():
             self._look()
             crash_point("relay.before_numbering")
             try:
@@ -598,7 +635,7 @@ class Holding:
 
     def _wait(self) -> None:
         """Until there may be something to do: for a while by asking often, then by what the beat and this process tell."""
-        while not self._relay.over() and not self._relay.leaving():
+        while not self._over() and not self._relay.leaving():
             quiet = time.monotonic() - self._sent_at
             lively = quiet < _LIVELY
             if self._relay.wait(min(max(quiet / 5, _SHORTEST), _LONGEST) if lively else 600.0):

@@ -107,6 +107,7 @@ class Slots:
         self._producers: dict[int, Producer] = {}
         self._touched: dict[int, float] = {}
         self._group: Any = None
+        self._began: float | None = None  # when the transaction that is under way did
 
     def _on_error(self, error: KafkaError) -> None:
         seldom.say(logging.getLogger("eventflow.relay"), f"Kafka: {error.str()}", logging.DEBUG)
@@ -230,6 +231,11 @@ class Slots:
         """What an event is known by, in its header."""
         return f"{self._ledger}/{event}"
 
+    def sending_for(self) -> float:
+        """For how many seconds a transaction has been under way; 0: none is. From any thread."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
+
     def send(self, batch: Batch, events: Sequence[Event]) -> None:
         """One Kafka transaction: the events, in order, and the batch's number.
 
@@ -238,6 +244,13 @@ class Slots:
             KafkaException: whether it is out is not known.
 
         """
+        self._began = time.monotonic()
+        try:
+            self._send(batch, events)
+        finally:
+            self._began = None
+
+    def _send(self, batch: Batch, events: Sequence[Event]) -> None:
         producer = self._producers[batch.slot]
         failed: list[_Failed] = []
         producer.begin_transaction()

@@ -231,7 +231,7 @@ class Sources:
                 held_up = paused()
                 self.ends = self._brokers.ends(held_up) if held_up else {}
             except UnavailableError as error:
-                logger.debug("asking for topic ids: %s", error)
+                seldom.say(logger, f"{error}; trying again")
             else:
                 if self.changed is not changed:
                     return  # its session is over, and the next one has asked for itself

@@ -31,10 +31,10 @@ def wait_relayed(world: World, timeout: float = 60) -> None:
     world.wait(lambda: world.one("select count(*) from eventflow.outbox") == 0, "the outbox is empty", timeout)
 
 
-def start(world: World, *, ready: bool = True, crash: str = "", stop: str = "") -> Worker:
+def start(world: World, *, ready: bool = True, crash: str = "", stop: str = "", **settings: str) -> Worker:
     if not world.workers:
         world.create_topic(4, f"{world.topic}-out")
-    return world.start("publishing", ready=ready, crash=crash, stop=stop, OUT=f"{world.topic}-out")
+    return world.start("publishing", ready=ready, crash=crash, stop=stop, OUT=f"{world.topic}-out", **settings)
 
 
 def start_holder(world: World, **armed: str) -> Worker:
@@ -208,6 +208,41 @@ def test_the_relays_sessions_are_terminated_again_and_again(world: World) -> Non
             )
             time.sleep(0.05)
     in_order(finish(world))
+
+
+def test_a_transaction_that_does_not_come_back_from_librdkafka(world: World, tmp_path: Path) -> None:
+    """What is published is not held up by it for good; and when it does come back, it is too late to commit."""
+    world.create_topic(4)
+    found = tmp_path / "found"
+    worker = start(world, LOSES="5", FOUND=str(found))
+    with Load(world, 50):
+        world.wait(lambda: "publishing begins anew" in worker.text, "it is given up")
+    finish(world)
+    assert world.one("select epoch from eventflow.relay") == 2
+    sessions = """select count(*) from pg_stat_activity
+                  where application_name = 'eventflow relay' and datname = current_database()"""
+    assert world.one(sessions) == 2
+    found.touch()
+    world.wait(lambda: world.one(sessions) == 1, "the thread that was left to librdkafka ends")
+    world.produce(100)
+    in_order(finish(world))
+    assert world.one("select epoch from eventflow.relay") == 2
+    assert worker.alive
+
+
+@pytest.mark.long
+def test_the_broker_restarts_where_librdkafka_bootstraps_anew(private_world: World, private_kafka: Kafka) -> None:
+    """With which it forgets its group's coordinator, and the transaction that waits for that one (its issue 5511)."""
+    world = private_world
+    world.defaults["EVENTFLOW_KAFKA"] = '{"session.timeout.ms": 2000, "metadata.recovery.strategy": "rebootstrap"}'
+    world.create_topic(4)
+    worker = start(world)
+    with Load(world, 150):
+        world.wait(lambda: world.completed("ledger") > 60, "messages pass")
+        private_kafka.kill()
+        private_kafka.start()
+    in_order(finish(world))
+    assert worker.alive
 
 
 @pytest.mark.alone

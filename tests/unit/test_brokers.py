@@ -35,6 +35,24 @@ def test_the_admin_client_is_told_what_the_consumer_is_told() -> None:
     assert {"session.timeout.ms", "fetch.min.bytes"} <= set(made.config)
 
 
+@pytest.mark.parametrize(
+    ("own", "milliseconds"),
+    [({}, 30_000), ({"session.timeout.ms": 45000}, 45_000), ({"session.timeout.ms": "45000"}, 45_000),
+     ({"session.timeout.ms": 9000}, 30_000), ({"max.poll.interval.ms": 600_000}, 600_000)],
+)  # fmt: skip
+def test_a_rebalance_waits_no_longer_than_it_must(own: dict[str, Any], milliseconds: int) -> None:
+    made = brokers({}, own)
+    assert made.config["max.poll.interval.ms"] == milliseconds
+    made.check("bill")
+
+
+def test_brokers_that_are_away_stay_known() -> None:
+    """Else a transaction waits for ever for the coordinator of its group (librdkafka's issue 5511)."""
+    assert brokers().config["metadata.recovery.strategy"] == "none"
+    assert brokers().admin_config["metadata.recovery.strategy"] == "none"
+    assert brokers({"metadata.recovery.strategy": "rebootstrap"}).config["metadata.recovery.strategy"] == "rebootstrap"
+
+
 class Heard(logging.Handler):
     def __init__(self) -> None:
         super().__init__()

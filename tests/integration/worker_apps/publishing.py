@@ -1,13 +1,16 @@
 """Handlers of every kind that publish what they get: each event once, whatever dies."""
 
 import os
+import time
+from pathlib import Path
+from typing import Any
 
 from common import TOPIC, Order
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 import eventflow
-from eventflow import Message, sync
+from eventflow import Message, slots, sync
 
 OUT = os.environ["OUT"]
 
@@ -29,3 +32,19 @@ async def flow(message: Message[Order]) -> None:
 def enter(session: Session, message: Message[Order]) -> None:
     session.execute(text("select 1"))
     sync.publish(OUT, {"by": "ledger", "n": message.value.n})
+
+
+class Losing(slots.Producer):
+    """librdkafka, which may wait for ever for a coordinator that it has forgotten (its issue 5511): once, until it is told."""
+
+    left = int(os.environ.get("LOSES", "0"))
+
+    def send_offsets_to_transaction(self, *args: Any, **options: Any) -> None:
+        Losing.left -= 1
+        if Losing.left == 0:
+            while not Path(os.environ["FOUND"]).exists():
+                time.sleep(0.05)
+        super().send_offsets_to_transaction(*args, **options)
+
+
+slots.Producer = Losing
