@@ -98,11 +98,12 @@ class Postgres:
         """Start it anew while what a killed one has left behind, its children, still holds the shared memory."""
         until = time.monotonic() + 10
         while True:
+            logged = self._log.stat().st_size if self._log.exists() else 0
             self._process = spawn(command, self._log, signal.SIGINT, **self._as())
             try:
                 return wait_until(self._ready, self._process, self._log, "PostgreSQL", 30)
-            except LocalServiceError as error:
-                if "shared memory block" not in str(error) or time.monotonic() > until:
+            except LocalServiceError:  # its end may be what those children say as they go
+                if b"shared memory block" not in self._log.read_bytes()[logged:] or time.monotonic() > until:
                     raise
                 time.sleep(0.1)
 

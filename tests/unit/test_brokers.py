@@ -189,10 +189,10 @@ def test_a_broker_that_is_away_makes_few_lines(heard: Heard) -> None:
     made = Brokers("127.0.0.1:1", {}, {}, "g", "c", errors.append)
     consumer = made.consumer()
     consumer.subscribe(["x"])
-    downs = 0
-    while downs < 3:
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
         consumer.poll(0.1)
-        downs = sum(e.code() == KafkaError._ALL_BROKERS_DOWN for e in errors)
     consumer.close()
     assert 1 <= len(heard.texts) <= 2
-    assert sum(e.code() == KafkaError._TRANSPORT for e in errors) < 12 * downs, "it connects without a pause"
+    assert [e.code() for e in errors].count(KafkaError._ALL_BROKERS_DOWN) == 1
+    assert len(errors) < 12, "it connects without a pause"
