@@ -4,20 +4,24 @@ Messages gather on the loop, until there are as many as a batch holds or the fir
 a scope in order, behind the one whose turn it is, whose turn is then theirs, too. A call that fails is made again with each
 half of its messages, and so on: the one that fails alone fails like any message, and so do others like it. What was tried
 before runs by itself. With a transaction, `transactions` makes the calls, each in one of its own; without, this does.
+
+Where nothing is kept of messages that succeed and they have no order, they come as they were fetched, and become runs when
+anything is amiss with their batch (`fetched`).
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from eventflow.context import StepScope, current
 from eventflow.errors import CodecError
+from eventflow.fetched import Fetched
 from eventflow.kafka import Unprepared
 from eventflow.outcomes import Outcomes
-from eventflow.registry import Spec
+from eventflow.registry import ConsumerSpec, Spec
 from eventflow.replay import Branch
 from eventflow.runs import Run
 from eventflow.tracing import Tracing
@@ -25,13 +29,14 @@ from eventflow.tracing import Tracing
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Messages that go to their handler together, in order."""
+    """Messages that go to their handler together, in order; or as they were fetched."""
 
     runs: list[Run]
+    fetched: list[Fetched] = field(default_factory=list[Fetched])
 
     @property
     def spec(self) -> Spec:
-        return self.runs[0].spec
+        return self.runs[0].spec if self.runs else self.fetched[0].spec
 
 
 class Desk(Protocol):
@@ -51,6 +56,42 @@ Read = Callable[[Run], Any]
 def is_batched(spec: Spec) -> bool:
     """Whether its handler takes batches."""
     return spec.consumer is not None and spec.consumer.batch is not None
+
+
+def takes_fetched(consumer: ConsumerSpec, *, keeps: bool) -> bool:
+    """Whether its messages may be gathered as they were fetched; `keeps`: each of them gets a row."""
+    return (
+        consumer.batch is not None and consumer.transaction is not None and consumer.ordering == "none" and not keeps
+        and consumer.spec.circuit is None
+    )  # fmt: skip
+
+
+class _Gathered:
+    """What waits for one handler's next call."""
+
+    __slots__ = ("fetched", "messages", "runs")
+
+    def __init__(self) -> None:
+        self.runs: deque[Run] = deque()
+        self.fetched: deque[Fetched] = deque()
+        self.messages = 0  # of those that were fetched
+
+    def __len__(self) -> int:
+        return len(self.runs) + self.messages
+
+    def take_fetched(self, most: int) -> list[Fetched]:
+        """So many of those that were fetched, at most."""
+        taken: list[Fetched] = []
+        while self.fetched and most:
+            one = self.fetched[0]
+            if len(one) <= most:
+                self.fetched.popleft()
+            else:
+                one = one.cut(most)
+            taken.append(one)
+            most -= len(one)
+            self.messages -= len(one)
+        return taken
 
 
 def take_up(runs: list[Run], read: Read) -> tuple[list[Run], list[Any], list[tuple[Run, BaseException | None]]]:
@@ -89,7 +130,7 @@ class Batches:
 
     def __init__(self, desk: Desk, outcomes: Outcomes, read: Read, tracing: Tracing | None = None) -> None:
         self._desk, self._outcomes, self._read, self._tracing = desk, outcomes, read, tracing
-        self._gathered: dict[str, deque[Run]] = {}  # by their handler's name
+        self._gathered: dict[str, _Gathered] = {}  # by their handler's name
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._open = True
         self.running = set[Run]()  # in calls that are made here
@@ -107,7 +148,15 @@ class Batches:
 
     def put(self, name: str, runs: list[Run]) -> None:
         """Gather these of one handler. They are not looked at: that costs much where another thread has just made them."""
-        self._gathered.setdefault(name, deque()).extend(runs)
+        self._gathered.setdefault(name, _Gathered()).runs.extend(runs)
+        self._look(name)
+
+    def gather(self, fetched: list[Fetched]) -> None:
+        """Gather these of one handler, as they were fetched."""
+        name = fetched[0].spec.name
+        gathered = self._gathered.setdefault(name, _Gathered())
+        gathered.fetched.extend(fetched)
+        gathered.messages += sum(map(len, fetched))
         self._look(name)
 
     def _look(self, name: str, *, due: bool = False) -> None:
@@ -116,7 +165,7 @@ class Batches:
             self._timers.pop(name, None)
         if not gathered or not self._open:
             return
-        consumer: Any = gathered[0].spec.consumer
+        consumer: Any = (gathered.runs or gathered.fetched)[0].spec.consumer
         while gathered and (due or _count(gathered, consumer) >= consumer.batch):
             due = False
             self._desk.begin_batch(self._next(gathered, consumer))
@@ -125,13 +174,15 @@ class Batches:
         elif not gathered and name in self._timers:
             self._timers.pop(name).cancel()
 
-    def _next(self, gathered: "deque[Run]", consumer: Any) -> Batch:
-        most = consumer.batch
+    def _next(self, gathered: _Gathered, consumer: Any) -> Batch:
+        most, waiting = consumer.batch, gathered.runs
+        if gathered.fetched:
+            return Batch([], gathered.take_fetched(most))
         if consumer.ordering == "none":
-            return Batch([gathered.popleft() for _ in range(min(most, len(gathered)))])
+            return Batch([waiting.popleft() for _ in range(min(most, len(waiting)))])
         runs: list[Run] = []
-        while gathered and len(runs) < most:
-            run = gathered.popleft()
+        while waiting and len(runs) < most:
+            run = waiting.popleft()
             runs.append(run)
             if run.scope is not None:
                 runs += self._desk.company(run, most - len(runs))
@@ -214,12 +265,12 @@ class Batches:
             self._outcomes.failed(run, error)
 
 
-def _count(gathered: "deque[Run]", consumer: Any) -> int:
+def _count(gathered: _Gathered, consumer: Any) -> int:
     """How many may go now, of those gathered and of those behind them in their scopes, if not more than a whole batch."""
     count = len(gathered)
     if consumer.ordering == "none":
         return count
-    for run in gathered:
+    for run in gathered.runs:
         if count >= consumer.batch:
             break
         count += 0 if run.scope is None else run.scope.waiting()

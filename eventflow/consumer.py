@@ -20,6 +20,7 @@ from eventflow.brokers import Brokers, cut_at
 from eventflow.claims import Claims, Key, cut_off
 from eventflow.database import Database, KeptConnection, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError
+from eventflow.fetched import Fetched, run_of
 from eventflow.flow import Flow
 from eventflow.journal import Journal, backoff
 from eventflow.records import Pause
@@ -80,8 +81,12 @@ class Intake:
         on_fatal: Callable[[Exception], None],
         brokers: Callable[..., Brokers] = Brokers,
         reprocess: Reprocess | None = None,
+        gather: Callable[[list[Fetched]], None] | None = None,
     ) -> None:
-        """`reprocess`: it reads the topic of that once more, beside the live one, up to an end."""
+        """`reprocess`: it reads the topic of that once more, beside the live one, up to an end.
+
+        `gather`: takes messages as they were fetched, where its handler does.
+        """
         self.spec = spec
         self.reprocess = reprocess
         self.name = spec.spec.name + ("" if reprocess is None else f", reprocessing {reprocess.id}")
@@ -89,7 +94,7 @@ class Intake:
         self._journal = journal
         self._bound = spec.max_in_flight or max(max_in_flight, 2 * (spec.batch or 0))
         self._flow = Flow(self._bound, max_bytes, spec.rate_limit, time.monotonic)
-        self._dispatch, self._accept, self._on_fatal = dispatch, accept, on_fatal
+        self._dispatch, self._gather, self._accept, self._on_fatal = dispatch, gather, accept, on_fatal
         self._has_lease = has_lease
         self._stop = threading.Event()
         self._hold = threading.Event()
@@ -452,10 +457,12 @@ class Intake:
     def _take(self, messages: list[confluent_kafka.Message]) -> None:
         """Turn messages into runs; whatever is thrown away on the way is sought again before anything later is taken."""
         runs: list[Run] = []
+        stacks: list[Fetched] = []
         spec, application, sources = self.spec.spec, self._application, self._sources
         key: tuple[Any, Any] | None = None
         claim: Claim | None = None
         scopes: Scopes | None = None
+        stack: Fetched | None = None
         left = 0
         for message in cast("list[Any]", messages):
             error = message.error()
@@ -470,6 +477,7 @@ class Intake:
             if here != key:
                 key, claim, left = here, *self._taken_from(*here)
                 scopes = None if claim is None else claim.scopes
+                stack = self._stack(claim, stacks)
             if claim is None:
                 continue
             offset = message.offset()
@@ -492,21 +500,45 @@ class Intake:
                 self._skipped.add(claim)
                 claim = None
                 continue
-            run = Run(spec, claim.id_prefix + str(offset) + claim.id_suffix, application)
-            run.claim, run.offset, run.first = claim, offset, claim.next_offset
-            run.value, run.key, run.headers = message.value(), message.key(), message.headers()
-            run.timestamp = message.timestamp()[1]
+            if stack is not None:
+                # What lies between two stacks is accepted, or covered, otherwise.
+                stack = stack if stack.end == claim.next_offset else self._new_stack(claim, stacks)
+                stack.messages.append(message)
+                claim.next_offset = stack.end = offset + 1
+                continue
+            run = run_of(spec, application, claim, message, claim.next_offset)
             run.scope = claim.scope if scopes is None else scopes.place(run)
             run.wary = claim.handed < claim.wary
             claim.next_offset = offset + 1
             claim.handed += 1
             left -= 1
             runs.append(run)
-        if runs:
+        self._hand_over(runs, [one for one in stacks if one.messages])
+
+    def _stack(self, claim: Claim | None, stacks: list[Fetched]) -> Fetched | None:
+        """Where messages of this claim are stacked as they were fetched, if they are: not those that may be killers (R13)."""
+        if self._gather is None or claim is None or claim.handed < claim.wary:
+            return None
+        return self._new_stack(claim, stacks)
+
+    def _new_stack(self, claim: Claim, stacks: list[Fetched]) -> Fetched:
+        stacks.append(Fetched(self.spec.spec, claim, claim.next_offset))
+        return stacks[-1]
+
+    def _hand_over(self, runs: list[Run], stacks: list[Fetched]) -> None:
+        """Have these run, or gathered for their handler."""
+        if runs or stacks:
             crash_point("consumer.after_fetch")
+        if runs:
             self._flow.took(len(runs), weigh(runs))
             _see(runs)
             self._dispatch(runs)
+        if stacks and self._gather is not None:
+            for one in stacks:
+                one.claim.handed += len(one)
+                one.claim.seen = one.messages[-1].timestamp()[1] or 0
+            self._flow.took(sum(map(len, stacks)), sum(one.weigh() for one in stacks))
+            self._gather(stacks)
 
     def _prepared(self, message: Any) -> bool:
         """Whether its handler can read it now; where what that needs cannot be had, all wait: it is no fault of a message."""

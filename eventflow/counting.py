@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 import eventflow.metrics as metrics
+from eventflow.fetched import Fetched
 from eventflow.journal import Entry
 from eventflow.metrics import sample
 from eventflow.records import Status
@@ -44,6 +45,14 @@ def committed(runs: Sequence[Run], now: float) -> None:
         return
     _ended(runs[0], "succeeded", len(runs))
     _late([(runs[place], weight) for place, weight in sample(len(runs))], now)
+
+
+def committed_fetched(fetched: Sequence[Fetched], now: float) -> None:
+    """The same of messages as they were fetched."""
+    name, messages = fetched[0].spec.name, [message for one in fetched for message in one.messages]
+    metrics.MESSAGES.add(len(messages), name, "succeeded")
+    stamps = [(messages[place].timestamp()[1], weight) for place, weight in sample(len(messages))]
+    metrics.LATENCY.observe([(max(0.0, now - stamp / 1000), weight) for stamp, weight in stamps if stamp], name)
 
 
 def _late(runs: Sequence[tuple[Run, int]], now: float) -> None:

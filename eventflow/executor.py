@@ -22,8 +22,9 @@ from typing import Any, Literal, NoReturn, Protocol
 import eventflow.metrics as metrics
 from eventflow.batches import Batch, Batches, is_batched
 from eventflow.context import Hopeless, Progress, Start, StepScope, Suspended, current
-from eventflow.counting import committed, flushed
+from eventflow.counting import committed, committed_fetched, flushed
 from eventflow.errors import Cancelled, CodecError, HistoryTooLongError
+from eventflow.fetched import Fetched
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.interrupts import Interrupts, overdue
 from eventflow.journal import Entry, Journal, heralds
@@ -430,12 +431,18 @@ class Executor:
 
     # ---- batches ----
 
+    def gather(self, fetched: list[Fetched]) -> None:
+        """Have these gathered for their batch handler; from their consumer's thread."""
+        self.on_loop(self.batches.gather, fetched)
+
     def begin_batch(self, batch: Batch, *, alone: bool = False) -> None:
         """Have the handler called with these messages, where they may begin by then. On the loop."""
         if self.stopping:
             for run in batch.runs:
                 self.abandon(run)
-        elif _is_transactional(batch.runs[0]):
+            for one in batch.fetched:
+                one.let_go()
+        elif _is_transactional(batch.spec):
             self.transactions.put([batch], alone=alone)
         elif batch.spec.is_async:
             self._tasks.add(task := self.loop.create_task(self._run_batch(batch), context=Context()))
@@ -921,6 +928,19 @@ class Executor:
             if self._posted:  # one has raised, which the loop reports
                 self.loop.call_soon(self._see_to_posted)
 
+    def begin_fetched(self, fetched: list[Fetched]) -> list[Fetched]:
+        """Those that may begin; the others are a peer's."""
+        for one in fetched:
+            if one.claim.revoked:
+                one.let_go()
+        return [one for one in fetched if not one.claim.revoked]
+
+    def settled_fetched(self, fetched: list[Fetched]) -> None:
+        """These were committed by a transaction of their own, position included."""
+        committed_fetched(fetched, self.now())
+        for one in fetched:
+            one.let_go()
+
     def settled(self, runs: list[Run]) -> None:
         """These were committed by a transaction of their own, result and position included."""
         committed(runs, self.now())
@@ -1142,7 +1162,7 @@ class Executor:
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1.0)
         for run in list(self.runs.values()):
-            if not run.begun and not _is_transactional(run):  # what runs on is let go of when this executor dies
+            if not run.begun and not _is_transactional(run.spec):  # what runs on is let go of when this executor dies
                 self.outcomes.release(run)
 
     def abort(self) -> None:
@@ -1176,9 +1196,8 @@ def _whose() -> Run | None:
     return None if branch is None else branch.run
 
 
-def _is_transactional(run: Run) -> bool:
-    consumer = run.spec.consumer
-    return consumer is not None and consumer.transaction is not None
+def _is_transactional(spec: Spec) -> bool:
+    return spec.consumer is not None and spec.consumer.transaction is not None
 
 
 def message_of(run: Run) -> Any:

@@ -19,6 +19,7 @@ from uuid import UUID
 import psycopg
 
 from eventflow.adoption import Adoption
+from eventflow.batches import takes_fetched
 from eventflow.brokers import Brokers
 from eventflow.consumer import Intake, Lag
 from eventflow.context import Start
@@ -205,7 +206,11 @@ class Incarnation:
             max_in_flight=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes, dispatch=self.executor.dispatch,
             accept=self.executor.accept_claims, desk=self.executor, run_of=self._adoption.run_of,
             has_lease=self._has_lease, on_fatal=on_fatal, brokers=self._brokers, reprocess=reprocess,
+            gather=self.executor.gather if self._takes_fetched(consumer) else None,
         )  # fmt: skip
+
+    def _takes_fetched(self, consumer: ConsumerSpec) -> bool:
+        return self.executor.tracing is None and takes_fetched(consumer, keeps=self._settings.keep_messages == "all")
 
     def _has_lease(self) -> bool:
         return self._lease.held()

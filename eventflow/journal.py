@@ -645,7 +645,7 @@ _REFUSED = "the ledger refused a value that it recorded"
 
 
 def flush_statements(
-    executor: int, application: str, entries: list[Entry], gaps: list[Gap], *, keeps: bool = True
+    executor: int, application: str, entries: list[Entry], gaps: Sequence[Gap], *, keeps: bool = True
 ) -> tuple[list[Statement], set[Claim]]:
     """The statements that write these entries, in the order of R4, and the claims that they stand on.
 
@@ -789,7 +789,7 @@ def _state_params(executor: int, entries: list[Entry]) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def _ranges(accepted: list[list[Entry]], gaps: list[Gap]) -> dict[Claim, list[tuple[int, int]]]:
+def _ranges(accepted: list[list[Entry]], gaps: Iterable[Gap]) -> dict[Claim, list[tuple[int, int]]]:
     """Per claim, the ranges of offsets that a flush accepts: each message with the gap before it."""
     result: dict[Claim, list[tuple[int, int]]] = {}
     for entries in accepted:

@@ -58,7 +58,9 @@ class History:
         self.riders: tuple[Rider, ...] = ()  # what goes with the fresh checkpoints
         self.failures: list[tuple[BaseException, int]] = []
         self._closed: set[str] | None = None
-        self._begun = any(TICKET in position for position in recorded or ())  # whether it has tickets
+        self._begun = recorded is not None and any(
+            TICKET in position for position in recorded
+        )  # whether it has tickets
 
     def find(self, position: str, name: str) -> Checkpoint | None:
         """The checkpoint at this position.

@@ -27,8 +27,10 @@ from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
 from eventflow.errors import Cancelled, FencedError, HistoryTooLongError, UnavailableError
 from eventflow.executor import Executor, message_of
+from eventflow.fetched import Fetched
 from eventflow.journal import (
     Entry,
+    Gap,
     Lane,
     Statement,
     backoff,
@@ -78,10 +80,9 @@ class _Failure:
 class _Isolated:
     """Keeps folds from the claims of a transaction that would conflict with them: above READ COMMITTED (R5)."""
 
-    def __init__(self, runs: list[Run]) -> None:
-        isolation = _transaction(runs[0]).isolation
-        above = isolation is not None and isolation != "read committed"
-        self._claims = {run.claim for run in runs if run.claim is not None} if above else set[Claim]()
+    def __init__(self, spec: TransactionSpec, claims: Iterable[Claim | None]) -> None:
+        above = spec.isolation is not None and spec.isolation != "read committed"
+        self._claims = {claim for claim in claims if claim is not None} if above else set[Claim]()
         self._held = False
 
     def hold(self) -> None:
@@ -233,7 +234,7 @@ class Transactions:
             self._async_tasks.add(task)
             task.add_done_callback(self._async_tasks.discard)
 
-    def _take(self, waiting: deque[Run | Batch]) -> list[Run]:
+    def _take(self, waiting: deque[Run | Batch]) -> list[Run] | list[Fetched]:
         """The next messages of one handler, dropping those that may not start any more."""
         group: list[Run] = []
         most = 1
@@ -242,7 +243,7 @@ class Transactions:
                 break
             run = waiting.popleft()
             if isinstance(run, Batch):
-                return self._executor.beginning(run.runs)
+                return self._executor.beginning(run.runs) or self._executor.begin_fetched(run.fetched)
             most = self._most(run)
             group += self._executor.able([run])
             if run.scope is not None:
@@ -307,10 +308,14 @@ class Transactions:
 
     # ---- the protocol ----
 
-    def group(self, lane: Lane, runs: list[Run]) -> Protocol:
+    def group(self, lane: Lane, group: list[Run] | list[Fetched]) -> Protocol:
         """Run these messages' handlers and commit effects, results and positions together (R18)."""
+        if isinstance(group[0], Fetched):
+            yield from self._fetched(lane, cast("list[Fetched]", group))
+            return
+        runs = cast("list[Run]", group)
         if is_batched(runs[0].spec):
-            yield from self._batch(lane, runs)
+            yield from self._batch(lane, [runs])
             return
         failure = yield from self._attempt(lane, runs, "grouped")
         if failure is None:
@@ -334,9 +339,56 @@ class Transactions:
         if behind:
             self._executor.put_back(behind)
 
-    def _batch(self, lane: Lane, runs: list[Run]) -> Protocol:
+    def _fetched(self, lane: Lane, fetched: list[Fetched]) -> Protocol:
+        """Call a batch handler with messages as they were fetched; where anything is amiss, with their runs."""
+        verdict = yield from self._attempt_fetched(lane, fetched)
+        if verdict == "committed":
+            return
+        runs = self._runs_of(fetched)
+        yield from self._batch(lane, halves(runs) if verdict == "user" and len(runs) > 1 else [runs])
+
+    def _runs_of(self, fetched: list[Fetched]) -> list[Run]:
+        runs = [run for one in fetched for run in one.runs(self._application)]
+        for run in runs:
+            run.executor = self._executor
+        return self._executor.beginning(runs)
+
+    def _attempt_fetched(self, lane: Lane, fetched: list[Fetched]) -> Protocol:
+        """One transaction for all of them, tried once; what came of it."""
+        spec, lead = _transaction(fetched[0]), self._runs_of([fetched[0].head()])[0]
+        scope = StepScope(Branch(lead, None), "1.1", spec.name, kind="transaction", many=True)
+        held = _Isolated(spec, {one.claim for one in fetched})
+        phase: Phase = "begin"
+        try:
+            yield ("begin", spec)
+            phase = "user"
+            held.hold()
+            messages = [message for one in fetched for message in one.read()]
+            yield ("user", spec, _call_with(messages, spec, scope, None), "alone")
+            yield ("flush",)
+            phase = "write"
+            crash_point("transactions.before_guard")
+            yield from self._write(lane, *_recorded(lead, scope.riders, fetched))
+            crash_point("transactions.before_commit")
+            phase = "commit"
+            yield ("commit",)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            verdict = yield from self._verdict(lane, error, phase)
+            if verdict != "committed":
+                return verdict
+        else:
+            crash_point("transactions.after_commit")
+            lane.advance()
+        finally:
+            held.let_go()
+        self._executor.settled_fetched(fetched)
+        self._executor.tell(scope.riders)
+        return "committed"
+
+    def _batch(self, lane: Lane, parts: list[list[Run]]) -> Protocol:
         """Call a batch handler with these; where that fails, with each half of them, until who is at fault fails alone."""
-        parts = [runs]
         while parts:
             part = [run for run in parts.pop() if not run.dropped and not run.ended]
             failure = (yield from self._attempt(lane, part, "alone")) if part else None
@@ -351,7 +403,7 @@ class Transactions:
     def _attempt(self, lane: Lane, runs: list[Run], mode: Mode) -> Protocol:
         """One transaction for all of them, until its outcome is known; the failure that is theirs to bear, or None."""
         tries = breaks = 0
-        held = _Isolated(runs)
+        held = _Isolated(_transaction(runs[0]), (run.claim for run in runs))
         while runs:
             tries += 1
             failed: list[tuple[Run, BaseException | None]] = []
@@ -476,8 +528,8 @@ class Transactions:
         entries[0].riders = list(scope.riders) or None
         return entries
 
-    def _write(self, lane: Lane, entries: list[Entry]) -> Protocol:
-        statements, claims = flush_statements(lane.executor, self._application, entries, [], keeps=self._keeps)
+    def _write(self, lane: Lane, entries: list[Entry], gaps: Sequence[Gap] = ()) -> Protocol:
+        statements, claims = flush_statements(lane.executor, self._application, entries, gaps, keeps=self._keeps)
         guarded = [("guard", lane.guard(nonce(), claims)), *statements]
         yield ("batch", [self._database.statement(name, params) for name, params in guarded])
 
@@ -867,7 +919,19 @@ def _each(items: Iterable[Run | Batch]) -> list[Run]:
     return [run for item in items for run in (item.runs if isinstance(item, Batch) else [item])]
 
 
-def _transaction(run: Run | Batch) -> TransactionSpec:
+def _recorded(lead: Run, riders: tuple[Rider, ...], fetched: list[Fetched]) -> tuple[list[Entry], list[Gap]]:
+    """What is written of a batch whose messages were taken as they were fetched: what goes with the first, and the ranges."""
+    ranges = [(one.claim, one.first, one.end) for one in fetched]
+    if not riders:
+        return [], ranges
+    entry = Entry(lead, [], "succeeded", output=lead.spec.result.encode(None))
+    entry.riders = list(riders)
+    claim, _, end = ranges[0]
+    rest = (lead.offset or 0) + 1
+    return [entry], [*([(claim, rest, end)] if rest < end else []), *ranges[1:]]
+
+
+def _transaction(run: Run | Batch | Fetched) -> TransactionSpec:
     return cast("TransactionSpec", run.spec.consumer and run.spec.consumer.transaction)
 
 

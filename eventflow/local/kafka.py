@@ -48,6 +48,8 @@ broker.session.timeout.ms=1000
 broker.heartbeat.interval.ms=250
 log.cleaner.dedupe.buffer.size=4194304
 log.segment.bytes=16777216
+offsets.topic.segment.bytes=1048576
+transaction.state.log.segment.bytes=1048576
 log.index.size.max.bytes=1048576
 controlled.shutdown.enable=false
 """

@@ -3,17 +3,25 @@
 import random
 
 import pytest
+from confluent_kafka import Producer
 
-from tests.harness import World, few_seeds
+from tests.harness import Worker, World, few_seeds
+from tests.integration.test_consuming import batch, positions
+from tests.integration.test_kept import ACCEPTED
 
 TRANSACTIONS = ("transaction", "atransaction")
 KINDS = ("plain", "plain_sync", *TRANSACTIONS)
-FINAL = """select count(*) from eventflow.workflows w join eventflow.claims c on c.id = w.claim
-           where c."group" = %s and w.finished_at is not null"""
+KEPT = ("all", "slow")
 
 
 def wait_final(world: World, group: str, timeout: float = 60) -> None:
-    world.wait(lambda: world.one(FINAL, group) == world.produced, f"all of {group} are final", timeout)
+    """Until all are accepted, and none of them is under way; with a row each or without."""
+    open_ = """select count(*) from eventflow.workflows w join eventflow.claims c on c.id = w.claim
+               where c."group" = %s and w.finished_at is null"""
+    world.wait(
+        lambda: world.one(ACCEPTED, group) == world.produced and world.one(open_, group) == 0,
+        f"all of {group} are final", timeout,
+    )  # fmt: skip
 
 
 def failed(world: World, group: str) -> set[int]:
@@ -31,15 +39,15 @@ def sizes(world: World, group: str) -> list[int]:
     return [int(batch.split(".")[2]) for batch in {note.partition("|")[2] for (note,) in rows}]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_that_fails_is_split_until_one_fails_alone(world: World, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "keep"), [*((k, "all") for k in KINDS), *((k, "slow") for k in TRANSACTIONS)])
+def test_a_batch_that_fails_is_split_until_one_fails_alone(world: World, kind: str, keep: str) -> None:
     """Those at fault fail like any message, after their retries; all others are done, and of a transaction once."""
     world.create_topic(1)
     for n in range(100):
         world.send({"n": n, "do": "fail" if n in {3, 50, 51} else ""})
     world.send(b"no JSON")
     world.flush()
-    world.start("batches", KINDS=kind, BATCH="40", ready=True)
+    world.start("batches", KINDS=kind, BATCH="40", EVENTFLOW_KEEP_MESSAGES=keep, ready=True)
     wait_final(world, kind)
     assert world.sql(
         """select w."offset", w.retries, w.error like '%%are refused%%' from eventflow.workflows w
@@ -50,16 +58,36 @@ def test_a_batch_that_fails_is_split_until_one_fails_alone(world: World, kind: s
     world.check_no_incidents()
 
 
-def test_a_batch_is_full_or_has_waited(world: World) -> None:
+@pytest.mark.parametrize("keep", KEPT)
+def test_a_batch_is_full_or_has_waited(world: World, keep: str) -> None:
     world.create_topic(1)
-    world.start("batches", KINDS="transaction", BATCH="20", ready=True)
+    world.start("batches", KINDS="transaction", BATCH="20", EVENTFLOW_KEEP_MESSAGES=keep, ready=True)
     world.produce(200)
-    world.wait_completed("transaction")
-    world.check("transaction", effects=True)
+    wait_final(world, "transaction")
+    world.check("transaction", effects=True, rows=keep == "all")
     assert max(sizes(world, "transaction")) == 20
     world.produce(1)
-    world.wait_completed("transaction", timeout=3)
+    wait_final(world, "transaction", timeout=3)
     assert 1 in sizes(world, "transaction")
+    assert world.one("select count(*) from eventflow.workflows") == (201 if keep == "all" else 0)
+
+
+def test_gaps_between_messages_that_go_to_their_batch_as_they_were_fetched(world: World) -> None:
+    """Markers of transactions, and messages that were aborted: each hole is covered, once, over a change of owners too."""
+    world.create_topic(2)
+    producer = Producer({"bootstrap.servers": world.bootstrap_servers, "transactional.id": world.topic})
+    producer.init_transactions(20)
+    for part in (1, 2):
+        for _ in range(8):
+            batch(world, producer, 3, commit=True)
+            batch(world, producer, 2, commit=False)
+        worker = world.start("batches", KINDS="transaction", BATCH="5", EVENTFLOW_KEEP_MESSAGES="slow")
+        world.wait(lambda: positions(world, "transaction") == world.ends(), "it stands at the ends")
+        effects = world.sql("""select count(*), count(distinct (partition, "offset")) from effects""")
+        assert effects == [(part * 48, part * 48)]
+        assert worker.stop() == 0
+    assert world.one("select count(*) from eventflow.workflows") == 0
+    world.check_no_incidents()
 
 
 @pytest.mark.parametrize("ordering", ["key", "partition"])
@@ -86,9 +114,13 @@ def test_a_batch_has_messages_of_a_scope_in_order(world: World, ordering: str) -
 @pytest.mark.parametrize("seed", few_seeds())
 def test_batches_while_workers_are_killed_frozen_and_replaced(world: World, seed: int) -> None:
     chance = random.Random(f"batches {seed}")
-    settings = {"ORDERING": chance.choice(["none", "partition", "key"])}
+    ordering, keep = chance.choice(["none", "partition", "key"]), chance.choice(KEPT)
+
+    def start(*, ready: bool = False) -> Worker:
+        return world.start("batches", ready=ready, ORDERING=ordering, EVENTFLOW_KEEP_MESSAGES=keep)
+
     world.create_topic(3)
-    workers = [world.start("batches", ready=True, **settings), world.start("batches", **settings)]
+    workers = [start(ready=True), start()]
     bad = set[int]()
     for _ in range(4):
         for _ in range(200):
@@ -99,7 +131,7 @@ def test_batches_while_workers_are_killed_frozen_and_replaced(world: World, seed
         before = world.one("select count(*) from effects")
         world.wait(lambda before=before: world.one("select count(*) from effects") > before, "something happens")
         world.lose(workers.pop(0), chance)
-        workers.append(world.start("batches", **settings))
+        workers.append(start())
     for worker in world.workers:
         worker.thaw()
     for group in KINDS:
@@ -109,8 +141,8 @@ def test_batches_while_workers_are_killed_frozen_and_replaced(world: World, seed
         done = world.produced - len(bad)
         counts = """select count(*), count(distinct (partition, "offset")) from effects where "group" = %s"""
         assert world.sql(counts, group) == [(done, done)]
-        if settings["ORDERING"] == "key":
+        if ordering == "key":
             world.check_key_order(group)
-        elif settings["ORDERING"] == "partition":
+        elif ordering == "partition":
             world.check_order(group)
     world.check_no_incidents()

@@ -16,6 +16,7 @@ from eventflow.claims import _Former, _Read, _Taken
 from eventflow.consumer import Intake
 from eventflow.database import Database
 from eventflow.errors import UnavailableError
+from eventflow.fetched import Fetched
 from eventflow.registry import ConsumerSpec, Spec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run, fingerprint
@@ -133,11 +134,41 @@ class Desk:
         self.intake._take(list(messages))
         return [run.offset for run in self.runs]
 
+    def stack(self, *messages: FakeMessage) -> list[tuple[int, int, int]]:
+        """Where what is taken as it was fetched begins, ends, and of how many messages it is."""
+        stacks: list[Fetched] = []
+        self.intake._gather = stacks.extend
+        assert self.take(*messages) == []
+        return [(one.first, one.end, len(one)) for one in stacks]
+
 
 def test_a_gap_is_covered_by_what_comes_after_it() -> None:
     desk = Desk()
     assert desk.take(FakeMessage(1, 100), FakeMessage(1, 105)) == [100, 105]
     assert [run.first for run in desk.runs] == [100, 101]
+
+
+def test_what_goes_to_a_batch_as_it_was_fetched_covers_gaps_and_nothing_twice() -> None:
+    desk = Desk()
+    desk.claim.accepted_above = [(105, 108), (109, 110)]
+    taken = desk.stack(*(FakeMessage(1, n) for n in (100, 103, 105, 106, 107, 108, 109, 112)))
+    assert taken == [(100, 104, 2), (108, 109, 1), (110, 113, 1)]
+    assert desk.journal.covered == [(104, 105)]
+    assert (desk.claim.next_offset, desk.claim.in_flight(), desk.claim.seen) == (113, 4, 1)
+    assert desk.stack(FakeMessage(1, 113), FakeMessage(1, 115, KafkaError._PARTITION_EOF), FakeMessage(1, 116)) == [
+        (113, 114, 1), (115, 117, 1),
+    ]  # fmt: skip
+    assert desk.journal.covered == [(104, 105), (114, 115)]
+
+
+def test_what_may_have_killed_the_former_owner_is_no_part_of_what_was_fetched() -> None:
+    """It gets a row before it runs (R13)."""
+    desk, stacks = Desk(), list[Fetched]()
+    desk.claim.wary, desk.intake._gather = 2, stacks.extend
+    assert desk.take(FakeMessage(1, 100), FakeMessage(1, 101), FakeMessage(1, 102)) == [100, 101, 102]
+    assert [run.wary for run in desk.runs] == [True, True, False]
+    assert stacks == []
+    assert desk.stack(FakeMessage(1, 103)) == [(103, 104, 1)]
 
 
 def test_an_end_covers_the_rest() -> None:
