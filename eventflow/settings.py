@@ -241,8 +241,8 @@ class Settings(BaseSettings):
         payload_codec: what is stored passes it, in place of encryption: a `payloads.PayloadCodec`, or `module:name` of one.
         drain: seconds that running work gets to end at shutdown.
         prepared_statements: off where the pooler does not keep them.
-        relay_topic: an internal topic, in which the relay keeps the numbers of what it has published; it makes it. Its
-            transactional ids and its group begin with this name.
+        relay_topic: what the name of the relay's internal topic begins with, in which it keeps the numbers of what it has
+            published, and its transactional ids; the ledger's id comes behind it. It makes the topic.
         kafka: librdkafka properties for every consumer, as JSON.
         schema_registry_url: where the schemas are of consumers that read by a registry; several, by commas, of one registry.
         schema_registry: properties of Confluent's registry client, as JSON: credentials, certificates.

@@ -1,10 +1,11 @@
 """Kafka's side of the relay: a transactional producer for each slot, and the numbers of batches that Kafka keeps (R17).
 
-A slot's number is an offset of the relay's own group for the slot's partition of an internal topic, with the batch's id as
-its metadata: committed inside the transaction that holds the batch's events, so that both are out or neither is.
+A slot's number is the last message that is committed in the slot's partition of an internal topic: it is in the transaction
+that holds the batch's events, so that both are out or neither is (ADR 23).
 """
 
 import functools
+import json
 import logging
 import threading
 import time
@@ -30,6 +31,8 @@ from eventflow.settings import KafkaProperties
 from eventflow.telemetry import crash_point, seldom
 
 _PARTITIONS = 4  # of the internal topic: one for each slot that may ever be used
+_TOPIC = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20)}  # of which each partition's last message counts
+_BACK = 100  # offsets before a partition's end, from which on its last message is looked for first
 _ASK = 10.0  # seconds that a question may take
 _COMMIT = 15.0
 _INIT = 30.0
@@ -100,13 +103,12 @@ class _Failed(NamedTuple):
 class Slots:
     """The slots of one ledger's relay, from when they are opened until they are closed; nothing survives an error."""
 
-    def __init__(self, servers: str, properties: KafkaProperties, ledger: str, topic: str) -> None:
-        self._ledger, self._topic = ledger, topic
-        self._name = f"{topic}-{ledger}"
-        self._brokers = Brokers(servers, properties, {}, self._name, "eventflow-relay", self._on_error)
+    def __init__(self, servers: str, properties: KafkaProperties, ledger: str, prefix: str) -> None:
+        self._ledger = ledger
+        self._topic = f"{prefix}-{ledger}"  # its transactional ids begin with the same
+        self._brokers = Brokers(servers, properties, {}, self._topic, "eventflow-relay", self._on_error)
         self._producers: dict[int, Producer] = {}
         self._touched: dict[int, float] = {}
-        self._group: Any = None
         self._began: float | None = None  # when the transaction that is under way did
 
     def _on_error(self, error: KafkaError) -> None:
@@ -133,7 +135,7 @@ class Slots:
         return metadata.cluster_id or ""
 
     def _create(self, admin: Any) -> None:
-        wanted = NewTopic(self._topic, _PARTITIONS, -1)
+        wanted = NewTopic(self._topic, _PARTITIONS, -1, config=_TOPIC)
         try:
             admin.create_topics([wanted], request_timeout=_ASK)[self._topic].result(_ASK)
         except KafkaException as error:
@@ -158,9 +160,6 @@ class Slots:
             KafkaException: the brokers do not answer, or refuse it.
 
         """
-        asking = Consumer(self._config(), logger=logger)
-        self._group = asking.consumer_group_metadata()
-        asking.close()
         self._producers = {slot: self._producer(slot) for slot in slots}
         errors: list[BaseException] = []
 
@@ -184,7 +183,7 @@ class Slots:
         return {**config, "fetch.wait.max.ms": 10, "retry.backoff.ms": 10}
 
     def _producer(self, slot: int) -> Producer:
-        config = self._brokers.admin_config | _OURS | {"transactional.id": f"{self._name}-{slot}"}
+        config = self._brokers.admin_config | _OURS | {"transactional.id": f"{self._topic}-{slot}"}
         return Producer(config, logger=logger)
 
     def add(self, slot: int) -> None:
@@ -198,11 +197,10 @@ class Slots:
 
     # ---- numbers ----
 
-    def _place(self, slot: int) -> TopicPartition:
-        return TopicPartition(self._topic, slot)
-
-    def numbers(self, slots: Sequence[int]) -> dict[int, Number | None]:
+    def numbers(self, slots: Iterable[int]) -> dict[int, Number | None]:
         """What Kafka says of each slot: the number that was committed last; None: nothing, or nothing any more.
+
+        After they were opened: no transaction of theirs is under way then, so that the end of what is committed is the end.
 
         Raises:
             KafkaException: the brokers do not answer, or refuse it.
@@ -210,16 +208,34 @@ class Slots:
         """
         asking = Consumer(self._config(), logger=logger)
         try:
-            answers = asking.committed([self._place(slot) for slot in slots], timeout=_COMMIT)
+            return {slot: self._last(asking, slot) for slot in slots}
         finally:
             asking.close()
-        for answer in answers:
-            if answer.error is not None:
-                raise KafkaException(answer.error)
-        return {
-            slot: None if answer.offset < 0 else (answer.offset, answer.metadata or "")
-            for slot, answer in zip(slots, answers, strict=True)
-        }
+
+    def _last(self, asking: Consumer, slot: int) -> Number | None:
+        low, high = asking.get_watermark_offsets(TopicPartition(self._topic, slot), _ASK)
+        begin, back = high, _BACK
+        while begin > low:
+            begin, back = max(low, high - back), back * 10
+            found = self._last_from(asking, slot, begin, high)
+            if found is not None:
+                return found
+        return None
+
+    def _last_from(self, asking: Consumer, slot: int, begin: int, end: int) -> Number | None:
+        """The last number from an offset on, if there is one before the end."""
+        asking.assign([TopicPartition(self._topic, slot, begin)])
+        found: bytes | None = None
+        until = time.monotonic() + _ASK
+        while True:
+            message = asking.poll(0.2)
+            if message is None:
+                if time.monotonic() > until:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            elif _ended(message, {slot: end}):
+                return None if found is None else _number(found)
+            elif message.error() is None:
+                found = message.value()
 
     def idle_since(self, slot: int) -> float:
         """When its number was last committed, by the monotonic clock."""
@@ -253,16 +269,20 @@ class Slots:
     def _send(self, batch: Batch, events: Sequence[Event]) -> None:
         producer = self._producers[batch.slot]
         failed: list[_Failed] = []
+        unnumbered: list[KafkaError] = []
         producer.begin_transaction()
         self._produce(producer, events, failed)
+        number = json.dumps(batch.number).encode()
+        told = functools.partial(_told_of_number, unnumbered)
+        producer.produce(self._topic, number, b"number", partition=batch.slot, on_delivery=told)
         crash_point("relay.after_produce")
-        place = TopicPartition(self._topic, batch.slot, batch.n, batch.id)
         try:
-            producer.send_offsets_to_transaction([place], self._group, _COMMIT)
             crash_point("relay.before_commit")
             if not any(one.alone for one in failed):  # else it would be committed without these
                 producer.commit_transaction(_COMMIT)
         except KafkaException as error:
+            if unnumbered:  # no event is to blame
+                raise KafkaException(unnumbered[0]) from error
             self._abort(producer, failed, error)
         if failed:
             self._abort(producer, failed, None)
@@ -396,6 +416,17 @@ def why(error: KafkaError | None) -> str:
 def _told(failed: list[_Failed], event: int, error: KafkaError | None, _: Message) -> None:
     if error is not None:
         failed.append(_Failed(event, error, alone=False))
+
+
+def _told_of_number(failed: list[KafkaError], error: KafkaError | None, _: Message) -> None:
+    if error is not None:
+        failed.append(error)
+
+
+def _number(value: bytes) -> Number:
+    """As it was produced."""
+    n, batch_id = json.loads(value)
+    return n, batch_id
 
 
 def _ended(message: Message, ends: dict[int, int]) -> bool:

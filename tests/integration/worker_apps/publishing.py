@@ -35,16 +35,16 @@ def enter(session: Session, message: Message[Order]) -> None:
 
 
 class Losing(slots.Producer):
-    """librdkafka, which may wait for ever for a coordinator that it has forgotten (its issue 5511): once, until it is told."""
+    """librdkafka, one of whose calls may wait for ever, as for a coordinator that it has forgotten (its issue 5511)."""
 
     left = int(os.environ.get("LOSES", "0"))
 
-    def send_offsets_to_transaction(self, *args: Any, **options: Any) -> None:
+    def commit_transaction(self, *args: Any, **options: Any) -> None:
         Losing.left -= 1
         if Losing.left == 0:
             while not Path(os.environ["FOUND"]).exists():
                 time.sleep(0.05)
-        super().send_offsets_to_transaction(*args, **options)
+        super().commit_transaction(*args, **options)
 
 
 slots.Producer = Losing
