@@ -122,9 +122,8 @@ class App:
         if server is not None:
             server.start()
         try:
-            await asyncio.to_thread(self._check_database)
-            await asyncio.to_thread(self._define_queues)
-            await asyncio.to_thread(self._define_schedules)
+            for work in (self._check_database, self._define_queues, self._define_schedules):
+                await asyncio.to_thread(self._until_it_answers, work)
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(muted())
                 for lifespan in self._declared.lifespans:
@@ -188,13 +187,12 @@ class App:
         if self._consumers and self._surroundings.kafka and not self._settings.kafka_bootstrap_servers:
             raise SettingsError("KAFKA_BOOTSTRAP_SERVERS is not set, and there are consumers to run")
 
-    def _check_database(self) -> None:
+    def _until_it_answers(self, work: Callable[[], None]) -> None:
+        """Do a part of starting, as often as it takes until Postgres is there for the whole of it."""
         attempt = 0
         while True:
             try:
-                with self._database.connect("start") as connection:
-                    check_schema(connection, self._settings.database_schema)
-                    [(ledger,)] = self._database.run(connection, "ledger_id")
+                return work()
             except UnavailableError as error:
                 if getattr(error, "permanent", False):
                     raise
@@ -202,8 +200,11 @@ class App:
                 seldom.say(logger, f"{error}; trying again")
                 if self._stop.wait(min(0.2 * attempt, 2.0)):
                     raise
-            else:
-                break
+
+    def _check_database(self) -> None:
+        with self._database.connect("start") as connection:
+            check_schema(connection, self._settings.database_schema)
+            [(ledger,)] = self._database.run(connection, "ledger_id")
         self._others = Others(self._databases, ledger)
         self._check_others()
 

@@ -56,7 +56,7 @@ _BYTES = 16 * 1024 * 1024
 _LOOK = 1.0  # seconds between two looks at who writes, and at what people have decided
 _LIVELY = 2.0  # seconds after the last event for which the holder asks by itself whether there are more
 _SHORTEST, _LONGEST = 0.002, 0.1  # seconds between two such questions
-_AGAIN = 24 * 3600.0  # seconds after which an idle slot's number is committed again: Kafka lets offsets expire
+_AGAIN = 24 * 3600.0  # seconds after which an idle slot's number is said again: a topic that is not compacted forgets
 _SUSPICION = 60.0  # seconds until ledger and Kafka are compared again, where they did not fit
 _TROUBLE = 10.0  # seconds of trouble in a row, after which another process may try
 _ASK_AGAIN = 1.0  # seconds until a topic that could not be published to is asked about again
@@ -658,6 +658,8 @@ class Holding:
 def _event(row: Sequence[Any]) -> Event:
     """Of the columns id, topic, key, value, headers."""
     event_id, topic, key, value, headers = row
+    if headers is None:
+        return Event(event_id, topic, key, value, [])
     lost = unread([headers])
     if lost is not None:
         return Event(event_id, topic, None, None, [], str(lost))

@@ -344,14 +344,14 @@ class Transactions:
         verdict = yield from self._attempt_fetched(lane, fetched)
         if verdict == "committed":
             return
-        runs = self._runs_of(fetched)
+        runs = self._executor.beginning(self._runs_of(fetched))
         yield from self._batch(lane, halves(runs) if verdict == "user" and len(runs) > 1 else [runs])
 
     def _runs_of(self, fetched: list[Fetched]) -> list[Run]:
         runs = [run for one in fetched for run in one.runs(self._application)]
         for run in runs:
             run.executor = self._executor
-        return self._executor.beginning(runs)
+        return runs
 
     def _attempt_fetched(self, lane: Lane, fetched: list[Fetched]) -> Protocol:
         """One transaction for all of them, tried once; what came of it."""

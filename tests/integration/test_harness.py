@@ -214,6 +214,37 @@ async def test_keys_in_order_and_batches(shop: Shop) -> None:
         assert shop.did[2:] == [("a", 1), ("a", 2)]
 
 
+@pytest.mark.parametrize("keep", ["all", "slow"])
+async def test_what_a_batch_starts_and_publishes_goes_with_its_commit(
+    shop: Shop, keep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, by the call that succeeds; also where no row is kept of its messages, which then come as they were fetched."""
+    monkeypatch.setenv("EVENTFLOW_KEEP_MESSAGES", keep)
+
+    @eventflow.workflow
+    async def bill(numbers: list[int]) -> None:
+        shop.did.append(numbers)
+
+    @eventflow.kafka_consumer("orders", group="batch", batch=4, batch_wait=0.2, retries=Retry(0))
+    @eventflow.transaction
+    def enter(_: psycopg.Connection[Any], messages: list[Message[Order]]) -> None:
+        numbers = sorted(message.value.number for message in messages)
+        sync.start(bill, numbers)
+        sync.publish("booked", {"numbers": numbers})
+        if 3 in numbers:
+            raise ValueError("3 is refused")
+
+    async with testing.harness() as flow:
+        for number in (1, 2, 3, 4):
+            await flow.deliver("orders", Order(number=number))
+        await flow.settle()
+        assert sorted(shop.did) == [[1, 2], [4]]
+        booked = [one.decode(dict[str, list[int]])["numbers"] for one in await flow.published("booked")]
+        assert sorted(booked) == [[1, 2], [4]]
+        [letter] = await flow.dead_letters()
+        assert letter.error == "ValueError: 3 is refused"
+
+
 # ---- effects -------------------------------------------------------------------------------------------
 
 

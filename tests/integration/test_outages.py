@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from eventflow.local import Postgres
 from eventflow.settings import masked
 from tests.harness import Load, Proxy, World, few_seeds
 
@@ -199,3 +200,18 @@ def test_an_idle_worker_says_what_went_away_and_does_not_flood_its_log(
     finish(world)
     assert "***" in masked(world.database_url)
     assert worker.alive
+
+
+def test_postgres_is_killed_while_a_process_starts(private_world: World, private_postgres: Postgres) -> None:
+    """After its first look at it: it waits as it would have before, and begins when all of it can be done."""
+    world = private_world
+    world.create_topic(1)
+    worker = world.start("one_step", stop="ledger.before_commit")
+    world.wait(lambda: worker.frozen, "it stands still in the middle of its start")
+    private_postgres.kill()
+    worker.thaw()
+    world.wait(lambda: "trying again" in worker.text, "it says what it misses")
+    assert worker.alive
+    private_postgres.start()
+    world.produce(3)
+    world.wait_completed("billing")
