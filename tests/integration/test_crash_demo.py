@@ -27,6 +27,11 @@ def wait(condition: Callable[[], Any], what: str) -> Any:
     return value
 
 
+def _heed_the_terminal() -> None:
+    """What runs in the background of a script is told to ignore Ctrl-\\ ."""
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 class Program:
     """The demo as the README starts it, on a port of its own."""
 
@@ -38,7 +43,7 @@ class Program:
         with self._log.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(DEMO), "--port", "0"],
-                cwd=folder, env=environment, stdout=out, stderr=out,
+                cwd=folder, env=environment, stdout=out, stderr=out, preexec_fn=_heed_the_terminal,
             )  # fmt: skip
         self.address = wait(self._address, "the web server runs")
 
