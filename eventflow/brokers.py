@@ -58,8 +58,8 @@ _DEFAULTS: KafkaProperties = {
     "reconnect.backoff.ms": 250,  # librdkafka stays near it while a broker is away: each attempt is a connect and a line
     "reconnect.backoff.max.ms": 1000,
     "allow.auto.create.topics": False,
-    # To bootstrap anew ends the threads of the brokers that were known, and what waits for one of them to come back, as a
-    # transaction does for its group's coordinator, waits for ever (librdkafka's issues 5456 and 5511).
+    # To bootstrap anew ends the threads of the brokers that were known, and what waits for one of them to come back, as for a
+    # group's coordinator, may wait for ever (librdkafka's issues 5456 and 5511).
     "metadata.recovery.strategy": "none",
 }
 # Milliseconds after which a member that has not joined a rebalance holds the others up no more (librdkafka: 300,000). Messages

@@ -930,10 +930,13 @@ class Executor:
 
     def begin_fetched(self, fetched: list[Fetched]) -> list[Fetched]:
         """Those that may begin; the others are a peer's."""
+        beginning: list[Fetched] = []
         for one in fetched:
             if one.claim.revoked:
                 one.let_go()
-        return [one for one in fetched if not one.claim.revoked]
+            else:
+                beginning.append(one)
+        return beginning
 
     def settled_fetched(self, fetched: list[Fetched]) -> None:
         """These were committed by a transaction of their own, position included."""

@@ -34,7 +34,7 @@ class Fetched:
 
     def weigh(self) -> int:
         """Have the claim count those that are heavy from here on; how heavy they are."""
-        self.weight = sum(len(v) for m in self.messages if (v := m.value()) is not None and len(v) > HEAVY)
+        self.weight = _weight_of(self.messages)
         if self.weight:
             with self.claim.lock:
                 self.claim.weight += self.weight
@@ -53,7 +53,7 @@ class Fetched:
         head.messages, self.messages = self.messages[:count], self.messages[count:]
         head.end = self.first = head.messages[-1].offset() + 1
         if self.weight:
-            head.weight = sum(len(v) for m in head.messages if (v := m.value()) is not None and len(v) > HEAVY)
+            head.weight = _weight_of(head.messages)
             self.weight -= head.weight
         return head
 
@@ -90,6 +90,10 @@ class Fetched:
         with self.claim.lock:
             self.claim.finished += len(self.messages)
             self.claim.weight -= self.weight
+
+
+def _weight_of(messages: list[Any]) -> int:
+    return sum(len(v) for m in messages if (v := m.value()) is not None and len(v) > HEAVY)
 
 
 def run_of(spec: Spec, application: str, claim: Claim, message: Any, first: int) -> Run:

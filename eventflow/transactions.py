@@ -77,6 +77,13 @@ class _Failure:
     verdict: TransactionVerdict
 
 
+@dataclass(slots=True)
+class _At:
+    """How far a transaction is, for who judges its error."""
+
+    phase: Phase = "begin"
+
+
 class _Isolated:
     """Keeps folds from the claims of a transaction that would conflict with them: above READ COMMITTED (R5)."""
 
@@ -357,25 +364,19 @@ class Transactions:
         """One transaction for all of them, tried once; what came of it."""
         spec, lead = _transaction(fetched[0]), self._runs_of([fetched[0].head()])[0]
         scope = StepScope(Branch(lead, None), "1.1", spec.name, kind="transaction", many=True)
-        held = _Isolated(spec, {one.claim for one in fetched})
-        phase: Phase = "begin"
+        held, at = _Isolated(spec, {one.claim for one in fetched}), _At()
         try:
             yield ("begin", spec)
-            phase = "user"
+            at.phase = "user"
             held.hold()
             messages = [message for one in fetched for message in one.read()]
             yield ("user", spec, _call_with(messages, spec, scope, None), "alone")
             yield ("flush",)
-            phase = "write"
-            crash_point("transactions.before_guard")
-            yield from self._write(lane, *_recorded(lead, scope.riders, fetched))
-            crash_point("transactions.before_commit")
-            phase = "commit"
-            yield ("commit",)
+            yield from self._commit(lane, at, *_recorded(lead, scope.riders, fetched))
         except GeneratorExit:
             raise
         except BaseException as error:
-            verdict = yield from self._verdict(lane, error, phase)
+            verdict = yield from self._verdict(lane, error, at.phase)
             if verdict != "committed":
                 return verdict
         else:
@@ -408,23 +409,18 @@ class Transactions:
             tries += 1
             failed: list[tuple[Run, BaseException | None]] = []
             entries: list[Entry] = []
-            phase: Phase = "begin"
+            at = _At()
             since = time.time_ns()
             try:
                 yield ("begin", _transaction(runs[0]))
-                phase = "user"
+                at.phase = "user"
                 held.hold()
                 entries = yield from self._run_all(runs, failed, mode)
-                phase = "write"
-                crash_point("transactions.before_guard")
-                yield from self._write(lane, entries)
-                crash_point("transactions.before_commit")
-                phase = "commit"
-                yield ("commit",)
+                yield from self._commit(lane, at, entries)
             except GeneratorExit:
                 raise
             except BaseException as error:
-                verdict = yield from self._verdict(lane, error, phase)
+                verdict = yield from self._verdict(lane, error, at.phase)
                 if verdict == "committed":
                     self._settle(entries, failed)
                     return None
@@ -528,10 +524,16 @@ class Transactions:
         entries[0].riders = list(scope.riders) or None
         return entries
 
-    def _write(self, lane: Lane, entries: list[Entry], gaps: Sequence[Gap] = ()) -> Protocol:
+    def _commit(self, lane: Lane, at: "_At", entries: list[Entry], gaps: Sequence[Gap] = ()) -> Protocol:
+        """Write what is recorded beside the effects, under the lane's guard, and commit."""
+        at.phase = "write"
+        crash_point("transactions.before_guard")
         statements, claims = flush_statements(lane.executor, self._application, entries, gaps, keeps=self._keeps)
         guarded = [("guard", lane.guard(nonce(), claims)), *statements]
         yield ("batch", [self._database.statement(name, params) for name, params in guarded])
+        crash_point("transactions.before_commit")
+        at.phase = "commit"
+        yield ("commit",)
 
     def _verdict(self, lane: Lane, error: BaseException, phase: Phase) -> Protocol:
         """What an error of a transaction means, once it is rolled back; an unknown outcome is settled first (R3)."""
