@@ -10,12 +10,14 @@ anything is amiss with their batch (`fetched`).
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from eventflow.codec import error_line
 from eventflow.context import StepScope, current
 from eventflow.errors import CodecError
 from eventflow.fetched import Fetched
@@ -24,7 +26,10 @@ from eventflow.outcomes import Outcomes
 from eventflow.registry import ConsumerSpec, Spec
 from eventflow.replay import Branch
 from eventflow.runs import Run
+from eventflow.telemetry import seldom
 from eventflow.tracing import Tracing
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +48,9 @@ class Desk(Protocol):
     """What the executor does for it."""
 
     loop: asyncio.AbstractEventLoop
+    stopping: bool
 
+    def able(self, runs: list[Run]) -> list[Run]: ...
     def begin_batch(self, batch: Batch) -> None: ...
     def company(self, run: Run, limit: int) -> list[Run]: ...
     def beginning(self, runs: list[Run]) -> list[Run]: ...
@@ -119,8 +126,13 @@ def take_up(runs: list[Run], read: Read) -> tuple[list[Run], list[Any], list[tup
     return going, messages, others
 
 
-def halves(runs: list[Run]) -> list[list[Run]]:
-    """Both halves of what has failed, the one that is called first at the end."""
+def halves(runs: list[Run], error: BaseException) -> list[list[Run]]:
+    """Both halves of what has failed with this, the one that is called first at the end.
+
+    That is said, seldom: a batch that fails as a whole, and passes in parts, costs more each time and leaves no other trace.
+    """
+    what = f"{type(error).__name__}: {error_line(error)}"
+    seldom.say(logger, f"{runs[0].name}: a call with {len(runs)} messages failed, and is made with each half: {what}")
     middle = len(runs) // 2
     return [runs[middle:], runs[:middle]]
 
@@ -167,7 +179,6 @@ class Batches:
             return
         consumer: Any = (gathered.runs or gathered.fetched)[0].spec.consumer
         while gathered and (due or _count(gathered, consumer) >= consumer.batch):
-            due = False
             self._desk.begin_batch(self._next(gathered, consumer))
         if gathered and name not in self._timers:
             self._timers[name] = self._desk.loop.call_later(consumer.batch_wait, lambda: self._look(name, due=True))
@@ -176,7 +187,7 @@ class Batches:
 
     def _next(self, gathered: _Gathered, consumer: Any) -> Batch:
         most, waiting = consumer.batch, gathered.runs
-        if gathered.fetched:
+        if not waiting:  # runs first: where messages come as fetched, runs are the few that were amiss
             return Batch([], gathered.take_fetched(most))
         if consumer.ordering == "none":
             return Batch([waiting.popleft() for _ in range(min(most, len(waiting)))])
@@ -224,7 +235,7 @@ class Batches:
         self.running.update(runs)
         try:
             while parts:
-                part, messages, others = take_up(parts.pop(), self._read)
+                part, messages, others = take_up(self._desk.able(parts.pop()), self._read)
                 for run, wrong in others:
                     if wrong is not None:
                         self._failed(run, wrong)
@@ -241,13 +252,15 @@ class Batches:
                     span.close()
                 if error is None:
                     part[0].history.riders = scope.riders  # what was started there goes with the first message's end
-                if isinstance(error, Exception) and len(part) > 1:
-                    parts += halves(part)
-                elif error is None or isinstance(error, Exception):
-                    self._end(part, error)
-                else:  # it is to end, and nothing more is to begin
+                if error is None:
+                    self._end(part, None)
+                elif self._desk.stopping and not isinstance(error, Exception):  # nothing more is to begin
                     self._end([run for one in (part, *reversed(parts)) for run in one], error)
                     return
+                elif len(part) > 1:
+                    parts += halves(part, error)
+                else:
+                    self._end(part, error)
         finally:
             self.running.difference_update(runs)
 

@@ -166,13 +166,16 @@ class Claims:
         usable: list[Claim] = []
         moved: list[Key] = []
         made = [(self._make(topic, source, taken), taken.stop) for taken in self._ledger.transact(work)]
-        cut = self._sources.cut_off(topic, [claim for claim, stop in made if stop is None and not claim.through()])
-        for claim, found in made:
+        try:
+            stops = self._stops(consumer, topic, made)
+        except (psycopg.Error, UnavailableError, KafkaException):
+            # Nothing of them was begun: whoever takes them next is to be as wary as this one, and no more.
+            self.release(claim for claim, _ in made if not claim.wary)
+            raise
+        for (claim, _), stop in zip(made, stops, strict=True):
             key = claim.topic, claim.partition
             self.stopped.pop(key, None)
-            through = claim.through()
-            stop = None if through else found or self._gone(consumer, claim, cut.get(claim.partition))
-            if through:
+            if claim.through():
                 self.release([claim])
             elif stop is None:
                 usable.append(claim)
@@ -279,6 +282,14 @@ class Claims:
         return claim
 
     # ---- incidents (R16) ----
+
+    def _stops(self, consumer: Consumer, topic: str, made: list[tuple[Claim, _Stop | None]]) -> list[_Stop | None]:
+        """What stops each of these, which the ledger knows already or the brokers tell now."""
+        cut = self._sources.cut_off(topic, [claim for claim, stop in made if stop is None and not claim.through()])
+        return [
+            None if claim.through() else found or self._gone(consumer, claim, cut.get(claim.partition))
+            for claim, found in made
+        ]
 
     def _gone(self, consumer: Consumer, claim: Claim, cut: int | None) -> _Stop | None:
         """What stops a partition whose position is not in Kafka's log any more, or of which what was read was cut off."""
@@ -440,6 +451,7 @@ class Claims:
     def release(self, claims: Iterable[Claim]) -> None:
         """Let go of claims of which nothing runs unaccepted: the next owner need not be wary (R8, R13).
 
+        Of a transactional handler something may still run, which no row can be given: it is fenced by the next owner's epoch.
         But for those of which this one does not know, either, what a former owner read (R16).
         """
         held = sorted((c for c in claims if not c.lost and c.read_through()), key=lambda c: c.id)

@@ -459,7 +459,7 @@ class Incarnation:
         self._reader.stop()
         self._streams.stop()
         self.executor.abort()
-        await self._close_elsewhere()
+        await self._close_transactions()
         await asyncio.to_thread(self._lease.join, 2.0)
         await asyncio.to_thread(self.queues.join, 2.0)
         await asyncio.to_thread(self.schedules.join, 2.0)
@@ -483,7 +483,7 @@ class Incarnation:
         self._reader.stop()
         self._streams.stop()
         self.transactions.stop()
-        await self._close_elsewhere()
+        await self._close_transactions()
         self._lease.stop()
         self.queues.leave()
         self.schedules.leave()
@@ -493,7 +493,8 @@ class Incarnation:
         await asyncio.to_thread(self.queues.join, 2.0)
         await asyncio.to_thread(self.schedules.join, 2.0)
 
-    async def _close_elsewhere(self) -> None:
+    async def _close_transactions(self) -> None:
+        await self.transactions.close()
         for place in self._elsewhere.values():
             await place.close()
 

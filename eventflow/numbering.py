@@ -1,8 +1,8 @@
 """What the relay decides, as values: which events go out together, and what became of a batch whose relay died. No I/O.
 
-A *batch* is what is sent in one Kafka transaction. Its number and its random id stand in the ledger, and, as an offset of
-the relay's own group, inside that very transaction: so whoever comes next reads both, and knows (PROTOCOL.md R17).
-A *slot* is a transactional id with a partition of its own for these offsets; batches go out through two of them in turn.
+A *batch* is what is sent in one Kafka transaction. Its number and its random id stand in the ledger, and, as a message of
+the relay's own topic, inside that very transaction: so whoever comes next reads both, and knows (PROTOCOL.md R17).
+A *slot* is a transactional id with a partition of its own for these numbers; batches go out through two of them in turn.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

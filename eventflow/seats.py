@@ -108,6 +108,13 @@ class Places:
             else:
                 self._waiting.popleft()[1].set_result(place)
 
+    def close(self) -> list[Place]:
+        """Those that are idle, which nobody gets any more."""
+        with self._lock:
+            idle = list(self._idle)
+            self._idle.clear()
+            return idle
+
     def crowded(self, spec: TransactionSpec) -> bool:
         """Whether the next in line would share its transaction."""
         with self._lock:

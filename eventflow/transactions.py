@@ -25,7 +25,7 @@ from eventflow.batches import Batch, halves, is_batched, take_up
 from eventflow.codec import decode_error, encode_error
 from eventflow.context import StepScope, current
 from eventflow.database import Database, fenced, lost_claims
-from eventflow.errors import Cancelled, FencedError, HistoryTooLongError, UnavailableError
+from eventflow.errors import Cancelled, CodecError, FencedError, HistoryTooLongError, UnavailableError
 from eventflow.executor import Executor, message_of
 from eventflow.fetched import Fetched
 from eventflow.journal import (
@@ -39,6 +39,7 @@ from eventflow.journal import (
     nonce,
     rider_statements,
 )
+from eventflow.kafka import Unprepared
 from eventflow.ports import Ask, AsyncPort, Condition, Mode, Port, Protocol, RolledBackError, ThreadPort, adrive, drive
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
@@ -304,7 +305,6 @@ class Transactions:
                 self._put_async(self._async_line.waiting, [])  # what is left wakes the next lane
                 if group:
                     await adrive(self.group(lane, group), port)
-            self._idle_async.append((lane, port))
         except FencedError as error:
             self._on_fenced(error)
         except Exception as error:
@@ -312,6 +312,9 @@ class Transactions:
             self._on_fenced(FencedError(f"a transaction lane failed: {error!r}"))
         finally:
             self.active -= 1
+            self._idle_async.append((lane, port))
+            if self._stopped.is_set():
+                await self._close_idle()
 
     # ---- the protocol ----
 
@@ -348,11 +351,11 @@ class Transactions:
 
     def _fetched(self, lane: Lane, fetched: list[Fetched]) -> Protocol:
         """Call a batch handler with messages as they were fetched; where anything is amiss, with their runs."""
-        verdict = yield from self._attempt_fetched(lane, fetched)
-        if verdict == "committed":
+        failure = yield from self._attempt_fetched(lane, fetched)
+        if failure is None:
             return
         runs = self._executor.beginning(self._runs_of(fetched))
-        yield from self._batch(lane, halves(runs) if verdict == "user" and len(runs) > 1 else [runs])
+        yield from self._batch(lane, self._blame(runs, failure.error) if failure.verdict == "user" else [runs])
 
     def _runs_of(self, fetched: list[Fetched]) -> list[Run]:
         runs = [run for one in fetched for run in one.runs(self._application)]
@@ -361,7 +364,11 @@ class Transactions:
         return runs
 
     def _attempt_fetched(self, lane: Lane, fetched: list[Fetched]) -> Protocol:
-        """One transaction for all of them, tried once; what came of it."""
+        """One transaction for all of them, tried once; the failure, which may be nobody's, or None."""
+        try:
+            messages = [message for one in fetched for message in one.read()]
+        except (CodecError, Unprepared) as error:
+            return _Failure(error, "again")
         spec, lead = _transaction(fetched[0]), self._runs_of([fetched[0].head()])[0]
         scope = StepScope(Branch(lead, None), "1.1", spec.name, kind="transaction", many=True)
         held, at = _Isolated(spec, {one.claim for one in fetched}), _At()
@@ -369,7 +376,6 @@ class Transactions:
             yield ("begin", spec)
             at.phase = "user"
             held.hold()
-            messages = [message for one in fetched for message in one.read()]
             yield ("user", spec, _call_with(messages, spec, scope, None), "alone")
             yield ("flush",)
             yield from self._commit(lane, at, *_recorded(lead, scope.riders, fetched))
@@ -378,7 +384,7 @@ class Transactions:
         except BaseException as error:
             verdict = yield from self._verdict(lane, error, at.phase)
             if verdict != "committed":
-                return verdict
+                return None if self._stopped.is_set() else _Failure(error, verdict)
         else:
             crash_point("transactions.after_commit")
             lane.advance()
@@ -386,26 +392,29 @@ class Transactions:
             held.let_go()
         self._executor.settled_fetched(fetched)
         self._executor.tell(scope.riders)
-        return "committed"
+        return None
 
     def _batch(self, lane: Lane, parts: list[list[Run]]) -> Protocol:
         """Call a batch handler with these; where that fails, with each half of them, until who is at fault fails alone."""
         while parts:
-            part = [run for run in parts.pop() if not run.dropped and not run.ended]
+            part = self._executor.able([run for run in parts.pop() if not run.ended])
             failure = (yield from self._attempt(lane, part, "alone")) if part else None
-            if failure is None:
-                continue
-            part = [run for run in part if not run.dropped and not run.ended]
-            if len(part) == 1:
-                self._executor.outcomes.failed(part[0], failure.error)
-            else:
-                parts += halves(part)
+            if failure is not None:
+                parts += self._blame([run for run in part if not run.dropped and not run.ended], failure.error)
+
+    def _blame(self, runs: list[Run], error: BaseException) -> list[list[Run]]:
+        """A call with these has failed: with whom it is to be made again. One alone has to bear it."""
+        if len(runs) > 1:
+            return halves(runs, error)
+        for run in runs:
+            self._executor.outcomes.failed(run, error)
+        return []
 
     def _attempt(self, lane: Lane, runs: list[Run], mode: Mode) -> Protocol:
         """One transaction for all of them, until its outcome is known; the failure that is theirs to bear, or None."""
         tries = breaks = 0
         held = _Isolated(_transaction(runs[0]), (run.claim for run in runs))
-        while runs:
+        while runs and not (tries and self._over(runs)):
             tries += 1
             failed: list[tuple[Run, BaseException | None]] = []
             entries: list[Entry] = []
@@ -436,10 +445,8 @@ class Transactions:
                     if tries in {1, 10}:
                         logger.warning("a transaction of %s: %s; trying again", runs[0].name, error)
                     yield (self._stopped.wait, backoff(tries))
-                    if self._stopped.is_set():
-                        raise FencedError("stopped") from error
                 else:
-                    return _Failure(error, verdict)
+                    return None if self._over(runs) else _Failure(error, verdict)
                 continue
             finally:
                 held.let_go()
@@ -449,6 +456,13 @@ class Transactions:
             self._settle(entries, failed)
             return None
         return None
+
+    def _over(self, runs: Iterable[Run]) -> bool:
+        """Whether nothing of these can be recorded any more, so that no function of theirs is called again."""
+        if self._stopped.is_set():
+            for run in runs:
+                self._executor.abandon(run)
+        return self._stopped.is_set()
 
     def _trace(self, done: list[Entry], since: int) -> None:
         """The span of a transaction that is committed, where those of its messages are recorded."""
@@ -826,6 +840,23 @@ class Transactions:
                         self._executor.abandon(run)
                     waiting.clear()
             self._ready.notify_all()
+
+    async def close(self) -> None:
+        """After `stop`: close the connections that nobody uses. A handler that still runs closes its own at its end."""
+        await self._close_idle()
+        for place in (*self._places.close(), *self._async_places.close()):
+            place.lane.close()
+            if place.threaded is None:
+                place.port.close()
+            else:
+                await place.port.close()
+                place.threaded.end()
+
+    async def _close_idle(self) -> None:
+        while self._idle_async:
+            lane, port = self._idle_async.pop()
+            lane.close()
+            await port.close()
 
 
 @contextlib.contextmanager
