@@ -520,7 +520,18 @@ def headers_json(raw: RawHeaders) -> str | None:
 
 
 def headers_from_json(text: str | None) -> RawHeaders:
-    """The inverse of `headers_json`."""
+    """The inverse of `headers_json`.
+
+    Raises:
+        CodecError: it is nothing of the kind; who inserts into the outbox by plain SQL may write anything.
+
+    """
     if not text:
         return None
-    return [(n, None if v is None else base64.b64decode(v)) for n, v in json.loads(text)]
+    try:
+        headers = [(n, None if v is None else base64.b64decode(v)) for n, v in json.loads(text)]
+    except (ValueError, TypeError):
+        headers = [(None, None)]
+    if not all(isinstance(n, str) for n, _ in headers):
+        raise CodecError(f"these headers are no JSON of [[name, base64 or null], ...]: {text[:100]!r}")
+    return cast("RawHeaders", headers)

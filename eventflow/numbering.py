@@ -5,7 +5,7 @@ the relay's own topic, inside that very transaction: so whoever comes next reads
 A *slot* is a transactional id with a partition of its own for these numbers; batches go out through two of them in turn.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -108,8 +108,19 @@ def ranges(ids: Iterable[int]) -> str:
     return "{" + ",".join(f"[{low},{high})" for low, high in joined) + "}"
 
 
+Blocked = dict[Key, int]  # by key, the id of the first event that does not go out: those behind it wait
+
+
+def block(blocked: Blocked, events: Iterable[Event]) -> None:
+    """These do not go out."""
+    for event in events:
+        scope = event.scope
+        if scope is not None:
+            blocked[scope] = min(event.id, blocked.get(scope, event.id))
+
+
 def sift(
-    events: Iterable[Event], blocked: Collection[Key], refusal: Callable[[Event], str | None]
+    events: Iterable[Event], blocked: Mapping[Key, int], refusal: Callable[[Event], str | None]
 ) -> tuple[list[Event], list[Parked]]:
     """Which of these, in order of id, go out, and which are parked: refused, or behind one that is."""
     going: list[Event] = []
@@ -117,7 +128,7 @@ def sift(
     stopped: set[Key] = set()
     for event in events:
         scope = event.scope
-        if scope is not None and (scope in blocked or scope in stopped):
+        if scope is not None and (scope in stopped or (scope in blocked and blocked[scope] < event.id)):
             parked.append(Parked(event.id, True, "behind another event of its key"))
         elif (reason := event.unread or refusal(event)) is not None:
             parked.append(Parked(event.id, False, reason))
@@ -145,8 +156,8 @@ class Review:
     """
 
     after: int = 0
-    _stopped: set[Key] = field(default_factory=set[Key])
-    _late: set[Key] = field(default_factory=set[Key])
+    _stopped: Blocked = field(default_factory=Blocked)
+    _late: Blocked = field(default_factory=Blocked)
 
     def part(self, parked: Sequence[Refused]) -> tuple[list[Event], list[int]]:
         """What of the next part goes out, and the ids of what is dropped."""
@@ -162,16 +173,17 @@ class Review:
             elif behind or wanted == "retry":
                 going.append(event)
             elif scope is not None:
-                self._stopped.add(scope)
+                self._stopped[scope] = event.id
         return going, dropped
 
-    def parked(self, keys: Iterable[Key]) -> None:
-        """Between two parts, more events of these keys were parked, and it may have passed their place."""
-        self._late.update(keys)
+    def parked(self, events: Iterable[Event]) -> None:
+        """Between two parts, these were parked; some where it has passed already."""
+        block(self._late, (event for event in events if event.id <= self.after))
 
-    def end(self) -> tuple[set[Key], bool]:
+    def end(self) -> tuple[Blocked, bool]:
         """At the end: what is blocked from now on, and whether another walk must follow."""
-        return self._stopped | self._late, bool(self._late)
+        both = {k: min(self._stopped.get(k, i), i) for k, i in self._late.items()}
+        return self._stopped | both, bool(self._late)
 
 
 class Bound:

@@ -89,7 +89,10 @@ def undelivered_of(row: Sequence[Any], ledger: object) -> Undelivered:
     lost = unread([headers])
     if lost is not None:
         raise lost
-    received = Headers.received(headers_from_json(headers))
+    try:
+        received = Headers.received(headers_from_json(headers))
+    except CodecError:  # which is why it is here
+        received = Headers()
     return Undelivered(event, f"{ledger}/{event}", topic, key, value, received, reason, behind, at, parked_at, wanted)
 
 

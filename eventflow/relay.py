@@ -25,19 +25,20 @@ from confluent_kafka import KafkaException
 
 from eventflow.brokers import reason
 from eventflow.database import Connection, Database, KeptConnection, evicting, in_pipeline
-from eventflow.errors import EventflowError, FencedError, UnavailableError, UnreadableError, first_line
+from eventflow.errors import CodecError, EventflowError, FencedError, UnavailableError, UnreadableError, first_line
 from eventflow.kafka import headers_from_json
 from eventflow.metrics import EVENTS
 from eventflow.numbering import (
     Batch,
+    Blocked,
     Bound,
     Event,
-    Key,
     MismatchError,
     Parked,
     Refused,
     Review,
     Size,
+    block,
     compare,
     ranges,
     sift,
@@ -63,6 +64,7 @@ _ASK_AGAIN = 1.0  # seconds until a topic that could not be published to is aske
 _BARRED = 30.0  # the same, where the brokers know the topic and let nobody write
 _HELD = 1.0  # seconds for which somebody who was seen to relay is believed to
 _LEAVE = 3.0  # seconds that the holder goes on when its process leaves, while there are events
+_SLOW = 8.0  # seconds after which a Kafka transaction that failed may have been too large for the way to the brokers
 _LOST = 20.0  # seconds after which a Kafka transaction will not end: the brokers give it ten, and librdkafka may wait for ever
 
 
@@ -209,9 +211,8 @@ class Relay:
                     self._attempt(connection)
                 else:
                     self._asked = False
-                    self.wait(self._lease)
-        except Exception:
-            logger.exception("the relay failed; another process takes it over")
+                    if not self.leaving():  # it may have begun to, and woken this thread, just before
+                        self.wait(self._lease)
         finally:
             connection.close()
 
@@ -278,12 +279,13 @@ class Holding:
         self._newest: dict[int, Batch] = {}
         self._topics: dict[str, tuple[str | None, float]] = {}  # why one cannot be published to, as of when
         self._size = Size(_MOST)
+        self._slow: int | None = None  # the batch that was sent last, where that took long and failed
         self.replaced = False
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self.bound = Bound()
-        self._blocked: set[Key] = set()
+        self._blocked = Blocked()
         self._review: Review | None = Review()
         self._turn = False
         self._looked = 0.0
@@ -328,7 +330,7 @@ class Holding:
                 raise
             except MismatchError as error:
                 self._stand_still(error)
-            except (psycopg.Error, KafkaException, EventflowError, BufferError) as error:
+            except (psycopg.Error, KafkaException, EventflowError, BufferError, TimeoutError) as error:
                 if self.replaced:
                     return
                 if getattr(error, "sqlstate", None) == "EF004":
@@ -341,6 +343,12 @@ class Holding:
                     self._give_up()
                     return
                 self._relay.pause(0.05 + min(1.0, (now - since) / 4))
+            except Exception as error:  # a fault of the code, or something that nobody has thought of
+                if not self.replaced:
+                    logger.exception("publishing failed; another process may try")
+                    self._tell("relay", "outbox", f"publishing failed: {type(error).__name__}: {first_line(error)}")
+                    self._give_up()
+                return
             finally:
                 self.close()
 
@@ -399,14 +407,24 @@ class Holding:
         crash_point("relay.before_settling")
         for batch, what in findings:
             going = events if what == "send" or (what == "look" and not slots.is_out(batch, events)) else []
+            if batch.n == self._slow and len(going) > 1:
+                self._halve(batch, going)
+                return False
             if not self._send(batch, going):
                 return False
         for slot in range(_SLOTS):
             if slot not in self._newest:
                 slots.add(slot)
                 slots.send(self._birth(slot, self._last), ())
-        self._blocked = self._parked_keys()
+        self._blocked = self._parked()
         return True
+
+    def _halve(self, batch: Batch, events: Sequence[Event]) -> None:
+        """Kafka ends a transaction that takes too long. The last one did, and is known not to be out: send less in one."""
+        logger.warning("a Kafka transaction of %d events took too long; the next one has half as many", len(events))
+        self._take_back(batch, ())
+        self._size.refused(len(events))
+        self._slow = None
 
     def _batches(self) -> list[Batch]:
         return [Batch(*row) for row in self._kept.run("read_batches")]
@@ -432,13 +450,13 @@ class Holding:
                 "set cluster_id of the table relay to null"
             )
 
-    def _parked_keys(self) -> set[Key]:
-        keys: set[Key] = set()
+    def _parked(self) -> Blocked:
+        blocked = Blocked()
         after = 0
         while rows := self._kept.run("read_undelivered", {"after": after, "most": _PART}):
-            keys |= {one.event.scope for one in map(_refused, rows) if one.event.scope is not None}
+            block(blocked, (_refused(row).event for row in rows))
             after = rows[-1][0]
-        return keys
+        return blocked
 
     # ---- one batch after another ----
 
@@ -455,7 +473,7 @@ class Holding:
                 crash_point("relay.after_numbering")
                 self._send(*numbered)
                 self._sent_at = time.monotonic()
-            elif self._review is None:
+            elif self._review is None and not self._turn:  # else it has looked at what is parked only
                 if self._relay.leaving():
                     return
                 self._wait()
@@ -472,12 +490,16 @@ class Holding:
             if tracing is None
             else tracing.send((event.topic for event in events), (event.headers for event in events), len(events))
         )
+        began = time.monotonic()
         try:
             with span or contextlib.nullcontext():
                 self._slots.send(batch, events)
         except NotSentError as error:
             self._void(batch, events, error)
             return False
+        except KafkaException:
+            self._slow = batch.n if time.monotonic() - began > _SLOW else None
+            raise
         for topic, count in Counter(event.topic for event in events).items():
             EVENTS.add(count, topic)
         self._size.sent()
@@ -535,7 +557,7 @@ class Holding:
         events, dropped = review.part(found)
         if dropped:
             self._database.run(connection, "drop_undelivered", {"events": dropped})
-        going, parked = sift(events, (), self._refusal)
+        going, parked = sift(events, {}, self._refusal)
         if parked:
             self._park(connection, parked)
             self._block(events, parked, refused)
@@ -546,10 +568,10 @@ class Holding:
 
     def _block(self, events: Sequence[Event], parked: Sequence[Parked], refused: list[tuple[Event, str]]) -> None:
         by_id = {event.id: event for event in events}
-        keys = {scope for one in parked if (scope := by_id[one.id].scope) is not None}
-        self._blocked |= keys
+        waiting = [by_id[one.id] for one in parked]
+        block(self._blocked, waiting)
         if self._review is not None:
-            self._review.parked(keys)
+            self._review.parked(waiting)
         refused += [(by_id[one.id], one.reason) for one in parked if not one.behind]
 
     def _park(self, connection: Connection, parked: Sequence[Parked]) -> None:
@@ -564,19 +586,16 @@ class Holding:
 
     def _void(self, batch: Batch, events: Sequence[Event], error: NotSentError) -> None:
         """Take a batch back of which Kafka has nothing, nor ever will, and park the events that are to blame (R17.12)."""
-        guilty = error.guilty or ({events[0].id: error.reason} if len(events) == 1 else {})
+        guilty = error.guilty
+        if not guilty and len(events) == 1:
+            self._check_number(batch)
+            guilty = {events[0].id: error.reason}
         parked = [Parked(event.id, False, guilty[event.id]) for event in events if event.id in guilty]
-
-        def work(connection: Connection) -> None:
-            self._database.run(connection, "void_batch", {"epoch": self._epoch, "last": batch.n})
-            if parked:
-                self._park(connection, parked)
-
-        self._kept.transact(work)
-        self._newest = {one.slot: one for one in self._batches()}
-        self._last = batch.n - 1
+        self._take_back(batch, parked)
         if not guilty:
             self._size.refused(len(events))
+        if self._turn:  # what people have let go of comes before what is new, and is parked still
+            block(self._blocked, events)
         refused: list[tuple[Event, str]] = []
         self._block(events, parked, refused)
         for event, why in refused:
@@ -585,6 +604,27 @@ class Holding:
                 self._topics[event.topic] = (why, time.monotonic() + _BARRED)
             self._tell("undelivered", event.topic, why)
         self._review = Review()  # some of them may have come from there
+
+    def _take_back(self, batch: Batch, parked: Sequence[Parked]) -> None:
+        def work(connection: Connection) -> None:
+            self._database.run(connection, "void_batch", {"epoch": self._epoch, "last": batch.n})
+            if parked:
+                self._park(connection, parked)
+
+        self._kept.transact(work)
+        self._newest = {one.slot: one for one in self._batches()}
+        self._last = batch.n - 1
+
+    def _check_number(self, batch: Batch) -> None:
+        """Say the number once more that the batch's slot has in Kafka: no event is to blame where that is refused.
+
+        Raises:
+            KafkaException: it is.
+
+        """
+        assert self._slots is not None
+        before = [one for one in self._batches() if one.slot == batch.slot and one.n < batch.n]
+        self._slots.send(before[-1], ())
 
     # ---- topics ----
 
@@ -641,7 +681,7 @@ class Holding:
             if self._relay.wait(min(max(quiet / 5, _SHORTEST), _LONGEST) if lively else 600.0):
                 return
             self._look()
-            if lively and self._pending():
+            if self._pending():
                 return
             self.bound.read(())
 
@@ -663,7 +703,13 @@ def _event(row: Sequence[Any]) -> Event:
     lost = unread([headers])
     if lost is not None:
         return Event(event_id, topic, None, None, [], str(lost))
-    return Event(event_id, topic, key, value, headers_from_json(headers) or [])
+    try:
+        named = headers_from_json(headers) or []
+    except CodecError as error:
+        return Event(event_id, topic, key, None, [], str(error))
+    if any("\0" in name for name, _ in named):
+        return Event(event_id, topic, key, None, [], "a header's name has a NUL, which no client of Kafka takes")
+    return Event(event_id, topic, key, value, named)
 
 
 def _refused(row: Sequence[Any]) -> Refused:

@@ -9,11 +9,10 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn, cast
 
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     Consumer,
     KafkaError,
     KafkaException,
@@ -25,13 +24,17 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # p
 from confluent_kafka.cimpl import NewTopic
 
 from eventflow.brokers import Brokers, logger, reason
-from eventflow.errors import UnavailableError
+from eventflow.errors import UnavailableError, UsageError
 from eventflow.numbering import Batch, Event, MismatchError, Number
+from eventflow.outbox import check_topic
 from eventflow.settings import KafkaProperties
 from eventflow.telemetry import crash_point, seldom
 
 _PARTITIONS = 4  # of the internal topic: one for each slot that may ever be used
-_TOPIC = {"cleanup.policy": "compact", "segment.bytes": str(16 << 20)}  # of which each partition's last message counts
+_TOPIC = {  # of which each partition's last message counts, and must not be lost while events of its transaction are kept
+    "cleanup.policy": "compact", "segment.bytes": str(16 << 20), "unclean.leader.election.enable": "false",
+}  # fmt: skip
+_REPLICAS = 3  # of it, where there are so many brokers; all but one must have what is committed
 _BACK = 100  # offsets before a partition's end, from which on its last message is looked for first
 _ASK = 10.0  # seconds that a question may take
 _COMMIT = 15.0
@@ -58,6 +61,8 @@ _OF_THE_TOPIC = frozenset({
     KafkaError.TOPIC_EXCEPTION, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC,
     KafkaError._UNKNOWN_PARTITION, KafkaError.TOPIC_AUTHORIZATION_FAILED,
 })  # fmt: skip
+# A transaction that fails has librdkafka throw away what it has not sent yet, or not had an answer for.
+_THROWN_AWAY = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 _OURS: KafkaProperties = {
     "enable.idempotence": True,
     "partitioner": "murmur2_random",
@@ -105,6 +110,7 @@ class Slots:
 
     def __init__(self, servers: str, properties: KafkaProperties, ledger: str, prefix: str) -> None:
         self._ledger = ledger
+        self._prefix = f"{prefix}-"
         self._topic = f"{prefix}-{ledger}"  # its transactional ids begin with the same
         self._brokers = Brokers(servers, properties, {}, self._topic, "eventflow-relay", self._on_error)
         self._producers: dict[int, Producer] = {}
@@ -127,17 +133,18 @@ class Slots:
         try:
             metadata = admin.list_topics(timeout=_ASK)
             if self._topic not in metadata.topics:
-                self._create(admin)
+                self._create(admin, min(_REPLICAS, len(metadata.brokers)))
         except KafkaException as error:
             raise self._brokers.unavailable(error, f", the relay's topic {self._topic!r}") from error
         finally:
             admin.poll(0)
         return metadata.cluster_id or ""
 
-    def _create(self, admin: Any) -> None:
-        wanted = NewTopic(self._topic, _PARTITIONS, -1, config=_TOPIC)
+    def _create(self, admin: Any, replicas: int) -> None:
+        config = {**_TOPIC, "min.insync.replicas": str(max(1, replicas - 1))}
+        wanted = NewTopic(self._topic, _PARTITIONS, replicas, config=config)
         try:
-            admin.create_topics([wanted], request_timeout=_ASK)[self._topic].result(_ASK)
+            admin.create_topics([wanted], request_timeout=_ASK)[self._topic].result(_ASK + 2)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
@@ -187,12 +194,12 @@ class Slots:
         return Producer(config, logger=logger)
 
     def add(self, slot: int) -> None:
-        """Open one more, which was never used."""
+        """Open one by itself."""
         self._producers[slot] = self._producer(slot)
         self._producers[slot].init_transactions(_INIT)
 
     def close(self) -> None:
-        """Let go of all of them; what is under way is not committed."""
+        """Let go of all of them; what is under way may be committed or not: who opens them next finds out."""
         self._producers = {}
 
     # ---- numbers ----
@@ -233,12 +240,22 @@ class Slots:
                 if time.monotonic() > until:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
             elif _ended(message, {slot: end}):
-                return None if found is None else _number(found)
+                return None if found is None else self._number(found, slot)
             elif message.error() is None:
-                found = message.value()
+                found = message.value() or b""
+
+    def _number(self, value: bytes, slot: int) -> Number:
+        """As it was produced."""
+        try:
+            n, batch_id = json.loads(value)
+        except (ValueError, TypeError):
+            raise MismatchError(
+                f"the last message of partition {slot} of the relay's topic {self._topic!r} is no number: {value[:100]!r}"
+            ) from None
+        return n, batch_id
 
     def idle_since(self, slot: int) -> float:
-        """When its number was last committed, by the monotonic clock."""
+        """When its number was last committed, or it was opened, by the monotonic clock."""
         return self._touched[slot]
 
     # ---- sending ----
@@ -271,25 +288,29 @@ class Slots:
         failed: list[_Failed] = []
         unnumbered: list[KafkaError] = []
         producer.begin_transaction()
-        self._produce(producer, events, failed)
-        number = json.dumps(batch.number).encode()
-        told = functools.partial(_told_of_number, unnumbered)
-        producer.produce(self._topic, number, b"number", partition=batch.slot, on_delivery=told)
+        number = functools.partial(
+            producer.produce, self._topic, json.dumps(batch.number).encode(), b"number", partition=batch.slot,
+            on_delivery=functools.partial(_told_of_number, unnumbered),
+        )  # fmt: skip
+        whole = self._produce(producer, events, failed) and _goes_on(number)
         crash_point("relay.after_produce")
         try:
             crash_point("relay.before_commit")
             if not any(one.alone for one in failed):  # else it would be committed without these
                 producer.commit_transaction(_COMMIT)
         except KafkaException as error:
-            if unnumbered:  # no event is to blame
-                raise KafkaException(unnumbered[0]) from error
-            self._abort(producer, failed, error)
+            if unnumbered or not events:  # no event is to blame
+                raise KafkaException(*unnumbered[:1] or error.args) from error
+            self._abort(batch.slot, failed, error)
         if failed:
-            self._abort(producer, failed, None)
+            self._abort(batch.slot, failed, None)
+        if not whole:
+            raise MismatchError(f"a Kafka transaction that had failed was committed, with a part of batch {batch.n}")
         crash_point("relay.after_commit")
         self._touched[batch.slot] = time.monotonic()
 
-    def _produce(self, producer: Producer, events: Sequence[Event], failed: "list[_Failed]") -> None:
+    def _produce(self, producer: Producer, events: Sequence[Event], failed: "list[_Failed]") -> bool:
+        """Hand the events over; whether all were, and the transaction has not failed on the way."""
         ledger = self._ledger
         for count, (event_id, topic, key, value, headers, _) in enumerate(events):
             sent: list[Any] = [*headers, ("eventflow-id", f"{ledger}/{event_id}".encode())]
@@ -305,22 +326,33 @@ class Slots:
                         raise
                     producer.poll(0.05)
                 except KafkaException as error:
+                    if _has_failed(error):
+                        return False
                     if error.args[0].code() not in _ITS_OWN:
                         raise
                     failed.append(_Failed(event_id, error.args[0], alone=True))
                     break
             if not count & 1023:
                 producer.poll(0)
+        return True
 
-    def _abort(self, producer: Producer, failed: list[_Failed], error: KafkaException | None) -> NoReturn:
+    def _abort(self, slot: int, failed: list[_Failed], error: KafkaException | None) -> NoReturn:
         """Nothing is out once the abort has returned; an error that says nothing of the events is raised again."""
+        producer = self._producers[slot]
         producer.poll(0)
         cause: KafkaError | None = None if error is None else error.args[0]
         blamed = [one for one in failed if one.error.code() in _ITS_OWN]
         blames = bool(blamed) or (cause is not None and cause.code() in _ITS_OWN)
         if error is not None and cause is not None and not (blames and cause.txn_requires_abort()):
             raise error
-        producer.abort_transaction(_COMMIT)
+        try:
+            producer.abort_transaction(_COMMIT)
+        except KafkaException as nothing:
+            if nothing.args[0].code() != KafkaError.INVALID_TXN_STATE:
+                raise
+            self.add(
+                slot
+            )  # Kafka admitted no partition and has nothing to abort, for which librdkafka gives this producer up
         exact = [one for one in blamed if one.alone or one.error.code() in _OF_THE_TOPIC]
         if not exact and len(blamed) == 1:
             exact = blamed
@@ -338,6 +370,12 @@ class Slots:
             KafkaException: they do not answer.
 
         """
+        try:
+            check_topic(topic)
+        except UsageError as error:
+            return str(error)
+        if topic.startswith(self._prefix):
+            return f"topics whose names begin with {self._prefix} are the relay's own"
         admin = self._brokers.admin
         try:
             found = admin.list_topics(topic, timeout=_ASK).topics.get(topic)
@@ -365,7 +403,7 @@ class Slots:
         wanted = {self.event_id(event.id).encode() for event in events if event.topic == topic}
         asking = Consumer(self._config(), logger=logger)
         try:
-            begin, ends, gone = self._stretch(asking, topic, int((batch.at.timestamp() - _EARLIER) * 1000))
+            begin, ends, gone = self._stretch(topic, int((batch.at.timestamp() - _EARLIER) * 1000))
             asking.assign(begin)
             left, until = {place for place, end in ends.items() if end}, time.monotonic() + _SCAN
             while left:
@@ -386,23 +424,29 @@ class Slots:
         finally:
             asking.close()
 
-    def _stretch(self, asking: Consumer, topic: str, since: int) -> tuple[list[TopicPartition], dict[int, int], bool]:
-        """From where to read each partition of a topic, up to where, and whether more was there once."""
+    def _stretch(self, topic: str, since: int) -> tuple[list[TopicPartition], dict[int, int], bool]:
+        """From where to read each partition of a topic, up to where, and whether more was there once.
+
+        Up to the end of what is written, committed or not: while another program's transaction is open, nobody is shown what
+        is committed behind it, and its end must be waited for.
+        """
         partitions = self._brokers.partitions(topic)
-        begin = asking.offsets_for_times([TopicPartition(topic, p, since) for p in partitions], timeout=_ASK)
-        ends: dict[int, int] = {}
-        gone = False
-        for place in begin:
-            low, high = asking.get_watermark_offsets(TopicPartition(topic, place.partition), _ASK)
-            ends[place.partition] = high
-            gone = gone or (low > 0 and (low == high or 0 <= place.offset <= low))
-            if place.offset < 0:
-                place.offset = OFFSET_BEGINNING
-        return begin, ends, gone
+        asking = Consumer(self._config() | {"isolation.level": "read_uncommitted"}, logger=logger)
+        try:
+            begin = asking.offsets_for_times([TopicPartition(topic, p, since) for p in partitions], timeout=_ASK)
+            ends: dict[int, int] = {}
+            gone = False
+            for place in begin:
+                low, high = asking.get_watermark_offsets(TopicPartition(topic, place.partition), _ASK)
+                ends[place.partition] = high if place.offset >= 0 else 0  # nothing came since then
+                gone = gone or (low > 0 and (low == high or 0 <= place.offset <= low))
+            return [place for place in begin if place.offset >= 0], ends, gone
+        finally:
+            asking.close()
 
     def _is_compacted(self, topic: str) -> bool:
         admin, asked = cast("Any", self._brokers.admin), cast("Any", ConfigResource)(ResourceType.TOPIC, topic)
-        configs: dict[str, Any] = admin.describe_configs([asked], request_timeout=_ASK)[asked].result(_ASK)
+        configs: dict[str, Any] = admin.describe_configs([asked], request_timeout=_ASK)[asked].result(_ASK + 2)
         return "compact" in (configs["cleanup.policy"].value or "")
 
 
@@ -419,20 +463,32 @@ def _told(failed: list[_Failed], event: int, error: KafkaError | None, _: Messag
 
 
 def _told_of_number(failed: list[KafkaError], error: KafkaError | None, _: Message) -> None:
-    if error is not None:
+    if error is not None and error.code() not in _THROWN_AWAY:
         failed.append(error)
 
 
-def _number(value: bytes) -> Number:
-    """As it was produced."""
-    n, batch_id = json.loads(value)
-    return n, batch_id
+def _has_failed(error: KafkaException) -> bool:
+    """Whether the transaction had failed before this was handed over: an event was refused, and its commit says why."""
+    return bool(error.args[0].code() == KafkaError._STATE)
+
+
+def _goes_on(produce: Callable[[], None]) -> bool:
+    """Hand a message over; whether the transaction had not failed before."""
+    try:
+        produce()
+    except KafkaException as error:
+        if not _has_failed(error):
+            raise
+        return False
+    return True
 
 
 def _ended(message: Message, ends: dict[int, int]) -> bool:
     """Whether this is no message, but the end of its partition, or what comes behind where that was."""
     error = message.error()
-    if error is None:
+    if (
+        error is None or error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED
+    ):  # librdkafka asks for a group, and needs none
         return False
     if error.code() != KafkaError._PARTITION_EOF:
         raise KafkaException(error)

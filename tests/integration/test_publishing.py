@@ -1,14 +1,17 @@
 """Published events are in Kafka exactly once, in order per key, for whoever reads committed messages."""
 
+import asyncio
 import json
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -21,8 +24,12 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from eventflow import sync
+import eventflow
+from eventflow import relay, slots, sync
 from eventflow.local import Kafka, Postgres, kafka
+from eventflow.numbering import Batch, Event, MismatchError
+from eventflow.settings import Settings
+from eventflow.slots import Slots
 from tests.harness import Load, Read, Worker, World, few, pick, read_all, seeds
 
 
@@ -353,27 +360,163 @@ def test_what_cannot_go_out_is_parked_and_blocks_only_its_key(world: World) -> N
     assert values == ["big", "big", "after"]
 
 
-def test_a_topic_that_may_not_be_written_to(world: World, private_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def publish_large(world: World, key: str | None, size: int = 2_000_000) -> None:
+    world.sql("select eventflow.publish(%s, %s, to_jsonb(repeat('x', %s)))", f"{world.topic}-out", key, size)
+
+
+def test_one_that_is_too_large_in_the_midst_of_many(world: World) -> None:
+    """Kafka refuses it while the others of its batch are still handed over; those before it with its key go out."""
+    world.create_topic(4)
+    world.create_topic(4, f"{world.topic}-out")
+    with psycopg.connect(world.database_url) as connection:
+        publish = "select eventflow.publish(%s, %s, to_jsonb(%s::int))"
+        connection.cursor().executemany(publish, [(f"{world.topic}-out", f"k{n % 3}", n) for n in range(10)])
+        connection.execute("select eventflow.publish(%s, 'k0', to_jsonb(repeat('x', 2000000)))", [f"{world.topic}-out"])
+        connection.cursor().executemany(publish, [(f"{world.topic}-out", f"k{n % 3}", n) for n in range(10, 4000)])
+    world.start("publishing", OUT=f"{world.topic}-out")
+    wait_relayed(world)
+    out = {(e.key, int(e.value or b"")) for e in read_all(world, f"{world.topic}-out")}
+    assert out == {(f"k{n % 3}".encode(), n) for n in range(4000) if n < 10 or n % 3}
+    assert Counter((key, behind) for key, behind, _ in undelivered(world)) == {
+        (b"k0", False): 1,
+        (b"k0", True): len([n for n in range(10, 4000) if n % 3 == 0]),
+    }
+
+
+def test_what_is_tried_again_stays_before_what_is_new(world: World) -> None:
+    """Kafka refuses one of those that a person lets go of, so that their batch is taken back, while others come behind them."""
+    world.create_topic(4)
+    start(world)
+    out = f"{world.topic}-out"
+    for _ in range(3):
+        publish_large(world, "mended", 1_500_000)
+        publish_large(world, "bad", 3_000_000)
+    publish_by_sql(world, "0", "mended")
+    wait_relayed(world)
+    assert len(undelivered(world)) == 7
+    topic = ConfigResource(ResourceType.TOPIC, out)
+    larger = ConfigEntry("max.message.bytes", "2000000", incremental_operation=AlterConfigOpType.SET)
+    topic.add_incremental_config(larger)
+    world.admin.incremental_alter_configs([topic])[topic].result(20)
+    world.sql("update eventflow.undelivered set wanted = 'retry'")
+    n = 0
+
+    def published() -> bool:
+        nonlocal n
+        n += 1
+        publish_by_sql(world, str(n), "mended")
+        return Counter(key for key, _, _ in undelivered(world)) == {b"bad": 3}
+
+    world.wait(published, "what is mended goes out")
+    wait_relayed(world)
+    values = [json.loads(e.value or b"") for e in read_all(world, out) if e.key == b"mended"]
+    assert [v["by"] if isinstance(v, dict) else "large" for v in values] == ["large"] * 3 + [
+        str(i) for i in range(n + 1)
+    ]
+
+
+def test_rows_that_no_event_can_be_made_of(world: World) -> None:
+    world.create_topic(4)
+    start(world)
+    out = f"{world.topic}-out"
+    insert = "insert into eventflow.outbox (topic, key, value, headers) values (%s, %s, %s, %s)"
+    for headers in ("no JSON", "7", '["ab"]', '[["a", "no base64"]]', '[[1, "eA=="]]', '[["a\\u0000", "eA=="]]'):
+        world.sql(insert, out, b"k", b"v", headers)
+    world.sql(insert, "x" * 600, b"k", b"v", None)
+    relays = f"eventflow-relay-{world.one('select id::text from eventflow.ledger')}"
+    world.sql(insert, relays, b"k", b"v", None)
+    publish_by_sql(world, "fine", "other")
+    wait_relayed(world)
+    assert [e.key for e in read_all(world, out)] == [b"other"]
+    reasons = [reason for _, _, reason in undelivered(world)]
+    assert sum("these headers are no JSON" in r or r.startswith("behind") or "NUL" in r for r in reasons) == 6
+    assert any("not a topic" in r for r in reasons)
+    assert any("the relay's own" in r for r in reasons)
+    with sync.Client(world.database_url) as client:
+        assert len(client.undelivered()) == 8
+
+
+def test_what_nobody_has_thought_of_ends_no_relay(world: World) -> None:
+    """What is raised where nothing should be is said, with an incident, and publishing goes on once it is over."""
+    world.create_topic(4)
+    worker = start(world, RAISES="3")
+    world.produce(50)
+    finish_but_incidents(world)
+    assert "publishing failed; another process may try" in worker.text
+    [(detail,)] = world.sql("select detail from eventflow.incidents where kind = 'relay'")
+    assert detail == "publishing failed: RuntimeError: of the test"
+
+
+def finish_but_incidents(world: World) -> None:
+    for group in ("flow", "ledger"):
+        world.wait_completed(group)
+    wait_relayed(world)
+
+
+async def test_a_program_that_publishes_and_leaves_at_once(world: World) -> None:
+    """It is the first one of its ledger: topic and producers are made while it leaves."""
+    out = world.create_topic(1, f"{world.topic}-out")
+    settings = Settings(database_url=world.database_url, kafka_bootstrap_servers=world.bootstrap_servers)
+    async with eventflow.running(settings, consumers=False):
+        await eventflow.publish(out, b"last words")
+    assert [e.value for e in read_all(world, out)] == [b"last words"]
+
+
+async def test_a_batch_that_takes_too_long_is_halved(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The brokers end a transaction after ten seconds; with a slow way to them, fewer events have to be in one."""
+    out = world.create_topic(1, f"{world.topic}-out")
+    send = Slots._send
+
+    def sent(self: Slots, batch: Batch, events: Sequence[Event]) -> None:
+        if len(events) > 4:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        send(self, batch, events)
+
+    monkeypatch.setattr(Slots, "_send", sent)
+    monkeypatch.setattr(relay, "_SLOW", 0.0)
+    for n in range(30):
+        publish_by_sql(world, str(n), "k", out)
+    settings = Settings(database_url=world.database_url, kafka_bootstrap_servers=world.bootstrap_servers)
+    async with eventflow.running(settings, consumers=False):
+        await eventflow.publish(out, b"{}")
+        await asyncio.to_thread(wait_relayed, world)
+    assert [json.loads(e.value or b"")["by"] for e in read_all(world, out) if e.key == b"k"] == [
+        str(n) for n in range(30)
+    ]
+
+
+@pytest.mark.parametrize("described", [False, True], ids=["unseen", "seen"])
+def test_a_topic_that_may_not_be_written_to(
+    world: World, private_root: Path, monkeypatch: pytest.MonkeyPatch, described: bool
+) -> None:
+    """Whether it is known before anything is sent depends on whether the topic may be described."""
     rules = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\nallow.everyone.if.no.acl.found=true\n"
     monkeypatch.setattr(kafka, "_PROPERTIES", kafka._PROPERTIES + rules)
     broker = Kafka(private_root)
     broker.start()
     try:
         world.bootstrap_servers = broker.bootstrap_servers
-        barred_and_let_go(world)
+        barred_and_let_go(world, described)
     finally:
         broker.stop()
 
 
-def barred_and_let_go(world: World) -> None:
+def barred_and_let_go(world: World, described: bool) -> None:
     world.create_topic(4)
     start(world)
     barred = world.create_topic(2, f"{world.topic}-barred")
-    rule = AclBinding(
-        ResourceType.TOPIC, barred, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", AclOperation.WRITE,
-        AclPermissionType.DENY,
-    )  # fmt: skip
-    world.admin.create_acls([rule])[rule].result(20)
+    rules = [
+        AclBinding(
+            ResourceType.TOPIC, barred, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", operation, permission
+        )
+        for operation, permission in [
+            (AclOperation.WRITE, AclPermissionType.DENY),
+            (AclOperation.READ, AclPermissionType.ALLOW),
+            (AclOperation.ALTER, AclPermissionType.ALLOW),
+        ][: 3 if described else 1]
+    ]
+    for made in world.admin.create_acls(rules).values():
+        made.result(20)
     for n in range(40):
         publish_by_sql(world, f"barred {n}", f"k{n % 4}", barred if n % 2 else None)
     wait_relayed(world)
@@ -397,6 +540,32 @@ def numbers_of(events: list[Read]) -> list[int]:
 
 
 # ---- what ledger and Kafka say of each other ---------------------------------------------------------
+
+
+def test_whether_a_batch_is_out_beside_another_programs_transaction(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is shown what is committed behind one that is open: until it ends, the answer is not no."""
+    monkeypatch.setattr(slots, "_SCAN", 1.0)
+    out = world.create_topic(1, f"{world.topic}-out")
+    other = Producer({"bootstrap.servers": world.bootstrap_servers, "transactional.id": world.topic})
+    other.init_transactions()
+    other.begin_transaction()
+    other.produce(out, b"another program's")
+    other.flush()
+    ours = Slots(world.bootstrap_servers, {}, world.topic, "eventflow-relay")
+    ours.cluster()
+    ours.open([0])
+    batch, events = Batch(1, 0, "x", 1, datetime.now(UTC)), [Event(7, out, None, b"ours", [])]
+    assert not ours.is_out(Batch(1, 0, "x", 1, datetime.now(UTC) + timedelta(hours=2)), events)  # nothing came since
+    ours.send(batch, events)
+    with pytest.raises(MismatchError, match="cannot be read to its end"):
+        ours.is_out(batch, events)
+    other.abort_transaction()
+    monkeypatch.setattr(slots, "_SCAN", 30.0)
+    assert ours.is_out(batch, events)
+    assert not ours.is_out(batch, [Event(8, out, None, b"not ours", [])])
+    ours.close()
 
 
 def forget_numbers(world: World) -> None:

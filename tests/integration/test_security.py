@@ -146,3 +146,24 @@ def test_no_secret_shows_where_things_are_printed(kafka: SecureKafka) -> None:
     properties = json.loads(kafka.settings("ada")["EVENTFLOW_KAFKA"])
     brokers = Brokers(kafka.secure_servers, properties, {"sasl.password": PASSWORD}, "billing", "x", lambda _: None)
     assert PASSWORD not in repr(brokers)
+
+
+def test_who_publishes_needs_what_the_documentation_says_and_no_more(secure: World, kafka: SecureKafka) -> None:
+    secure.create_topic(2)
+    out = secure.create_topic(1, f"{secure.topic}-out")
+    secure.produce(40)
+    kafka.add_user("fay")
+    kafka.allow("fay", "TOPIC", secure.topic, "READ", "DESCRIBE")
+    for group in ("flow", "ledger"):
+        kafka.allow("fay", "GROUP", group, "READ")
+    kafka.allow("fay", "TOPIC", out, "WRITE")
+    kafka.allow("fay", "TOPIC", "eventflow-relay-*", "CREATE", "DESCRIBE", "READ", "WRITE")
+    kafka.allow("fay", "TRANSACTIONAL_ID", "eventflow-relay-*", "DESCRIBE", "WRITE")
+    for _ in range(2):  # the second one asks Kafka for the numbers of the first
+        worker = secure.start("publishing", OUT=out, **kafka.settings("fay"))
+        for group in ("flow", "ledger"):
+            secure.wait_completed(group)
+        secure.wait(lambda: secure.one("select count(*) from eventflow.outbox") == 0, "all are out")
+        worker.kill()
+        secure.produce(20)
+    secure.check_no_incidents()

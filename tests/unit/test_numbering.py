@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from eventflow.numbering import (
     Batch,
+    Blocked,
     Bound,
     Event,
     MismatchError,
@@ -15,6 +16,7 @@ from eventflow.numbering import (
     Refused,
     Review,
     Size,
+    block,
     compare,
     ranges,
     sift,
@@ -101,7 +103,7 @@ def test_what_is_refused_parks_what_comes_behind_it_and_nothing_else() -> None:
         event(6, b"c"),
         event(7, None),
     ]
-    going, parked = sift(events, {("t", b"c")}, lambda e: "no" if e.topic == "bad" and e.id != 4 else None)
+    going, parked = sift(events, {("t", b"c"): 5}, lambda e: "no" if e.topic == "bad" and e.id != 4 else None)
     assert [e.id for e in going] == [1, 3, 7]
     assert [(p.id, p.behind) for p in parked] == [(2, False), (4, True), (5, False), (6, True)]
     assert isinstance(parked[0], Parked)
@@ -109,8 +111,16 @@ def test_what_is_refused_parks_what_comes_behind_it_and_nothing_else() -> None:
 
 
 def test_what_cannot_be_read_is_parked_alone() -> None:
-    going, parked = sift([event(1, unread="no key"), event(2)], (), lambda _: None)
+    going, parked = sift([event(1, unread="no key"), event(2)], {}, lambda _: None)
     assert ([e.id for e in going], parked) == ([2], [Parked(1, False, "no key")])
+
+
+def test_what_comes_before_a_refused_event_of_its_key_goes_out() -> None:
+    """It was in a batch with that one, which was taken back."""
+    blocked: Blocked = {}
+    block(blocked, [event(4, b"a"), event(2, b"a"), event(3)])
+    going, parked = sift([event(1, b"a"), event(3, b"a")], blocked, lambda _: None)
+    assert ([e.id for e in going], [p.id for p in parked]) == ([1], [3])
 
 
 # ---- what people decide --------------------------------------------------------------------------
@@ -134,23 +144,24 @@ def test_a_retry_lets_go_what_was_behind_it_up_to_the_next_refused_one() -> None
     ]
     going, dropped = review.part(parked)
     assert ([e.id for e in going], dropped) == ([1, 3, 8], [])
-    assert review.end() == ({("t", b"a"), ("t", b"b")}, False)
+    assert review.end() == ({("t", b"a"): 5, ("t", b"b"): 2}, False)
 
 
 def test_what_is_dropped_is_in_nobodys_way() -> None:
     review = Review()
     going, dropped = review.part([refused(1, b"a", wanted="drop"), refused(2, b"a", behind=True)])
     assert ([e.id for e in going], dropped) == ([2], [1])
-    assert review.end() == (set(), False)
+    assert review.end() == ({}, False)
 
 
 def test_a_walk_in_parts_knows_what_it_has_seen_and_what_came_meanwhile() -> None:
     review = Review()
     assert review.part([refused(1, b"a")]) == ([], [])
-    review.parked([("t", b"c")])
+    review.parked([event(0, b"c"), event(5, b"d")])  # of which it will meet the second one yet
     assert review.part([refused(2, b"a", behind=True), refused(3, b"b", behind=True)])[0] == [event(3, b"b")]
     assert review.after == 3
-    assert review.end() == ({("t", b"a"), ("t", b"c")}, True)
+    assert review.part([refused(5, b"d", behind=True)])[0] == [event(5, b"d")]
+    assert review.end() == ({("t", b"a"): 1, ("t", b"c"): 0}, True)
 
 
 # ---- the lower bound -----------------------------------------------------------------------------

@@ -35,9 +35,16 @@ def enter(session: Session, message: Message[Order]) -> None:
 
 
 class Losing(slots.Producer):
-    """librdkafka, one of whose calls may wait for ever, as for a coordinator that it has forgotten (its issue 5511)."""
+    """librdkafka, one of whose calls may wait for ever, as for a coordinator that it has forgotten (its issue 5511), or raise."""
 
     left = int(os.environ.get("LOSES", "0"))
+    raises = int(os.environ.get("RAISES", "0"))
+
+    def begin_transaction(self) -> None:
+        Losing.raises -= 1
+        if Losing.raises == 0:
+            raise RuntimeError("of the test")
+        super().begin_transaction()
 
     def commit_transaction(self, *args: Any, **options: Any) -> None:
         Losing.left -= 1
