@@ -347,12 +347,10 @@ class Slots:
             raise error
         try:
             producer.abort_transaction(_COMMIT)
-        except KafkaException as nothing:
+        except KafkaException as nothing:  # librdkafka does not know whether Kafka admitted a single partition
             if nothing.args[0].code() != KafkaError.INVALID_TXN_STATE:
                 raise
-            self.add(
-                slot
-            )  # Kafka admitted no partition and has nothing to abort, for which librdkafka gives this producer up
+        self.add(slot)  # the old one is spent, or would go on behind a sequence number that Kafka has never seen
         exact = [one for one in blamed if one.alone or one.error.code() in _OF_THE_TOPIC]
         if not exact and len(blamed) == 1:
             exact = blamed

@@ -1,11 +1,14 @@
 """Published events are in Kafka exactly once, in order per key, for whoever reads committed messages."""
 
 import asyncio
+import itertools
 import json
 import signal
+import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,7 +32,7 @@ from eventflow import relay, slots, sync
 from eventflow.local import Kafka, Postgres, kafka
 from eventflow.numbering import Batch, Event, MismatchError
 from eventflow.settings import Settings
-from eventflow.slots import Slots
+from eventflow.slots import NotSentError, Slots
 from tests.harness import Load, Read, Worker, World, few, pick, read_all, seeds
 
 
@@ -383,6 +386,36 @@ def test_one_that_is_too_large_in_the_midst_of_many(world: World) -> None:
     }
 
 
+class OneByOne(list[Event]):
+    """Events of which the second one is given when Kafka has refused the first."""
+
+    def __init__(self, events: list[Event], producer: Callable[[], Producer]) -> None:
+        super().__init__(events)
+        self._producer = producer
+
+    def __iter__(self) -> Iterator[Event]:
+        first, *rest = super().__iter__()
+        yield first
+        until = time.monotonic() + 20
+        while not self._producer().poll(0.1):  # only what is refused is told
+            assert time.monotonic() < until
+        yield from rest
+
+
+def test_the_first_is_refused_while_the_others_are_handed_over(world: World) -> None:
+    out = world.create_topic(1, f"{world.topic}-out")
+    ours = Slots(world.bootstrap_servers, {}, world.topic, "eventflow-relay")
+    ours.cluster()
+    ours.open([0])
+    large, fine = Event(1, out, None, b"x" * 2_000_000, []), Event(2, out, None, b"fine", [])
+    with pytest.raises(NotSentError) as refused:
+        ours.send(Batch(1, 0, "x", 2, datetime.now(UTC)), OneByOne([large, fine], lambda: ours._producers[0]))
+    assert list(refused.value.guilty) == [1]
+    ours.send(Batch(1, 0, "y", 1, datetime.now(UTC)), [fine])
+    assert ours.numbers([0]) == {0: (1, "y")}
+    ours.close()
+
+
 def test_what_is_tried_again_stays_before_what_is_new(world: World) -> None:
     """Kafka refuses one of those that a person lets go of, so that their batch is taken back, while others come behind them."""
     world.create_topic(4)
@@ -399,20 +432,30 @@ def test_what_is_tried_again_stays_before_what_is_new(world: World) -> None:
     topic.add_incremental_config(larger)
     world.admin.incremental_alter_configs([topic])[topic].result(20)
     world.sql("update eventflow.undelivered set wanted = 'retry'")
-    n = 0
+    over = threading.Event()
 
-    def published() -> bool:
-        nonlocal n
-        n += 1
-        publish_by_sql(world, str(n), "mended")
-        return Counter(key for key, _, _ in undelivered(world)) == {b"bad": 3}
+    def publish() -> int:
+        publish = "select eventflow.publish(%s, 'mended', jsonb_build_object('by', %s::text))"
+        with psycopg.connect(world.database_url, autocommit=True) as connection:
+            for n in itertools.count(1):
+                connection.execute(publish, [out, str(n)])
+                if over.is_set():
+                    return n
+        raise AssertionError
 
-    world.wait(published, "what is mended goes out")
+    with ThreadPoolExecutor(1) as pool:
+        last = pool.submit(publish)
+        try:
+            world.wait(
+                lambda: Counter(key for key, _, _ in undelivered(world)) == {b"bad": 3}, "what is mended goes out"
+            )
+        finally:
+            over.set()
     wait_relayed(world)
+    world.wait(lambda: len(undelivered(world)) == 3, "nothing else is parked")
     values = [json.loads(e.value or b"") for e in read_all(world, out) if e.key == b"mended"]
-    assert [v["by"] if isinstance(v, dict) else "large" for v in values] == ["large"] * 3 + [
-        str(i) for i in range(n + 1)
-    ]
+    expected = ["large"] * 3 + [str(n) for n in range(last.result() + 1)]
+    assert [v["by"] if isinstance(v, dict) else "large" for v in values] == expected
 
 
 def test_rows_that_no_event_can_be_made_of(world: World) -> None:
