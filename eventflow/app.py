@@ -475,7 +475,7 @@ class App:
             if self._stop.is_set():
                 raise NotRunningError("this process leaves `running()` and reads nothing more")
 
-    async def request(self, ids: list[str], kind: str, *, children: bool) -> int:
+    async def request(self, ids: Sequence[str], kind: str, *, children: bool) -> int:
         """Ask for workflows to end; of how many that is true."""
         count = await self._ledger.request(ids, kind, children=children)
         if self._incarnation is not None:

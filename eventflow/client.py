@@ -524,11 +524,11 @@ class Client:
 
     async def cancel(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:
         """Ask for workflows to end; returns of how many that is true. See `Handle.cancel`."""
-        return await self.ledger.request(list(workflow_ids), "cancel", children=children)
+        return await self.ledger.request(workflow_ids, "cancel", children=children)
 
     async def terminate(self, workflow_ids: Sequence[str], /, *, children: bool = True) -> int:
         """End workflows here and now; returns of how many that is true. See `Handle.terminate`."""
-        return await self.ledger.request(list(workflow_ids), "terminate", children=children)
+        return await self.ledger.request(workflow_ids, "terminate", children=children)
 
     async def resume(self, workflow_ids: Sequence[str], /) -> int:
         """Let parked and cancelled workflows go on. See `Handle.resume`."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticSerializationError
 
 from eventflow.errors import CodecError, UnreadableError, UsageError, WorkflowError, first_line
 from eventflow.payloads import Unread
@@ -324,7 +324,7 @@ def encode_error(error: BaseException) -> str:
     record = {
         "type": f"{kind.__module__}.{kind.__qualname__}",
         "message": message,
-        "arguments": _plain_or_none(list(error.args)),
+        "arguments": _found(error),
         "attributes": {n: v for n, v in vars(error).items() if n != "__notes__" and _is_plain(v)},
         "notes": [_clean(str(n)) for n in getattr(error, "__notes__", [])],
         "traceback": trace,
@@ -386,16 +386,45 @@ def decode_error(text: str) -> Exception:
     record = json.loads(text)
     kind = _imported(record["type"])
     arguments = record.get("arguments")
-    if kind is None or arguments is None:
+    error = None if kind is None or arguments is None else _rebuilt(kind, arguments, record.get("attributes") or {})
+    if error is None:
         return WorkflowError(record["type"], record["message"], record.get("traceback", ""))
-    error = kind.__new__(kind, *arguments)
-    error.args = tuple(arguments)
-    attributes: dict[str, Any] = record.get("attributes") or {}
-    for name, value in attributes.items():
-        setattr(error, name, value)
     for note in record.get("notes", []):
         error.add_note(note)
     return error
+
+
+def _rebuilt(kind: type[Exception], arguments: Any, attributes: Mapping[str, Any]) -> Exception | None:
+    """An exception without its constructor; None where the class does not let itself be made so."""
+    try:
+        if kind is ValidationError:
+            return _validation_error(*arguments)
+        error = kind.__new__(kind, *arguments)
+        error.args = tuple(arguments)
+        for name, value in attributes.items():
+            setattr(error, name, value)
+    except Exception:  # of the class's own `__new__` or properties: it may be any
+        return None
+    return error
+
+
+def _found(error: BaseException) -> Any:
+    """What is recorded of what an exception was made of: its arguments, or what Pydantic found wrong, which is not in them."""
+    if not isinstance(error, ValidationError):
+        return _plain_or_none(list(error.args))
+    lines = [
+        {"type": e["type"], "loc": [*e["loc"]], "msg": e["msg"], "input": e["input"] if _is_plain(e["input"]) else None}
+        for e in error.errors(include_url=False, include_context=False)
+    ]
+    return _plain_or_none([error.title, lines])
+
+
+def _validation_error(title: str, lines: list[Any]) -> ValidationError:
+    """One of Pydantic's, of what it found wrong."""
+    details = [
+        InitErrorDetails(type=PydanticCustomError(e["type"], e["msg"]), loc=tuple(e["loc"]), input=e["input"]) for e in lines
+    ]  # fmt: skip
+    return ValidationError.from_exception_data(title, details)
 
 
 def _imported(name: str) -> type[Exception] | None:

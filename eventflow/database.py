@@ -368,7 +368,7 @@ def evicting(database: Database, connection: Connection, after: float) -> Genera
                             b"select pg_terminate_backend(pid) from unnest(pg_blocking_pids(%b::int)) as pid", (pid,)
                         )
                         done.wait(0.2)
-            except (psycopg.Error, UnavailableError) as error:
+            except (psycopg.Error, UnavailableError, OSError) as error:
                 logger.debug("evictor: %s", error)
 
     watcher = threading.Thread(target=watch, name="eventflow evictor", daemon=True)

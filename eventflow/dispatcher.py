@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -31,6 +32,7 @@ _FEW = 100  # fewer are not worth a claim where so many are held
 _HELD = 1000  # workflows of one queue that a process holds at a time, where it has no limit of its own
 _DUE = 1000  # as place_due.sql has it
 _LONGEST = 3600.0  # seconds without a look
+_LOOKED_AT = 10_000  # lines of which it is doubted at once that they are empty
 # A claimer that is cut off or frozen while it holds a queue must not hold it for long.
 _PATIENCE = (
     "select set_config('lock_timeout', '2s', true), set_config('idle_in_transaction_session_timeout', '10s', true)",
@@ -70,8 +72,8 @@ class Dispatcher:
         self._threaded: dict[str, bool] = {}  # whether a queue's workflows run in threads, as the last ones did
         self._due_at: float | None = None  # when the next comes that is delayed, by the ledger's clock
         self._retry_in: float | None = None  # seconds until a rate allows another one
-        self._doubted: list[tuple[str, int, str, str]] = []  # queue, priority, key, and from where on
-        self._doubted_at = 0.0
+        self._doubted: dict[tuple[str, int, str], int] = {}  # by queue, priority and key, from where on
+        self._doubted_at = 0.0  # since when there is one
         self._has_sync = any(not spec.is_async for spec in specs.values())
         self._all = True  # whether to look at all that stands in line, and not only at what has come since
         self._freed = 0  # since the last look
@@ -155,7 +157,7 @@ class Dispatcher:
             times.append(self._due_at - self._now())
         if self._doubted:
             times.append(2 * self._beat)
-        return min(max(0.005, *times), _LONGEST) if times else None
+        return min(max(0.005, min(times)), _LONGEST) if times else None
 
     def _round(self, connection: Connection) -> bool:
         """One look at all queues; whether there may be more to take at once."""
@@ -181,9 +183,12 @@ class Dispatcher:
         """Lines that gave less than was asked may have more: a peer, or a person, may have held their heads."""
         if not self._doubted or time.monotonic() - self._doubted_at < 2 * self._beat:
             return
-        asked = columns(self._doubted, ("queue", "priority", "key", "low"))
+        doubted = list(islice(self._doubted.items(), _LOOKED_AT))
+        asked = columns([(*line, str(low)) for line, low in doubted], ("queue", "priority", "key", "low"))
         params = {"application": self._application, "names": self._names, **asked}
-        self._doubted = []
+        for line, _ in doubted:
+            del self._doubted[line]
+        self._doubted_at = time.monotonic()
         for queue, priority, key, placed in self._database.run(connection, "read_heads", params):
             self._lines.setdefault(queue, Lines()).arrived(priority, key, int(placed))
 
@@ -273,8 +278,11 @@ class Dispatcher:
         rows = in_transaction(connection, work, *_PATIENCE)
         doubted = lines.answered(asks, ((row[17], int(row[19])) for row in rows), budget)
         if doubted:
-            self._doubted += [(queue, ask.priority, ask.key, str(ask.low)) for ask in doubted]
-            self._doubted_at = time.monotonic()
+            if not self._doubted:
+                self._doubted_at = time.monotonic()
+            for ask in doubted:
+                line = queue, ask.priority, ask.key
+                self._doubted[line] = min(ask.low, self._doubted.get(line, ask.low))
         if not lines:
             del self._lines[queue]
         if rows:

@@ -1136,8 +1136,12 @@ class Executor:
         return self._threads.waiting() > 0
 
     def room(self) -> int:
-        """How many rows that nobody holds may be taken: none while suspects wait, who run one by one."""
-        return 0 if self._suspects else max(0, _RECOVERED - len(self.runs))
+        """How many more rows may be taken."""
+        return max(0, _RECOVERED - len(self.runs))
+
+    def suspects(self) -> bool:
+        """Whether some wait for their turn that were under way when their process died: no more of them are to be taken."""
+        return bool(self._suspects)
 
     def busy(self) -> int:
         """How many runs are under way or waiting to start."""

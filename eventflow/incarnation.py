@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -26,7 +26,7 @@ from eventflow.context import Start
 from eventflow.database import Connection, Database
 from eventflow.dispatcher import Dispatcher
 from eventflow.elsewhere import Elsewhere
-from eventflow.errors import FencedError, UnavailableError, UnreadableError, WorkflowExistsError
+from eventflow.errors import FencedError, UnavailableError, UnreadableError, WorkflowExistsError, first_line
 from eventflow.executor import Executor
 from eventflow.intakes import Intakes
 from eventflow.journal import Identity, Journal, Lane, rider_statements
@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_LANE = 2  # 0 is the journal's, 1 starts workflows
 _LEAVE = 10.0  # seconds to leave the consumer groups
+_PATIENCE = 30.0  # seconds for which somebody's open transaction may be in the way of what is started or sent
+R = TypeVar("R")
 
 
 def lane_count(settings: Settings) -> int:
@@ -186,7 +188,7 @@ class Incarnation:
         self._lease = Lease(
             database, identity, application, specs, beat=settings.beat, lease=settings.lease, adoption=adoption,
             queues=self.queues, schedules=self.schedules, relay=self.relay, consumers=self.intakes,
-            running=self.executor.holds, room=self.executor.room,
+            running=self.executor.holds, room=self.executor.room, suspects=self.executor.suspects,
             stuck_for=self.journal.waiting_for, clock=clock, on_fenced=self._end,
         )  # fmt: skip
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
@@ -342,10 +344,32 @@ class Incarnation:
         return answer.result() if answer.done() and not self._stopped.is_set() else None
 
     def write(self, riders: list[Rider]) -> None:
-        """Commit rows that no workflow writes, and tell who waits for them here. Blocks; for a thread."""
-        with self._starting:
-            self._starter.commit(rider_statements(riders), ())
+        """Commit rows that no workflow writes, and tell who waits for them here. Blocks; for a thread.
+
+        Raises:
+            UnavailableError: what they need is held by a transaction that does not end.
+
+        """
+
+        def once() -> None:
+            with self._starting:
+                self._starter.commit(rider_statements(riders), ())
+
+        self._patiently(once)
         self.executor.tell(riders)
+
+    def _patiently(self, once: Callable[[], R]) -> R:
+        """Try again where somebody's open transaction is in the way, for a while, with a turn for others in between."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return once()
+            except psycopg.errors.LockNotAvailable as error:
+                if time.monotonic() > until or self._stopped.is_set():
+                    held = "another transaction, which neither commits nor rolls back, holds what this needs"
+                    raise UnavailableError(
+                        f"{held}; it may have enqueued or started the same id: {first_line(error)}"
+                    ) from None
 
     def _lost(self, claims: list[Claim]) -> None:
         self.intakes.lose(claims)
@@ -363,7 +387,15 @@ class Incarnation:
     # ---- starting ----
 
     def start_workflow(self, start: Start) -> Run | None:
-        """Write the row of a workflow whose id was given; the run, if it is ours to run. Blocks; for a thread."""
+        """Write the row of a workflow whose id was given; the run, if it is ours to run. Blocks; for a thread.
+
+        Raises:
+            UnavailableError: the id is in a transaction that does not end.
+
+        """
+        return self._patiently(lambda: self._start_once(start))
+
+    def _start_once(self, start: Start) -> Run | None:
         assert start.workflow_id is not None
         workflow_id = start.workflow_id
         cause: tuple[Rider, ...] = ()

@@ -168,6 +168,7 @@ class Lane:
             FencedError: this executor is over; nothing was committed, or it no longer matters.
             ClaimsLostError, RefusedError: nothing was committed, and the number is free again.
             CodecError: the payload codec refuses a value; nothing was sent.
+            LockNotAvailable: of a lane with settings of its own: somebody's transaction holds what it needs; as if refused.
 
         """
         sent = [self.database.statement(name, params) for name, params in statements]
@@ -187,6 +188,8 @@ class Lane:
                     raise self._refusal(error, verdict) from error
                 if verdict in {"claims lost", "poison"}:
                     break  # the lost answer was a commit after all
+                if isinstance(error, psycopg.errors.LockNotAvailable) and self._settings and not unknown:
+                    raise
                 unknown = unknown or verdict == "unknown"
                 attempt += 1
                 self._pause(error, attempt)

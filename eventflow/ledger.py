@@ -211,7 +211,7 @@ class Ledger:
 
     # ---- asking ----
 
-    async def request(self, ids: list[str], kind: str, *, children: bool) -> int:
+    async def request(self, ids: Sequence[str], kind: str, *, children: bool) -> int:
         """Ask for workflows to end; of how many that is true."""
         asked = {"ids": _checked(ids), "kind": kind, "who": self._who, "children": children}
         [(count,)] = await asyncio.to_thread(self.query, "request", asked, writes=True)
@@ -327,6 +327,8 @@ class Ledger:
 
     async def delay(self, ids: Sequence[str], wait: float | None, until: float | None) -> int:
         """Let workflows that wait in their queues wait until another time."""
+        if wait is None and until is None:
+            raise UsageError("delay takes seconds from now, or a time with a zone")
         asked = {"ids": _checked(ids), "who": self._who, "wait": wait, "until": until}
         [(count,)] = await asyncio.to_thread(self.query, "delay", asked, writes=True)
         return count
@@ -544,7 +546,7 @@ def _said(error: Exception) -> Exception:
 
 def _checked(ids: Sequence[str]) -> list[str]:
     """Refuse what can be no list of ids."""
-    if isinstance(ids, str):
+    if isinstance(ids, str | bytes):
         raise UsageError(f"a list of workflow ids, not {ids!r}")
     for workflow_id in ids:
         talk.check_address(workflow_id)

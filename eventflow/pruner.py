@@ -19,8 +19,9 @@ from uuid import UUID
 import psycopg
 
 from eventflow.database import Connection, Database, in_transaction
-from eventflow.errors import EventflowError, UnavailableError
+from eventflow.errors import EventflowError, UnavailableError, first_line
 from eventflow.idempotency import first_ticket
+from eventflow.telemetry import seldom
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ class Pruner:
                     self._pass_elsewhere(connection)
             except (psycopg.Error, EventflowError) as error:
                 logger.debug("pruning: %s", error)
+            except Exception as error:  # whatever it is, there is another pass
+                seldom.say(logger, f"pruning: {type(error).__name__}: {first_line(error)}", logging.ERROR)
 
     def _period(self) -> float:
         """Seconds between two passes: a hundredth of the time that workflows are kept, at least one, at most an hour."""

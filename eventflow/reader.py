@@ -75,7 +75,11 @@ class Reader:
         while True:
             try:
                 return self._connection.run(query, params)
-            except (psycopg.Error, UnavailableError) as error:
+            except (
+                psycopg.Error,
+                UnavailableError,
+                OSError,
+            ) as error:  # OSError: of the client, where there are no more files
                 logger.debug("reading: %s", error)
                 if not isinstance(error, UnavailableError):
                     self._connection.close()

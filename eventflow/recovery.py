@@ -191,6 +191,7 @@ class Lease:
         consumers: Consumers,
         running: Callable[[str], bool],
         room: Callable[[], int],
+        suspects: Callable[[], bool],
         stuck_for: Callable[[], float],
         clock: LedgerClock,
         on_fenced: Callable[[FencedError], None],
@@ -199,7 +200,9 @@ class Lease:
         self._identity, self._executor = identity, identity.executor
         self._specs = specs
         self._beat, self._lease = beat, lease
-        self._adoption, self._queues, self._running, self._room = adoption, queues, running, room
+        self._adoption, self._queues, self._running = adoption, queues, running
+        self._room, self._suspects_wait = room, suspects
+        self._walked = ""  # up to whom those were looked at for whom something came
         self._schedules = schedules
         self._relay = relay
         self._consumers = consumers
@@ -299,6 +302,9 @@ class Lease:
                 self._one_beat()
         except FencedError as error:
             self._on_fenced(error)
+        except Exception as error:  # who does not renew its lease is over
+            logger.exception("the lease failed")
+            self._on_fenced(FencedError(f"the lease failed: {error!r}"))
         finally:
             if self._connection is not None:
                 self._connection.close()
@@ -322,7 +328,11 @@ class Lease:
                     **self._schedules.params(),
                 },
             )  # fmt: skip
-        except (psycopg.Error, UnavailableError) as error:
+        except (
+            psycopg.Error,
+            UnavailableError,
+            OSError,
+        ) as error:  # OSError: of the client, where there are no more files
             if isinstance(error, psycopg.Error) and error.sqlstate == "EF003":
                 raise fenced(error) from error
             self._missed(unavailable(error, self._database.url))
@@ -367,7 +377,7 @@ class Lease:
 
     def _watch(self, peers: dict[int, int], now: float) -> None:
         for peer in set(self._seen) - set(peers):
-            del self._seen[peer]
+            self._seen.pop(peer, None)  # the other thread forgets whom it has taken over
         for peer, beat in peers.items():
             seen = self._seen.get(peer)
             if seen is None or seen[0] != beat:
@@ -406,6 +416,9 @@ class Lease:
                 logger.debug("recovery: %s", error)
                 if not isinstance(error, UnavailableError):
                     kept.close()
+            except Exception as error:  # whatever it is, sleepers are woken and peers taken over with the next look
+                kept.failed(error, logger)
+                self._stop.wait(0.2)
         kept.close()
 
     def _look(self, connection: Connection) -> None:
@@ -519,7 +532,8 @@ class Lease:
 
     def _claim(self, connection: Connection, query: Literal["claim_rows", "claim_woken"]) -> bool:
         """Take a batch of what nobody holds, as there is room (R10a); whether there may be more."""
-        run, limit, woken = self._database.run, min(_BATCH, self._room()), query == "claim_woken"
+        run, woken = self._database.run, query == "claim_woken"
+        limit = min(_BATCH, self._room())
         if not limit:
             return False
 
@@ -529,18 +543,22 @@ class Lease:
                 connection, query,
                 {
                     "executor": self._executor, "application": self._application, "names": list(self._specs),
-                    "queues": self._queues.served, "limit": limit,
+                    "queues": self._queues.served, "limit": limit, "after": self._walked,
+                    "running": not self._suspects_wait(),
                 },
             )  # fmt: skip
-            if rows:
+            if rows and rows[0][0] is not None:
                 crash_point("recovery.before_claim_woken" if woken else "recovery.before_claim_rows")
             return rows
 
         rows = in_transaction(connection, work)
+        if woken:
+            walked, rows = rows[0][-1], [row[:-1] for row in rows if row[0] is not None]
+            self._walked = self._walked if len(rows) >= limit else walked or ""
         if rows:
             crash_point("recovery.after_claim_woken" if woken else "recovery.after_claim_rows")
             self._adoption.adopt(connection, rows, begun="woken" if woken else "recovered")
-        return len(rows) >= limit
+        return len(rows) >= limit or (woken and self._walked != "")
 
     def _find_strays(self, connection: Connection) -> None:
         """See which rows carry our id and are not running here: an answer was lost, or a run is just ending, or beginning."""

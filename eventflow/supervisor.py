@@ -159,7 +159,11 @@ class Supervisor:
         """Start what is due."""
         for place in self.places:
             if place.worker is None and not self.leaving and place.due <= self.clock():
-                place.worker = self._start(place.number)
+                try:
+                    place.worker = self._start(place.number)
+                except OSError as error:  # no memory, or no more processes: those that run are in nobody's way
+                    logger.error("process %d cannot be started: %s; trying again", place.number, error)
+                    place.due = self.clock() + _FIRST
 
     def _start(self, number: int) -> Worker:
         ours, theirs = socket.socketpair()

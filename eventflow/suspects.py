@@ -10,6 +10,7 @@ import time
 from collections import deque
 from typing import Protocol
 
+from eventflow.errors import HistoryTooLongError
 from eventflow.journal import Entry
 from eventflow.outcomes import Desk, Outcomes
 from eventflow.runs import Dropped, Run
@@ -80,6 +81,9 @@ class Suspects:
         try:
             await self._desk.barrier(run)
         except Dropped:
+            return
+        except HistoryTooLongError as error:
+            self._outcomes.failed(run, error)
             return
         logger.info("%s runs again after its process died (%d)", run.workflow_id, run.recoveries)
         ended = self._desk.loop.create_future()

@@ -70,5 +70,5 @@ def new_lease(
     return Lease(
         database, identity, application, specs, beat=beat, lease=lease, adoption=adoption, queues=NoQueues(), relay=NoRelay(),
         consumers=NoConsumers(),
-        schedules=NoSchedules(), running=running, room=room, stuck_for=lambda: 0.0, clock=LedgerClock(0.0), on_fenced=on_fenced,  # type: ignore[arg-type]
+        schedules=NoSchedules(), running=running, room=room, suspects=lambda: False, stuck_for=lambda: 0.0, clock=LedgerClock(0.0), on_fenced=on_fenced,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -80,7 +80,8 @@ begin
       (id, name, application, status, executor, arguments, queue, queue_key, priority, wake_at, deduplication_id, settles_by,
        timeout, deadline, attributes, parent, placed, place)
     values
-      (new_id, workflow, app, 'queued', 0, args, to_queue, coalesce(line_key, ''), coalesce(prio, 0), due, dedup,
+      (new_id, workflow, app, 'queued', 0, args, to_queue, coalesce(line_key, ''), coalesce(prio, 0), due,
+       case when settle is null or due is not null then dedup end,
        case when settle is not null then coalesce(now() + make_interval(secs => settle_limit), 'infinity') end,
        time_limit, ends, attrs, parent_id,
        case when due is null then pg_current_xact_id() end, case when due is null then eventflow.moment() end)
@@ -253,12 +254,16 @@ declare
   due   timestamptz := greatest(now() + make_interval(secs => wait), until);
   other text;
 begin
+  if due is null or not isfinite(due) then
+    raise exception 'delay takes seconds from now, or a time' using errcode = '22023';
+  end if;
   select w.id into other from eventflow.workflows w where w.id = any(held) and w.executor is distinct from 0 limit 1;
   if found then
     raise exception '''%'' has begun: delay is for workflows that wait in a queue', other using errcode = 'EF009';
   end if;
   update eventflow.workflows w
      set wake_at = case when due > now() then due end, settles_by = case when w.settles_by < due then due else w.settles_by end,
+         deduplication_id = case when due > now() or w.settles_by is null then w.deduplication_id end,
          placed = case when due <= now() then pg_current_xact_id() end,
          place = case when due <= now() then eventflow.moment() end
    where w.id = any(held);

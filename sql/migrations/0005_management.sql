@@ -68,7 +68,10 @@ begin
     select unnest(family)
     union all
     select distinct w.parent from eventflow.workflows w
-     where w.id = any(family) and w.status = 'cancelled' and w.parent is not null;
+     where w.id = any(family) and w.status = 'cancelled' and w.parent is not null
+    union all
+    select distinct v.workflow_id from eventflow.watches v join eventflow.workflows w on w.id = v.target
+     where v.key = '' and w.id = any(family) and w.status = 'cancelled';
   return cardinality(family);
 end $$;
 

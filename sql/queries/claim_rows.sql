@@ -1,16 +1,18 @@
 -- Take runnable rows that nobody holds, in small batches (R10a): not before their time, not behind their scope (R11); what is kept in
 -- order for whoever owns its claim, who may have others of its scope in memory, and for all while nobody does who lives and knows it.
 -- Locks the rows it takes, and the claims of those in order FOR SHARE: whoever claims next reads that they are taken. Skips what is
--- locked; a second run takes the next ones.
+-- locked; a second run takes the next ones. `running`: also those that were under way when their process died.
 with plain as (
   select w.id from eventflow.workflows w
    where w.executor is null and w.status in ('queued', 'running') and w.application = %(application)b::text
+     and (w.status = 'queued' or %(running)b::boolean)
      and w.name = any(%(names)b::text[]) and (w.wake_at is null or w.wake_at <= now()) and w.scope is null
      and (w.queue is null or w.queue = any(%(queues)b::text[]))
    order by w.claim, w."offset" limit %(limit)b::int for update skip locked
 ), in_order as (
   select w.id from eventflow.workflows w join eventflow.claims c on c.id = w.claim
    where w.executor is null and w.status in ('queued', 'running') and w.application = %(application)b::text
+     and (w.status = 'queued' or %(running)b::boolean)
      and w.name = any(%(names)b::text[]) and (w.wake_at is null or w.wake_at <= now()) and w.scope is not null
      and not exists (
        select from eventflow.workflows p

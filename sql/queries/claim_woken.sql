@@ -1,9 +1,10 @@
 -- Wake those whose time has come or for whom something came, in batches (R10a); they run from then on, charged to nobody. Locks what
 -- it takes, skipping what a peer takes. A signal to one that does not sleep yet stays until it does; one to what has ended goes. All
--- signals of one workflow are one step of the walk: ten thousand messages to one that runs hide nobody else's.
+-- signals of one workflow are one step of the walk: ten thousand messages to one that runs hide nobody else's. Ten thousand workflows
+-- are looked at, behind a given one; every row, of which there is at least one, says where to go on: null, from the beginning.
 -- Indexes workflows_wake, signals_workflow.
 with recursive walk (id) as (
-  (select workflow_id from eventflow.signals order by workflow_id limit 1)
+  (select workflow_id from eventflow.signals where workflow_id > %(after)b::text order by workflow_id limit 1)
   union all
   select (select s.workflow_id from eventflow.signals s where s.workflow_id > walk.id order by s.workflow_id limit 1)
     from walk where walk.id is not null
@@ -28,8 +29,11 @@ with recursive walk (id) as (
   delete from eventflow.signals where workflow_id in (select id from woken union all select id from ended)
 ), watches as (
   delete from eventflow.watches where workflow_id in (select id from woken)
+), taken as (
+  update eventflow.workflows w set executor = %(executor)b::bigint, status = 'running', attempt = attempt + 1, wake_at = null
+    from woken where w.id = woken.id
+  returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp,
+            w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8, w.generation, w.queue
 )
-update eventflow.workflows w set executor = %(executor)b::bigint, status = 'running', attempt = attempt + 1, wake_at = null
-  from woken where w.id = woken.id
-returning w.id, w.name, w.status::text, w.attempt, w.retries, w.recoveries, w.claim, w."offset", w.timestamp,
-          w.arguments, w.key, w.value, w.headers, w.parent, extract(epoch from w.deadline)::float8, w.generation, w.queue
+select taken.*, walked.last
+  from (select case when count(*) >= 10000 then max(id) end as last from signalled) walked left join taken on true

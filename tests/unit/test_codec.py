@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from eventflow.codec import Arguments, codec_for, decode_error, encode_error, limit
 from eventflow.errors import CodecError, UsageError, WorkflowError
@@ -113,6 +113,42 @@ def test_an_imported_exception_is_rebuilt_without_its_constructor() -> None:
     again = decode_error(encode_error(error))
     assert isinstance(again, ShopError)
     assert (again.code, again.args, ShopError.constructed) == (7, (7, "closed"), before)
+
+
+class Wilful(Exception):
+    """One whose class makes it as no other does."""
+
+    def __new__(cls, *, code: int) -> "Wilful":
+        return super().__new__(cls, code)
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(code)
+
+
+class ReadOnly(Exception):
+    @property
+    def code(self) -> int:
+        return 7
+
+
+def test_what_cannot_be_rebuilt_says_what_it_was() -> None:
+    read_only = ReadOnly("x")
+    read_only.__dict__["code"] = 8
+    for error in (Wilful(code=3), read_only):
+        again = decode_error(encode_error(error))
+        assert isinstance(again, WorkflowError)
+        assert type(error).__name__ in again.type
+
+
+def test_what_pydantic_found_wrong_is_found_wrong_again() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(dict[str, list[int]]).validate_python({"a": [1, "{b}"], "c": object()})
+    again = decode_error(encode_error(caught.value))
+    assert isinstance(again, ValidationError)
+    known = [(e["type"], e["loc"], e["msg"]) for e in caught.value.errors()]
+    assert [(e["type"], e["loc"], e["msg"]) for e in again.errors()] == known
+    assert again.errors()[0]["input"] == "{b}"
+    assert again.title == caught.value.title
 
 
 def test_an_unknown_exception_carries_everything() -> None:
