@@ -215,7 +215,10 @@ class Brokers:
         """
         admin: Any = self.admin
         asked = admin.list_offsets({TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions})
-        return {place.partition: future.result(timeout=_ASK).leader_epoch for place, future in asked.items()}
+        try:
+            return {place.partition: future.result(timeout=_ASK).leader_epoch for place, future in asked.items()}
+        except TimeoutError as error:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from error
 
     def offsets(
         self, topic: str, partitions: Iterable[int], where: Literal["earliest", "latest"] | datetime

@@ -414,7 +414,7 @@ class Transactions:
         """One transaction for all of them, until its outcome is known; the failure that is theirs to bear, or None."""
         tries = breaks = 0
         held = _Isolated(_transaction(runs[0]), (run.claim for run in runs))
-        while runs and not (tries and self._over(runs)):
+        while runs and not self._over(runs):
             tries += 1
             failed: list[tuple[Run, BaseException | None]] = []
             entries: list[Entry] = []

@@ -33,10 +33,16 @@ def failed(world: World, group: str) -> set[int]:
     return {int(n) for (n,) in rows}
 
 
+def calls(world: World, group: str) -> list[tuple[int, int]]:
+    """Of each call that was committed, which one of its process it was, and how many messages it had."""
+    rows = world.sql("""select note from effects where "group" = %s""", group)
+    made = {note.partition("|")[2] for (note,) in rows}
+    return sorted((int(number), int(size)) for _, number, size in (batch.split(".") for batch in made))
+
+
 def sizes(world: World, group: str) -> list[int]:
     """How many messages each batch had."""
-    rows = world.sql("""select note from effects where "group" = %s""", group)
-    return [int(batch.split(".")[2]) for batch in {note.partition("|")[2] for (note,) in rows}]
+    return [size for _, size in calls(world, group)]
 
 
 @pytest.mark.parametrize(("kind", "keep"), [*((k, "all") for k in KINDS), *((k, "slow") for k in TRANSACTIONS)])
@@ -70,6 +76,33 @@ def test_a_batch_is_full_or_has_waited(world: World, keep: str) -> None:
     wait_final(world, "transaction", timeout=3)
     assert 1 in sizes(world, "transaction")
     assert world.one("select count(*) from eventflow.workflows") == (201 if keep == "all" else 0)
+
+
+@pytest.mark.parametrize("kind", TRANSACTIONS)
+def test_what_was_fetched_is_read_before_the_handler_is_called(world: World, kind: str) -> None:
+    """One that cannot be decoded costs the others no call."""
+    world.create_topic(1)
+    for n in range(8):
+        world.send(b"no JSON" if n == 5 else {"n": n, "do": ""})
+    world.flush()
+    world.start("batches", KINDS=kind, BATCH="8", EVENTFLOW_KEEP_MESSAGES="slow", ready=True)
+    wait_final(world, kind)
+    assert calls(world, kind) == [(1, 7)]
+    assert world.sql("""select "offset", status::text, retries from eventflow.workflows""") == [(5, "failed", 0)]
+    world.check_no_incidents()
+
+
+@pytest.mark.parametrize("kind", TRANSACTIONS)
+def test_one_that_was_fetched_alone_fails_with_its_first_call(world: World, kind: str) -> None:
+    world.create_topic(1)
+    world.start("batches", KINDS=kind, RETRIES="0", EVENTFLOW_KEEP_MESSAGES="slow", ready=True)
+    for do in ("fail", ""):
+        world.send({"n": world.produced, "do": do})
+        world.flush()
+        wait_final(world, kind)
+    assert failed(world, kind) == {0}
+    assert calls(world, kind) == [(2, 1)], "the one that failed was the first call"
+    world.check_no_incidents()
 
 
 def test_gaps_between_messages_that_go_to_their_batch_as_they_were_fetched(world: World) -> None:

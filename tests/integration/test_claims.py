@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
+from eventflow.brokers import Brokers
 from eventflow.consumer import Intake
 from eventflow.database import Connection, Database
 from eventflow.encryption import AesGcm
@@ -27,6 +29,11 @@ class Log:
 
     def get_watermark_offsets(self, place: Any, timeout: float = 1, *, cached: bool = False) -> tuple[int, int]:
         return 0, 100
+
+
+def is_away(*_: Any, **__: Any) -> Any:
+    """Kafka does not answer."""
+    raise KafkaException(KafkaError(KafkaError._TRANSPORT))
 
 
 class Ledger:
@@ -97,6 +104,12 @@ class Holder:
         [claim] = self.intake.claims.take(Log(), [PLACE])
         return claim
 
+    def fail_to_take(self, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+        """Kafka does not answer this question about what was claimed."""
+        with monkeypatch.context() as away, pytest.raises(KafkaException):
+            away.setattr(Log if asked == "get_watermark_offsets" else Brokers, asked, is_away)
+            self.take()
+
     def let_go(self) -> None:
         self.intake._give_up([PLACE])
 
@@ -144,6 +157,32 @@ def test_who_follows_an_owner_that_did_not_let_go_is_wary_of_all_that_it_may_hav
     first, second = ledger.consumer(bound=7), ledger.consumer(bound=20)
     first.take()
     assert second.take().wary == 7
+
+
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("asked", ["get_watermark_offsets", "epochs"])
+def test_who_follows_a_claim_that_kafka_held_up_is_as_wary_as_that_one(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, asked: str, released: bool
+) -> None:
+    """Nothing is begun of a claim that cannot be compared with the log; the next one may be the same owner's."""
+
+    def epochs(*_: Any) -> dict[int, int]:
+        return {0: 3}
+
+    monkeypatch.setattr(Brokers, "epochs", epochs)
+    first, second, third = (ledger.consumer(bound=7) for _ in range(3))
+    claim = first.take()
+    first.handle(claim, b"a")
+    claim.leader_epoch = 3  # the log is compared by it
+    first.let_go()
+    if not released:
+        first.take()
+    for _ in range(2):
+        second.fail_to_take(monkeypatch, asked)
+        assert second.intake.claims.held == {}
+        assert ledger.claim()[::2] == (second.executor, released)
+    claim = (second if released else third).take()
+    assert (claim.wary, claim.next_offset, claim.leader_epoch) == (0 if released else 7, 1, 3)
 
 
 @pytest.mark.parametrize("why", ["no lease", "abandoned"])

@@ -14,6 +14,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 import eventflow
 from eventflow import durable, sync
@@ -22,7 +25,7 @@ from eventflow.context import slot
 from eventflow.errors import UnavailableError
 from eventflow.migrations import migrate
 from eventflow.settings import Settings
-from tests.harness import ROOT, Proxy
+from tests.harness import ROOT, Proxy, World
 
 REVOKED = "Kafka at x: credentials revoked"
 
@@ -250,6 +253,116 @@ def test_what_drains_may_still_call_everything(settings: Settings) -> None:
     with psycopg.connect(settings.database_url) as connection:
         [(status, output)] = connection.execute("select status::text, output from eventflow.workflows").fetchall()
     assert (status, output) == ("succeeded", '["committed","X"]')
+
+
+@eventflow.transaction
+def by_session(session: Session) -> None:
+    session.execute(text("select 1"))
+
+
+@eventflow.transaction
+async def by_async_session(session: AsyncSession) -> None:
+    await session.execute(text("select 1"))
+
+
+@eventflow.workflow(name="uses lanes")
+async def uses_lanes() -> None:
+    await asyncio.gather(aempty(), by_async_session())
+    await asyncio.gather(durable.run_step(empty), durable.run_step(by_session))  # each in a thread
+
+
+@eventflow.workflow(name="uses lanes in a thread")
+def uses_lanes_in_a_thread() -> None:
+    sync.gather(empty, by_session)
+
+
+CONNECTIONS = """select application_name from pg_stat_activity where datname = current_database()
+                 and (application_name = 'eventflow transaction' or application_name like 'eventflow journal lane%')"""
+
+
+def test_nothing_stays_connected_of_a_program_that_goes_on(settings: Settings) -> None:
+    """Its steps have run in transactions of each kind, and each lane has had to ask what became of one."""
+
+    async def main() -> None:
+        context: Any = eventflow.running(settings, consumers=False)
+        with psycopg.connect(settings.database_url, autocommit=True) as connection:
+
+            def connected() -> list[str]:
+                return [name for (name,) in connection.execute(CONNECTIONS.encode()).fetchall()]
+
+            async with context:
+                for flow in (uses_lanes, uses_lanes_in_a_thread):
+                    await (await eventflow.start(flow)).result(timeout=20)
+                transactions = context.app._incarnation.transactions
+                places = [*transactions._places._idle, *transactions._async_places._idle]
+                lanes = [*(place.lane for place in places), *(lane for lane, _ in transactions._idle_async)]
+                for lane in lanes:
+                    lane.connection()
+                found = connected()
+                assert found.count("eventflow transaction") == 6, (
+                    "of async steps, of sync ones, and of these in a thread"
+                )
+                assert {f"eventflow journal lane {lane.number}" for lane in lanes} < set(found)
+            wait(lambda: connected() == [], "all are closed")
+
+    asyncio.run(main())
+
+
+HANDLERS = """
+import asyncio, os, time
+from typing import Any
+import eventflow, psycopg
+from eventflow import Message
+
+def held(message: Message[str]) -> bool:
+    return "held" in message.value and not os.path.exists(os.environ["LATE"])
+
+@eventflow.kafka_consumer(os.environ["TOPIC"], group="sync")
+@eventflow.transaction
+def enter(connection: psycopg.Connection[Any], message: Message[str]) -> None:
+    while held(message):
+        time.sleep(0.01)
+
+@eventflow.kafka_consumer(os.environ["TOPIC"], group="async")
+@eventflow.transaction
+async def aenter(connection: psycopg.AsyncConnection[Any], message: Message[str]) -> None:
+    while held(message):
+        await asyncio.sleep(0.01)
+
+async def main() -> None:
+    context = eventflow.running()
+    async with context:
+        while not os.path.exists(os.environ["GO"]):
+            await asyncio.sleep(0.01)
+    print("left", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_stays_connected_of_handlers_but_while_they_run(world: World, tmp_path: Path) -> None:
+    """Who runs for longer than the program drains closes his own connection."""
+    file, go, late = (tmp_path / name for name in ("app.py", "go", "late"))
+    file.write_text(HANDLERS)
+    world.create_topic(1)
+    worker = world.start(str(file), program=True, GO=str(go), LATE=str(late), EVENTFLOW_DRAIN="0.1")
+    for group in ("sync", "async"):
+        world.wait_owner(worker, group=group)
+    world.send("one")
+    world.flush()
+    for group in ("sync", "async"):
+        world.wait_completed(group, 1)
+    world.send("held")
+    world.flush()
+    both = [("eventflow transaction",)] * 2
+    world.wait(lambda: world.sql(f"{CONNECTIONS} and state = 'idle in transaction'") == both, "both are called")
+    go.touch()
+    world.wait(lambda: "left" in worker.text, "it leaves")
+    world.wait(lambda: world.sql(CONNECTIONS) == both, "these alone are connected")
+    late.touch()
+    world.wait(lambda: world.sql(CONNECTIONS) == [], "all are closed")
+    assert worker.alive
 
 
 BUSY = """

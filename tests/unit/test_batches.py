@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 
 import eventflow
-from eventflow import durable
+from eventflow import batches, durable
+from eventflow.batches import Batch
 from eventflow.errors import UsageError
+from eventflow.fetched import Fetched
 from eventflow.kafka import Message
 from eventflow.registry import ConsumerSpec, Ordering, Spec, make_spec, message_annotation
 from eventflow.retry import Retry
 from eventflow.runs import Run
 from eventflow.scopes import Scope, Scopes
+from eventflow.telemetry import Seldom
+from tests.unit.test_fetched import FakeMessage
 from tests.unit.test_runs import Desk, desk, until
 
 Messages = list[Message[int]]
@@ -38,6 +42,25 @@ def messages(at: Desk, spec: Spec, count: int, *, key: bytes | None = None) -> l
     return runs
 
 
+def fetched(at: Desk, spec: Spec, count: int) -> list[Fetched]:
+    one = Fetched(spec, at.claim, at.claim.next_offset)
+    one.messages = [FakeMessage(one.first + n, b"%d" % (one.first + n)) for n in range(count)]
+    one.end = at.claim.next_offset = one.first + count
+    at.claim.handed += count
+    return [one]
+
+
+def begun_at(at: Desk) -> list[tuple[int, int]]:
+    """Of each batch that begins from now on, how many runs it has, and how many messages as they were fetched."""
+    begun = list[tuple[int, int]]()
+
+    def begin(batch: Batch, *, alone: bool = False) -> None:
+        begun.append((len(batch.runs), sum(map(len, batch.fetched))))
+
+    at.executor.begin_batch = begin  # type: ignore[method-assign]
+    return begun
+
+
 async def test_a_call_has_a_whole_batch_or_what_came_in_time() -> None:
     async with desk() as at:
         calls = list[list[int]]()
@@ -52,6 +75,37 @@ async def test_a_call_has_a_whole_batch_or_what_came_in_time() -> None:
         await until(lambda: len(calls) == 3, "the rest has waited")
         assert calls[2] == [8, 9]
         await until(lambda: at.claim.finished == 10, "all are durable")
+
+
+async def test_runs_begin_although_what_is_fetched_never_ends() -> None:
+    async with desk() as at:
+
+        def handler(messages: Messages) -> None: ...
+
+        spec, begun = batch_spec(handler, 4), begun_at(at)
+        at.executor.dispatch(messages(at, spec, 2))
+        for _ in range(5):
+            at.executor.gather(fetched(at, spec, 4))
+        assert begun == [(2, 0), *[(0, 4)] * 5]
+        at.executor.dispatch(messages(at, spec, 6))
+        at.executor.gather(fetched(at, spec, 3))
+        assert begun[6:] == [(4, 0), (2, 0)]
+        assert at.executor.batches.waiting() == 3, "which fill no batch"
+
+
+async def test_all_that_has_waited_begins_at_once() -> None:
+    """Runs, and what was fetched: neither waits for the other's next time."""
+    async with desk() as at:
+
+        def handler(messages: Messages) -> None: ...
+
+        spec, begun = batch_spec(handler, 4, 0.3), begun_at(at)
+        at.executor.dispatch(messages(at, spec, 1))
+        at.executor.gather(fetched(at, spec, 2))
+        assert begun == []
+        await until(lambda: begun, "they have waited")
+        assert begun == [(1, 0), (0, 2)]
+        assert at.executor.batches.waiting() == 0
 
 
 @pytest.mark.parametrize("colour", ["async", "sync"])
@@ -77,6 +131,73 @@ async def test_the_one_at_fault_fails_alone(colour: str) -> None:
         await until(lambda: at.claim.finished == 8, "all are durable")
         assert done == [0, 1, 2, 4, 7]
         assert {e.run.offset for e in at.submitted if e.status == "failed"} == {3, 5, 6}
+
+
+@pytest.mark.parametrize("leaks", [asyncio.CancelledError, SystemExit])
+@pytest.mark.parametrize("colour", ["async", "sync"])
+async def test_the_one_that_ends_the_call_otherwise_than_by_an_exception_fails_alone(
+    colour: str, leaks: type[BaseException]
+) -> None:
+    """A future that somebody else has cancelled, or a library that exits: nobody was told to end."""
+    async with desk() as at:
+        done = list[int]()
+
+        async def handler(messages: Messages) -> None:
+            if any(m.value == 5 for m in messages):
+                if leaks is SystemExit:
+                    raise SystemExit(1)
+                gone = asyncio.get_running_loop().create_future()
+                gone.cancel()
+                await gone
+            done.extend(m.value for m in messages)
+
+        def handler_sync(messages: Messages) -> None:
+            if any(m.value == 5 for m in messages):
+                raise leaks
+            done.extend(m.value for m in messages)
+
+        at.executor.dispatch(messages(at, batch_spec(handler if colour == "async" else handler_sync, 8), 8))
+        await until(lambda: at.claim.finished == 8, "all are durable")
+        assert done == [0, 1, 2, 3, 4, 6, 7]
+        assert {e.run.offset: e.status for e in at.submitted if e.status != "succeeded"} == {5: "failed"}
+
+
+async def test_a_half_whose_claim_is_gone_is_not_called() -> None:
+    async with desk() as at:
+        calls = list[list[int]]()
+
+        async def handler(messages: Messages) -> None:
+            calls.append([m.value for m in messages])
+            if len(calls) == 2:
+                at.claim.lose()
+            raise ValueError("all are refused")
+
+        at.executor.dispatch(messages(at, batch_spec(handler, 4), 4))
+        await until(lambda: at.claim.finished == 4, "all are let go of")
+        assert calls == [[0, 1, 2, 3], [0, 1]]
+        assert at.submitted == []
+
+
+async def test_that_a_call_failed_and_is_split_is_said_seldom(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not of each half, nor of the next batch: but one that passes in parts leaves no other trace."""
+    monkeypatch.setattr(batches, "seldom", Seldom())
+    async with desk() as at:
+        done = list[int]()
+
+        async def index(messages: Messages) -> None:
+            if len(messages) > 1:
+                raise ValueError(f"{len(messages)} are too many")
+            done.extend(m.value for m in messages)
+
+        at.executor.dispatch(messages(at, batch_spec(index, 4), 8))
+        await until(lambda: at.claim.finished == 8, "all are durable")
+        assert sorted(done) == list(range(8))
+        assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [(
+            "eventflow.batches", "WARNING",
+            "index: a call with 4 messages failed, and is made with each half: ValueError: 4 are too many",
+        )]  # fmt: skip
 
 
 async def test_messages_of_a_scope_go_together_and_no_later_one_before_a_failure_is_durable() -> None:

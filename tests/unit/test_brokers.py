@@ -105,6 +105,11 @@ class FakeAdmin:
             asked.set_exception(self._of_topic)
         return {"orders": asked}
 
+    def list_offsets(self, places: Any, **_: Any) -> Any:
+        asked: Future[Any] = Future()
+        asked.set_exception(self._of_topic)
+        return dict.fromkeys(places, asked)
+
     def list_topics(self, *_: Any, **__: Any) -> Any:
         return SimpleNamespace(cluster_id="c")
 
@@ -126,6 +131,16 @@ def test_brokers_that_do_not_answer(error: Exception, where: str) -> None:
     with pytest.raises(UnavailableError, match=r"^Kafka at 127\.0\.0\.1:1 does not answer$"):
         made.identities(["orders"])
     assert admin.polls == 1, "its log and its errors are served, not kept"
+
+
+@pytest.mark.parametrize("error", [KafkaException(KafkaError(KafkaError._TRANSPORT)), TimeoutError()])
+def test_who_asks_for_leaders_that_do_not_answer_is_told_so_by_an_error_of_kafkas(error: Exception) -> None:
+    """Which whoever claims a partition waits for; any other one would end the process."""
+    made = brokers()
+    vars(made)["admin"] = FakeAdmin(of_topic=error)
+    with pytest.raises(KafkaException) as raised:
+        made.epochs("orders", [0])
+    assert str(made.unavailable(raised.value)) == "Kafka at 127.0.0.1:1 does not answer"
 
 
 def test_a_topic_is_told_by_its_cluster_and_its_id() -> None:

@@ -19,7 +19,7 @@ from eventflow import Message, Retry
 KINDS = os.environ.get("KINDS", "plain plain_sync transaction atransaction").split()
 ORDERING: Any = os.environ.get("ORDERING", "none")
 BATCH = int(os.environ.get("BATCH", "20"))
-POLICY = Retry(1, delay=0.1)
+POLICY = Retry(int(os.environ.get("RETRIES", "1")), delay=0.1)
 number = itertools.count(1)
 Messages = list[Message[Order]]
 
