@@ -130,7 +130,7 @@ class Intake:
         self._sources = Sources(spec, self._brokers, self._ledger, self._stop)
         number = None if reprocess is None else reprocess.id
         self.claims = Claims(spec, executor, self._bound, self._ledger, self._sources, journal, self._stop, number)
-        self._turns = Turns(executor, self.claims, self._bound, self._ledger, desk, run_of, self.lose)
+        self._turns = Turns(executor, spec.spec.name, self.claims, self._bound, self._ledger, desk, run_of, self.lose)
         self._thread = threading.Thread(target=self._main, name=f"eventflow {self.name}", daemon=True)
 
     def check(self) -> None:

@@ -102,7 +102,7 @@ class Database:
         """
         try:
             connection = psycopg.connect(self.url, autocommit=True, **self.options(role))
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, OSError) as error:  # OSError: this process may open no more files
             raise self.unavailable(error) from error
         self.adopt(connection)
         return connection
@@ -364,11 +364,9 @@ def evicting(database: Database, connection: Connection, after: float) -> Genera
             try:
                 with database.connect("evictor") as evictor:
                     while not done.is_set():
-                        evictor.execute(
-                            b"select pg_terminate_backend(pid) from unnest(pg_blocking_pids(%b::int)) as pid", (pid,)
-                        )
+                        database.run(evictor, "evict", {"pid": pid})
                         done.wait(0.2)
-            except (psycopg.Error, UnavailableError, OSError) as error:
+            except (psycopg.Error, UnavailableError) as error:
                 logger.debug("evictor: %s", error)
 
     watcher = threading.Thread(target=watch, name="eventflow evictor", daemon=True)

@@ -78,6 +78,7 @@ class Dispatcher:
         self._all = True  # whether to look at all that stands in line, and not only at what has come since
         self._freed = 0  # since the last look
         self._enough = 1  # of these are worth another one
+        self.on_lost: Callable[[], None] = lambda: None  # a claim may have been committed without an answer
         self._work = threading.Event()
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="eventflow queues", daemon=True)
@@ -144,6 +145,7 @@ class Dispatcher:
                 break
             except Exception as error:  # whatever it is, the other queues go on, and this one with the next look
                 kept.failed(error, logger)
+                self.on_lost()
                 self._all = True
                 self._leaving.wait(0.2)
         kept.close()

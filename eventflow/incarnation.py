@@ -49,6 +49,7 @@ from eventflow.waits import Later
 logger = logging.getLogger(__name__)
 
 _FIRST_LANE = 2  # 0 is the journal's, 1 starts workflows
+_QUEUE = 13  # the column of `read_workflow.sql`
 _LEAVE = 10.0  # seconds to leave the consumer groups
 _PATIENCE = 30.0  # seconds for which somebody's open transaction may be in the way of what is started or sent
 R = TypeVar("R")
@@ -194,6 +195,7 @@ class Incarnation:
         self.executor.on_signal, self.executor.on_sleep = self._lease.look, self._lease.slept
         self.executor.on_rows, self.executor.on_told = self._lease.take, self._lease.told
         self.schedules.on_left, self.schedules.on_lost = self._lease.take, self._lease.reconcile
+        self.queues.on_lost = self._lease.reconcile
         self.executor.on_published = self.relay.published
         self.executor.on_queued, self.executor.on_freed = self.queues.look, self.queues.freed
         self.executor.on_stop, self.executor.on_ordered = self.intakes.stand_still, self.intakes.take_turn
@@ -401,7 +403,8 @@ class Incarnation:
         cause: tuple[Rider, ...] = ()
         with self._starting, self.database.connect("start") as connection:
             found = self._existing(connection, start)
-            if found is None:
+            is_new = found is None
+            if is_new:
                 deadline = None if start.timeout is None else self.executor.now() + start.timeout
                 params = {
                     "id": workflow_id, "name": start.spec.name, "application": self._settings.application,
@@ -412,6 +415,11 @@ class Incarnation:
                 self._starter.commit([("start_workflow", params), *rider_statements(cause)], ())
                 found = self._existing(connection, dataclasses.replace(start, if_exists="attach"))
             if found is None or found[6] != self.id or found[2] != "running" or self.executor.holds(workflow_id):
+                return None
+            if (
+                not is_new or found[_QUEUE] is not None
+            ):  # it is being taken, or was without an answer: it may have recorded much
+                self._lease.reconcile()
                 return None
             run = self.new_run(start, workflow_id)
             run.trace, run.in_ledger = trace_of(cause), True

@@ -96,7 +96,7 @@ class Port:
     def _connect(self) -> Lent:
         try:
             connection = Lent.connect(self._database.url, **self._database.options("transaction"))
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, OSError) as error:  # OSError: as in `Database.connect`
             raise self._database.unavailable(error) from error
         self._database.adopt(connection)
         return connection
@@ -218,7 +218,7 @@ class AsyncPort:
     async def _connect(self) -> AsyncLent:
         try:
             connection = await AsyncLent.connect(self._database.url, **self._database.options("transaction"))
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, OSError) as error:  # OSError: as in `Database.connect`
             raise self._database.unavailable(error) from error
         self._database.adopt(connection)
         return connection

@@ -75,11 +75,7 @@ class Reader:
         while True:
             try:
                 return self._connection.run(query, params)
-            except (
-                psycopg.Error,
-                UnavailableError,
-                OSError,
-            ) as error:  # OSError: of the client, where there are no more files
+            except (psycopg.Error, UnavailableError) as error:
                 logger.debug("reading: %s", error)
                 if not isinstance(error, UnavailableError):
                     self._connection.close()

@@ -328,11 +328,7 @@ class Lease:
                     **self._schedules.params(),
                 },
             )  # fmt: skip
-        except (
-            psycopg.Error,
-            UnavailableError,
-            OSError,
-        ) as error:  # OSError: of the client, where there are no more files
+        except (psycopg.Error, UnavailableError) as error:
             if isinstance(error, psycopg.Error) and error.sqlstate == "EF003":
                 raise fenced(error) from error
             self._missed(unavailable(error, self._database.url))
@@ -416,8 +412,10 @@ class Lease:
                 logger.debug("recovery: %s", error)
                 if not isinstance(error, UnavailableError):
                     kept.close()
+                    self._to_reconcile = True  # rows may have been taken without an answer
             except Exception as error:  # whatever it is, sleepers are woken and peers taken over with the next look
                 kept.failed(error, logger)
+                self._to_reconcile = True
                 self._stop.wait(0.2)
         kept.close()
 

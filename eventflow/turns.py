@@ -43,9 +43,10 @@ class Turns:
     """The scopes of one consumer's claims, and the ledger."""
 
     def __init__(
-        self, executor: int, claims: Claims, bound: int, ledger: KeptConnection, desk: Desk, run_of: Callable[[Any], Run],
-        on_lost: Callable[[list[Claim]], None],
+        self, executor: int, name: str, claims: Claims, bound: int, ledger: KeptConnection, desk: Desk,
+        run_of: Callable[[Any], Run], on_lost: Callable[[list[Claim]], None],
     ) -> None:  # fmt: skip
+        self._names = [name]  # a row of another one is of before it was renamed
         self._executor, self._claims, self._bound, self._ledger = executor, claims, bound, ledger
         self._desk, self._run_of, self._on_lost = desk, run_of, on_lost
         self._look_at = self._look_at_all_at = self._ask_for_all_at = 0.0
@@ -208,8 +209,9 @@ class Turns:
         held = {"executor": self._executor, "claims": [c.id for c in claims], "epochs": [c.epoch for c in claims]}
         run(connection, "fence", {"executor": self._executor})
         run(connection, "hold_claims", held)
-        rows = run(connection, "take_in_line", {"executor": self._executor, "scopes": scopes, "limit": _TAKEN})
-        return rows, run(connection, "lines_left", {"scopes": scopes, "taken": [row[0] for row in rows]})
+        asked = {"scopes": scopes, "names": self._names}
+        rows = run(connection, "take_in_line", {"executor": self._executor, "limit": _TAKEN, **asked})
+        return rows, run(connection, "lines_left", {"taken": [row[0] for row in rows], **asked})
 
     def _taken(self, claim: Claim, scope: KeyScope, row: Any) -> Run:
         run = self._run_of(row[:17])
