@@ -1,6 +1,8 @@
 """Cancelling, and leaving: a workflow is told once, where it is; a replay is told there again, whatever has come meanwhile: API.md 2.5.9."""
 
 import asyncio
+import time
+import uuid
 from typing import Any
 
 import psycopg
@@ -9,7 +11,7 @@ import pytest
 import eventflow
 from eventflow import durable, sync
 from eventflow.context import slot
-from eventflow.errors import Cancelled, WorkflowCancelledError
+from eventflow.errors import Cancelled, UsageError, WorkflowCancelledError
 from tests.conformance.colours import Body, Colour, Do, _seen, both, trace, traced, until
 from tests.conformance.conftest import App, anyhow, names
 
@@ -328,6 +330,37 @@ def test_what_descends_from_it_ends_with_it_by_option(
             one.send("goes on")
             assert one.result(timeout=10) == "goes on"
             assert "told" not in traced(one.workflow_id)
+
+
+@both
+def comes_to_nothing(do: Do) -> Body[None]:
+    yield do.sleep(0)
+
+
+@both
+def joins(do: Do, workflow_id: str) -> Body[str]:
+    verb: Any = eventflow.enqueue if do.colour == "async" else sync.enqueue
+    handle = yield lambda: verb(comes_to_nothing[do.colour], workflow_id=workflow_id, delay=3600)
+    try:
+        yield handle.result
+    except WorkflowCancelledError:
+        return "told"
+    return "not told"
+
+
+def test_who_waits_for_what_is_cancelled_in_line_is_told_soon(app: App, ledger: str, colour: Colour) -> None:
+    """Nobody holds that one: it ends where it is asked to, and not all who sleep until it has ended are its parents."""
+    other = f"{colour} {uuid.uuid4()}"
+    both_of = [app.start(joins, colour, other) for _ in range(2)]
+    for handle in both_of:
+        app.asleep(handle)
+    with sync.Client(ledger) as client:
+        with pytest.raises(UsageError, match="a list of workflow ids"):
+            client.cancel(other)
+        began = time.monotonic()
+        assert client.cancel([other]) == 1
+    assert [handle.result(timeout=10) for handle in both_of] == ["told", "told"]
+    assert time.monotonic() - began < 3
 
 
 # ---- terminated ------------------------------------------------------------------------------------------

@@ -189,3 +189,16 @@ def test_many_signals_to_others_hide_nobodys(app: App, ledger: str, colour: Colo
         assert handle.result(timeout=2) == 7
         left = connection.execute("delete from eventflow.signals where workflow_id = %s returning 1", [other]).rowcount
     assert left == (10_000 if other == "nobody" else 0)
+
+
+def test_signals_to_many_others_hide_nobodys(app: App, ledger: str, colour: Colour) -> None:
+    """As there are where so many workflows that do not sleep are sent something; of all that, one has the last id."""
+    handle = app.start(answers, colour, workflow_id=f"~ {uuid.uuid4()}")
+    app.asleep(handle)
+    with psycopg.connect(ledger, autocommit=True) as connection:
+        connection.execute(
+            "insert into eventflow.signals (workflow_id) select 'n' || n from generate_series(1, 25000) n"
+        )
+        handle.send(7)
+        assert handle.result(timeout=3) == 7
+        connection.execute("delete from eventflow.signals where workflow_id like 'n%'")

@@ -53,6 +53,35 @@ def waits(do: Do, n: int) -> Body[int]:
     return n + (yield do.recv(int))
 
 
+acted = list[str]()
+
+
+@both
+def acts(do: Do, what: str) -> Body[str]:
+    yield do.run_step(acted.append, what)
+    return what
+
+
+def test_a_start_of_what_is_being_taken_reads_what_it_has_recorded(app: App, ledger: str, colour: Colour) -> None:
+    """The row is this process's, and does not run here yet: it was taken just now, or without an answer."""
+    first, second = f"{colour} {uuid.uuid4()}", f"{colour} {uuid.uuid4()}"
+    app.start(acts, colour, first, workflow_id=first).result(timeout=10)
+    with psycopg.connect(ledger) as connection:
+        connection.execute(
+            """insert into eventflow.workflows (id, name, application, status, executor, arguments, attempt)
+               select %s, name, application, 'running', (select max(id) from eventflow.executors where alive), arguments, 1
+                 from eventflow.workflows where id = %s""",
+            (second, first),
+        )
+        connection.execute(
+            """insert into eventflow.checkpoints (workflow_id, position, seq, name, output, seconds)
+               select %s, position, seq, name, output, seconds from eventflow.checkpoints where workflow_id = %s""",
+            (second, first),
+        )
+    assert app.start(acts, colour, first, workflow_id=second).result(timeout=10) == first
+    assert acted.count(first) == 1
+
+
 def test_an_id_is_attached_to_or_refused(app: App, colour: Colour) -> None:
     """From outside: whoever is refused is shown what has the id."""
     mine, name = f"{colour} {uuid.uuid4()}", re.escape(repr(waits[colour].name))

@@ -91,6 +91,10 @@ def test_what_sql_must_not_say(client: sync.Client, ledger: str, colour: Colour)
         with pytest.raises(psycopg.Error) as refused:
             sql(ledger, f"select eventflow.enqueue(%s, {wrong})", name)
         assert refused.value.sqlstate == "22023", wrong
+    for wrong in ("null, null", "null, 'infinity'"):
+        with pytest.raises(psycopg.Error) as refused:
+            sql(ledger, f"select eventflow.delay('{{}}', 'me', {wrong})")
+        assert refused.value.sqlstate == "22023", wrong
     [(found,)] = sql(ledger, "select eventflow.enqueue(%s, '[5]', priority => null)", name)
     assert client.handle(found, int).result(timeout=10) == 5
 

@@ -199,6 +199,17 @@ def test_a_rate_is_kept_over_any_stretch_of_its_time(app: App, colour: Colour, g
     assert all(later - earlier > 0.8 for earlier, later in zip(times, times[3:], strict=False)), times
 
 
+def test_a_rate_goes_on_while_something_is_delayed_for_long(app: App, colour: Colour, gauge: str) -> None:
+    """The next start that the rate allows is sooner than the delayed one's time, and so is the next look."""
+    far = put(works, colour, gauge, 0, delay=3600)
+    handles = [put(works, colour, gauge, n, seconds=0, queue=SLOW.name) for n in range(1, 8)]
+    began = time.monotonic()
+    for handle in handles:
+        handle.result(timeout=20)
+    assert time.monotonic() - began < 6
+    far.cancel()
+
+
 def test_a_rate_of_a_key_is_kept(app: App, colour: Colour, gauge: str) -> None:
     handles = [put(works, colour, gauge, n, k, seconds=0, queue=SLOW_KEYS.name, key=k) for n in range(2) for k in "ab"]
     for handle in handles:
@@ -259,6 +270,21 @@ def test_the_last_call_counts_when_no_other_has_come_for_a_while(app: App, colou
     assert later.workflow_id != handles[0].workflow_id
     assert later.result(timeout=10) == 9
     assert gauges[gauge].order == [4, 9]
+
+
+@pytest.mark.parametrize("how", ["no time", "sent at once"])
+def test_who_has_got_in_line_is_joined_by_no_later_call(
+    app: App, ledger: str, colour: Colour, gauge: str, how: str
+) -> None:
+    key = uuid.uuid4().hex
+    with paused(ONE, ledger):
+        given = {"debounce": 0} if how == "no time" else {"debounce": 3600}
+        first = put(works, colour, gauge, 1, queue=ONE.name, deduplication_id=key, **given)
+        if how == "sent at once":
+            first.delay(0)
+        second = put(works, colour, gauge, 2, queue=ONE.name, deduplication_id=key, debounce=0)
+        assert second.workflow_id != first.workflow_id
+    assert [first.result(timeout=10), second.result(timeout=10)] == [1, 2]
 
 
 def test_calls_that_never_cease_are_heard_after_the_limit(app: App, colour: Colour, gauge: str) -> None:
@@ -592,6 +618,10 @@ def test_mistakes_have_their_errors(app: App, colour: Colour, gauge: str) -> Non
     refused("if_exists is 'attach' or 'reject'", if_exists="perhaps")
     refused("kafka:", workflow_id="kafka:x")
     refused("too many positional arguments|missing|takes", "k", 0.1, 7, 8)
+    handle = put(works, colour, gauge, 1, delay=3600)
+    with pytest.raises(UsageError, match="delay takes seconds from now, or a time"):
+        handle.delay(None)  # type: ignore[arg-type]
+    handle.cancel()
     with pytest.raises(UsageError, match="enqueue takes a function decorated with @workflow"):
         sync.enqueue(_pause, 1)  # type: ignore[call-overload]
 
