@@ -3,6 +3,7 @@
 import resource
 import signal
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -74,8 +74,8 @@ def test_a_start_of_what_is_being_taken_reads_what_it_has_recorded(app: App, led
             (second, first),
         )
         connection.execute(
-            """insert into eventflow.checkpoints (workflow_id, position, seq, name, output, seconds)
-               select %s, position, seq, name, output, seconds from eventflow.checkpoints where workflow_id = %s""",
+            """insert into eventflow.checkpoints (workflow_id, position, seq, name, output, seconds, attempts)
+               select %s, position, seq, name, output, seconds, attempts from eventflow.checkpoints where workflow_id = %s""",
             (second, first),
         )
     assert app.start(acts, colour, first, workflow_id=second).result(timeout=10) == first
