@@ -37,6 +37,7 @@ from eventflow.errors import (
     UnavailableError,
     UsageError,
     WorkflowTimeoutError,
+    for_future,
 )
 from eventflow.health import Health, close, export, watch
 from eventflow.idempotency import check_workflow_id
@@ -548,7 +549,7 @@ class App:
                 try:
                     future.set_result(context.run(function))
                 except BaseException as error:
-                    future.set_exception(error)
+                    future.set_exception(for_future(error))
 
         self._calls.put([call])
         return await asyncio.wrap_future(future)

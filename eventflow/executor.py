@@ -23,7 +23,7 @@ import eventflow.metrics as metrics
 from eventflow.batches import Batch, Batches, is_batched
 from eventflow.context import Hopeless, Progress, Start, StepScope, Suspended, current
 from eventflow.counting import committed, committed_fetched, flushed
-from eventflow.errors import Cancelled, CodecError, HistoryTooLongError
+from eventflow.errors import Cancelled, CodecError, HistoryTooLongError, for_future
 from eventflow.fetched import Fetched
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.interrupts import Interrupts, overdue
@@ -422,10 +422,10 @@ class Executor:
         except BaseException as error:
             if span is not None:
                 span.error = error
-            self.outcomes.failed(run, error)
+            self._conclude(run, self.outcomes.failed, error)
         else:
             crash_point("executor.before_finish")
-            self.outcomes.finish(run, output, result)
+            self._conclude(run, self.outcomes.finish, output, result)
         if span is not None:
             span.close()
 
@@ -490,13 +490,22 @@ class Executor:
             if span is not None:
                 span.error = error
             with run.lock:
-                self.outcomes.failed(run, error)
+                self._conclude(run, self.outcomes.failed, error)
         else:
             crash_point("executor.before_finish")
             with run.lock:
-                self.outcomes.finish(run, output, result)
+                self._conclude(run, self.outcomes.finish, output, result)
         if span is not None:
             span.close()
+
+    def _conclude(self, run: Run, outcome: Callable[..., None], *args: Any) -> None:
+        """Its function has ended; where even its outcome raises, it fails for good with that: else nothing ever ended it."""
+        try:
+            outcome(run, *args)
+        except Exception as problem:
+            logger.exception("the outcome of %s", run.workflow_id)
+            if not (run.ended or run.dropped or self.stopping):  # one that stops leaves it to whoever comes next
+                self.outcomes.fail(run, problem)
 
     def hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
         run.submitted += 1
@@ -1245,7 +1254,7 @@ def _resolve(future: Any, outcome: Any, failed: bool) -> None:
     if future.done():
         return
     if failed:
-        future.set_exception(outcome)
+        future.set_exception(for_future(outcome))
         future.exception()
     else:
         future.set_result(outcome)

@@ -325,7 +325,7 @@ async def test_between_two_suspects_others_get_their_turn() -> None:
         slow = handler_spec(suspect)
         at.executor.adopt([at.row(slow, n) for n in range(3)], "recovered")
         await until(lambda: at.executor._gate, "the first suspect is about to run alone")
-        assert at.executor.room() == 0, "rows are taken while suspects wait"
+        assert at.executor.suspects(), "rows are taken while suspects wait"
         at.executor.dispatch([at.message(handler_spec(fresh))])
         at.lane.free.set()
         await until(lambda: len(seen) == 4, "all have run")
@@ -385,6 +385,33 @@ async def test_an_error_that_cannot_be_printed_is_a_failure_like_any_other(caplo
         statuses = [entry.status for entry in at.submitted]
         assert sorted(statuses) == ["failed", "queued", "running", "succeeded"]
         assert "Unprintable" in caplog.text
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("outcome", ["failed", "finish"])
+async def test_a_run_whose_outcome_raises_fails_with_that(
+    colour: str, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its message would be in flight, and its runner or thread with it, for as long as the process lives."""
+
+    def broken(*_: Any) -> None:
+        raise LookupError("not foreseen")
+
+    async def handler(message: Message[Any]) -> None:
+        sync_handler(message)
+
+    def sync_handler(message: Message[Any]) -> None:
+        if outcome == "failed":
+            raise ValueError("its own")
+
+    async with desk() as at:
+        monkeypatch.setattr(at.executor.outcomes, outcome, broken)
+        run = at.message(handler_spec(handler if colour == "async" else sync_handler))
+        at.executor.dispatch([run])
+        await until(lambda: at.claim.in_flight() == 0, "it has ended")
+        assert isinstance(run.outcome, LookupError)
+        assert [entry.status for entry in at.submitted] == ["failed"]
+        await until(lambda: not at.executor.busy(), "nothing is left of it")
 
 
 def test_ids_are_random_uuids_that_no_fork_shares() -> None:
