@@ -993,6 +993,7 @@ class Executor:
             for rider in entry.riders or ():
                 self._children.discard(str(rider.row[0]))
             if run.ended:
+                self.next_in_line(run)  # unless it was final, which had left its turn, or its scope is held back for it
                 self._count_dropped(run)
                 self._forget(run)
             if run.future is not None:

@@ -223,6 +223,23 @@ def test_a_dropped_end_takes_no_more_room() -> None:
     asyncio.run(main())
 
 
+def test_a_dropped_end_that_is_not_final_leaves_its_turn() -> None:
+    """Its claim is lost: who waits behind it has to learn that his attempt is over, too."""
+
+    async def main() -> None:
+        executor = new_executor()
+        journal, lanes = Recorder(), Lanes()
+        executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
+        first, second = pair(ordered_claim())
+        executor.dispatch([first, second])
+        executor.outcomes.failed(first, DeterminismError("other code"))
+        executor.dropped(journal.entries)
+        assert lanes.launched == [first, second]
+        executor.abort()
+
+    asyncio.run(main())
+
+
 def test_a_parked_message_holds_its_scope_until_it_is_decided_on() -> None:
     """Parked is not final: what follows waits, in this process as after a restart (R11)."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from eventflow.codec import error_line
+from eventflow.errors import CodecError
 from eventflow.executor import Executor
 from eventflow.ids import new_id
 from eventflow.journal import RIDERS, ClaimsLostError, Entry, Journal, flush_statements
@@ -179,6 +180,114 @@ def test_one_that_is_parked_while_the_ledger_is_asked_still_holds_its_scope_back
     scope.unfinished.append("parked meanwhile")
     assert not scope.finished(asked)
     assert scope.unfinished == ["parked meanwhile"]
+
+
+# ---- what one flush carries (R15) ---------------------------------------------------------------------
+
+
+class Flushes:
+    """An executor and a journal that flushes when it is told to, and messages of a partition that parks what fails."""
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self.executor, self.lane = new_executor(), FakeLane()
+        self.lost: list[Claim] = []
+        self.journal = Journal(
+            self.lane, "a",  # type: ignore[arg-type]
+            on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self.lost.extend,
+            on_fenced=print, on_incident=print,
+        )  # fmt: skip
+        self.executor.journal, self.executor.transactions = self.journal, Lanes()
+        self.claim, self.scope = Claim(1, 1, "g", "t", 0, 1, 1, "id:", 0), Scope("1", [])
+        spec = handler_spec(handler)
+        assert spec.consumer is not None
+        spec.consumer.on_failure = "park_key"
+        self.runs = [self.message(spec, offset) for offset in range(3)]
+
+    def message(self, spec: Spec, offset: int) -> Run:
+        run = Run(spec, f"id:{offset}", "a")
+        run.claim, run.offset, run.first, run.value, run.scope = self.claim, offset, offset, b"{}", self.scope
+        self.claim.handed += 1
+        return run
+
+    def flush(self, refusals: int = 0) -> None:
+        self.lane.refusals = [CodecError("a value that cannot be encrypted") for _ in range(refusals)]
+        self.journal._flush(*self.journal._take())
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_what_began_behind_a_refused_success_is_decided_anew(accepted: bool) -> None:
+    """Its row is parked: had they run for good, they would stand before it. Without rows, the claim is taken again."""
+    ran: list[int] = []
+
+    async def handler(message: Message[Any]) -> None:
+        ran.append(message.offset)
+
+    at = Flushes(handler)
+    for run in at.runs:
+        run.in_ledger = accepted and run is not at.runs[0]
+    at.executor.dispatch(at.runs)
+    await until(lambda: len(ran) == 3, "all have run")
+    at.flush(refusals=2)
+    assert [sent["insert_workflows"]["id"].values for sent in at.lane.sent] == [["id:0"]]
+    assert at.lane.sent[0]["insert_workflows"]["status"].values == ["parked"]
+    assert (at.scope.unfinished, at.scope.waiting()) == (["id:0"], 0)
+    assert (at.claim.lost, at.lost) == ((False, []) if accepted else (True, [at.claim]))
+    assert [run.dropped for run in at.runs] == [True, True, True]
+    assert at.claim.in_flight() == 0
+    assert at.executor.runs == {}, "their rows can be taken"
+    at.executor.abort()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_what_waits_behind_a_refused_failure_goes_on_waiting(ended: bool) -> None:
+    ran, go = list[int](), asyncio.Event()
+
+    async def handler(message: Message[Any]) -> None:
+        ran.append(message.offset)
+        await go.wait()
+        raise ValueError("for good")
+
+    at = Flushes(handler)
+    at.executor.dispatch(at.runs)
+    await until(lambda: ran == [0], "it runs")
+    if ended:
+        go.set()
+        await until(lambda: at.runs[0].ended, "it has failed")
+    else:
+        at.executor.accept(at.runs[0])
+    at.flush(refusals=1)
+    assert at.lane.sent[0]["insert_workflows"]["status"].values == ["parked"]
+    go.set()
+    await until(lambda: at.claim.finished == 1 and not at.executor.busy(), "it has unwound")
+    assert (ran, at.scope.unfinished, at.scope.waiting()) == ([0], ["id:0"], 2)
+    at.scope.unfinished.clear()  # the consumer finds it final in the ledger
+    at.executor.unblock(at.scope)
+    await until(lambda: ran == [0, 1], "the next one runs")
+    at.executor.abort()
+
+
+async def test_no_child_begins_that_a_retry_in_the_same_flush_has_dropped() -> None:
+    def handler(message: Message[Any]) -> None: ...
+
+    def child() -> None: ...
+
+    at = Flushes(handler)
+    run, spec = at.runs[0], make_spec(child, "child", Retry(0), 0)
+    run.in_ledger, at.executor._startable[spec.name] = True, spec
+    progress, failed, again = (
+        Entry(run, []),
+        Entry(run, [Checkpoint("1.1", 1, "s", None, "{}")]),
+        Entry(run, [], "queued"),
+    )
+    progress.riders = [run.history.keep_details("id:0", "1.1", "s", "1")]
+    failed.riders = [Rider("insert_children", ("id:0>1.2", spec.name, "a", 7, "id:0", "{}", None, None), 2)]
+    again.drop(1, "1.1")
+    for entry in (progress, failed, again):
+        at.executor.hand(run, entry)
+    at.flush()
+    assert set(at.lane.sent[0]) == {"update_workflows", "delete_checkpoints"}
+    assert set(at.executor.runs) == {"id:0"}
+    at.executor.abort()
 
 
 # ---- the drain (R8a) ---------------------------------------------------------------------------------
