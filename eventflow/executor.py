@@ -801,6 +801,9 @@ class Executor:
         self.waits.add(wait)
         try:
             what = await future
+        except asyncio.CancelledError:
+            self.waits.give_back(wait)
+            raise
         finally:
             self.waits.drop(wait)
         return self._came(run, what)
@@ -861,10 +864,12 @@ class Executor:
         free: list[Run] = []
         for entry in entries:
             run = entry.run
+            over, counted = run.ended and run.submitted == run.durable + 1, run.counted
+            run.counted = counted or over  # before `durable`: who unwinds after that counts it no more
             run.durable += 1
-            if run.ended and run.submitted == run.durable:
+            if over:
                 claim = run.claim
-                if claim is not None:
+                if claim is not None and not counted:
                     finished[claim] = finished.get(claim, 0) + 1
                     if run.weight:
                         claim.lighten(run)
@@ -877,8 +882,8 @@ class Executor:
                             self.on_loop(self.waits.arrived, ended, what)
                 if entry.status not in FINAL and not run.dropped:
                     self._hold_back(run, entry)
-                if run.scope is not None:
-                    self._let_go(run, run.scope)
+                if run.scope is not None and not counted:
+                    run.scope.let_go(run)
             if run.waiters is not None or run.after is not None:
                 self._wake(run, free)
             if entry.riders is not None:
@@ -1116,10 +1121,14 @@ class Executor:
             self._undriven(run)
 
     async def silence(self, timeout: float) -> None:
-        """Wait until nothing runs, or for the time given."""
+        """Wait until nothing runs but what only waits, or for the time given."""
         until = self._clock() + timeout
-        while (self._active or self._threads.active() or self.transactions.active) and self._clock() < until:
+        while self._running() > self.waits.standing() and self._clock() < until:
             await asyncio.sleep(0.005)
+
+    def _running(self) -> int:
+        """How many runs have begun and not ended, whether they do something or wait."""
+        return self._active + self._threads.active() + self.transactions.active
 
     def loop_age(self) -> float:
         """For how many seconds the loop has stood still. From any thread."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import eventflow
+from eventflow import durable, suspects
 from eventflow.codec import error_line
 from eventflow.errors import CodecError
 from eventflow.executor import Executor
@@ -468,6 +470,80 @@ async def test_a_suspect_that_is_ended_while_it_waits_for_its_turn_is_left_alone
 
 
 # ---- errors that cannot be printed -------------------------------------------------------------------
+
+
+@eventflow.workflow
+async def stands() -> None:
+    await durable.recv(str)
+
+
+async def test_nothing_is_held_up_by_what_only_waits() -> None:
+    """One workflow that waits in memory would cost each suspect a second, and all others as much."""
+    async with desk() as at:
+        waiting = Run(stands.spec, "w", "a")
+        waiting.arguments, waiting.in_ledger = stands.encode((), {}), True
+        at.executor.dispatch([waiting])
+        await until(at.executor.waits.standing, "it waits")
+        at.executor._clock = lambda: 0.0  # the time given is never over
+        await asyncio.wait_for(at.executor.silence(1.0), 10)
+        waiting.acting = 1
+        silence = asyncio.create_task(at.executor.silence(1.0))
+        await asyncio.wait({silence}, timeout=0.02)
+        assert not silence.done(), "another branch of it acts"
+        waiting.acting = 0
+        await asyncio.wait_for(silence, 10)
+
+
+async def test_behind_a_suspect_that_cannot_be_started_others_have_their_turns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with desk(threads=4) as at:
+
+        async def handler(message: Message[Any]) -> None: ...
+
+        bad, good = (at.row(handler_spec(handler), n) for n in range(2))
+        start = at.executor.start_alone
+
+        def flaky(run: Run) -> None:
+            if run is bad:
+                raise RuntimeError("can't start new thread")
+            start(run)
+
+        at.executor.start_alone = flaky  # type: ignore[method-assign]
+        at.executor.adopt([bad, good], "recovered")
+        await until(lambda: good.over() and bad.over(), "the one is let go of, the other has run")
+        ends = {entry.run: (entry.status, entry.held) for entry in at.submitted if entry.status != "running"}
+        assert ends == {bad: ("queued", False), good: ("succeeded", True)}
+        assert "cannot run alone" in caplog.text
+
+
+async def test_a_suspect_is_watched_while_it_runs_alone_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspects, "_ALONE", 0.0)
+    polls: list[asyncio.Future[None]] = []
+    async with desk() as at:
+        go = asyncio.Event()
+
+        async def handler(message: Message[Any]) -> None:
+            await go.wait()
+
+        gate: Any = at.executor._suspects
+        poll = gate._poll_end
+
+        def noting(run: Run, ended: asyncio.Future[None]) -> None:
+            polls.append(ended)
+            poll(run, ended)
+
+        monkeypatch.setattr(gate, "_poll_end", noting)
+        run = at.row(handler_spec(handler))
+        at.executor.adopt([run], "recovered")
+        await until(lambda: not gate.under_way(), "its time alone is over")
+        assert not run.ended
+        assert polls[-1].done(), "the one that is due is the last"
+        monkeypatch.setattr(at.executor.loop, "call_later", None)
+        poll(run, polls[-1])
+        monkeypatch.undo()
+        go.set()
+        await until(run.over, "it ends")
 
 
 class Unprintable(Exception):
