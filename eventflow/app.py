@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn
 
 from typing_extensions import TypeVar, TypeVarTuple
 
+from eventflow.apart import apart
 from eventflow.codec import Codec, error_line, limit
 from eventflow.context import Hopeless, RunQuery, Start, never, slot
 from eventflow.database import database_of
@@ -239,7 +240,7 @@ class App:
 
     async def _begin(self) -> None:
         settings, specs = self._settings, self._specs
-        identity = await asyncio.to_thread(
+        identity = await apart(
             birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop,
             settings.application_version, self._queues, self._fired.names,
         )  # fmt: skip
