@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn
 
 from typing_extensions import TypeVar, TypeVarTuple
 
+from eventflow.apart import apart
 from eventflow.codec import Codec, error_line, limit
 from eventflow.context import Hopeless, RunQuery, Start, never, slot
 from eventflow.database import database_of
@@ -37,6 +38,7 @@ from eventflow.errors import (
     UnavailableError,
     UsageError,
     WorkflowTimeoutError,
+    for_future,
 )
 from eventflow.health import Health, close, export, watch
 from eventflow.idempotency import check_workflow_id
@@ -238,7 +240,7 @@ class App:
 
     async def _begin(self) -> None:
         settings, specs = self._settings, self._specs
-        identity = await asyncio.to_thread(
+        identity = await apart(
             birth, self._database, settings.application, names_with_files(specs), lane_count(settings), self._stop,
             settings.application_version, self._queues, self._fired.names,
         )  # fmt: skip
@@ -548,7 +550,7 @@ class App:
                 try:
                     future.set_result(context.run(function))
                 except BaseException as error:
-                    future.set_exception(error)
+                    future.set_exception(for_future(error))
 
         self._calls.put([call])
         return await asyncio.wrap_future(future)

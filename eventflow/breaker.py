@@ -44,7 +44,13 @@ class Breaker:
         """Whether this exception tells of the dependency."""
         if not isinstance(error, Exception):
             return False
-        return bool(self.errors(error)) if callable(self.errors) else isinstance(error, self.errors)
+        if not callable(self.errors):
+            return isinstance(error, self.errors)
+        try:
+            return bool(self.errors(error))
+        except Exception as problem:
+            error.add_note(f"eventflow: the breaker's `errors` raised {problem!r}; it is not counted")
+            return False
 
 
 class Circuit:

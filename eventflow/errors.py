@@ -131,3 +131,12 @@ class FencedError(EventflowError):
 def first_line(error: BaseException) -> str:
     """The first line of what an error says: the rest of libpq's and Pydantic's is advice that buries it in a log."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+
+
+def for_future(error: BaseException) -> BaseException:
+    """The same as a future takes it: Python 3.11 lets none hold a StopIteration, and whoever awaits it would wait for ever."""
+    if not isinstance(error, StopIteration):
+        return error
+    instead = RuntimeError("a function raised StopIteration")
+    instead.__cause__ = error
+    return instead

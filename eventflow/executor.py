@@ -23,7 +23,7 @@ import eventflow.metrics as metrics
 from eventflow.batches import Batch, Batches, is_batched
 from eventflow.context import Hopeless, Progress, Start, StepScope, Suspended, current
 from eventflow.counting import committed, committed_fetched, flushed
-from eventflow.errors import Cancelled, CodecError, HistoryTooLongError
+from eventflow.errors import Cancelled, CodecError, HistoryTooLongError, for_future
 from eventflow.fetched import Fetched
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.interrupts import Interrupts, overdue
@@ -422,10 +422,10 @@ class Executor:
         except BaseException as error:
             if span is not None:
                 span.error = error
-            self.outcomes.failed(run, error)
+            self._conclude(run, self.outcomes.failed, error)
         else:
             crash_point("executor.before_finish")
-            self.outcomes.finish(run, output, result)
+            self._conclude(run, self.outcomes.finish, output, result)
         if span is not None:
             span.close()
 
@@ -490,13 +490,22 @@ class Executor:
             if span is not None:
                 span.error = error
             with run.lock:
-                self.outcomes.failed(run, error)
+                self._conclude(run, self.outcomes.failed, error)
         else:
             crash_point("executor.before_finish")
             with run.lock:
-                self.outcomes.finish(run, output, result)
+                self._conclude(run, self.outcomes.finish, output, result)
         if span is not None:
             span.close()
+
+    def _conclude(self, run: Run, outcome: Callable[..., None], *args: Any) -> None:
+        """Its function has ended; where even its outcome raises, it fails for good with that: else nothing ever ended it."""
+        try:
+            outcome(run, *args)
+        except Exception as problem:
+            logger.exception("the outcome of %s", run.workflow_id)
+            if not (run.ended or run.dropped or self.stopping):  # one that stops leaves it to whoever comes next
+                self.outcomes.fail(run, problem)
 
     def hand(self, run: Run, entry: Entry, *, ended: bool = False) -> None:
         run.submitted += 1
@@ -792,6 +801,9 @@ class Executor:
         self.waits.add(wait)
         try:
             what = await future
+        except asyncio.CancelledError:
+            self.waits.give_back(wait)
+            raise
         finally:
             self.waits.drop(wait)
         return self._came(run, what)
@@ -852,10 +864,12 @@ class Executor:
         free: list[Run] = []
         for entry in entries:
             run = entry.run
+            over, counted = run.ended and run.submitted == run.durable + 1, run.counted
+            run.counted = counted or over  # before `durable`: who unwinds after that counts it no more
             run.durable += 1
-            if run.ended and run.submitted == run.durable:
+            if over:
                 claim = run.claim
-                if claim is not None:
+                if claim is not None and not counted:
                     finished[claim] = finished.get(claim, 0) + 1
                     if run.weight:
                         claim.lighten(run)
@@ -868,8 +882,8 @@ class Executor:
                             self.on_loop(self.waits.arrived, ended, what)
                 if entry.status not in FINAL and not run.dropped:
                     self._hold_back(run, entry)
-                if run.scope is not None:
-                    self._let_go(run, run.scope)
+                if run.scope is not None and not counted:
+                    run.scope.let_go(run)
             if run.waiters is not None or run.after is not None:
                 self._wake(run, free)
             if entry.riders is not None:
@@ -984,6 +998,7 @@ class Executor:
             for rider in entry.riders or ():
                 self._children.discard(str(rider.row[0]))
             if run.ended:
+                self.next_in_line(run)  # unless it was final, which had left its turn, or its scope is held back for it
                 self._count_dropped(run)
                 self._forget(run)
             if run.future is not None:
@@ -1106,10 +1121,14 @@ class Executor:
             self._undriven(run)
 
     async def silence(self, timeout: float) -> None:
-        """Wait until nothing runs, or for the time given."""
+        """Wait until nothing runs but what only waits, or for the time given."""
         until = self._clock() + timeout
-        while (self._active or self._threads.active() or self.transactions.active) and self._clock() < until:
+        while self._running() > self.waits.standing() and self._clock() < until:
             await asyncio.sleep(0.005)
+
+    def _running(self) -> int:
+        """How many runs have begun and not ended, whether they do something or wait."""
+        return self._active + self._threads.active() + self.transactions.active
 
     def loop_age(self) -> float:
         """For how many seconds the loop has stood still. From any thread."""
@@ -1245,7 +1264,7 @@ def _resolve(future: Any, outcome: Any, failed: bool) -> None:
     if future.done():
         return
     if failed:
-        future.set_exception(outcome)
+        future.set_exception(for_future(outcome))
         future.exception()
     else:
         future.set_result(outcome)

@@ -19,6 +19,7 @@ from uuid import UUID
 import psycopg
 
 from eventflow.adoption import Adoption
+from eventflow.apart import apart
 from eventflow.batches import takes_fetched
 from eventflow.brokers import Brokers
 from eventflow.consumer import Intake, Lag
@@ -487,22 +488,22 @@ class Incarnation:
             await asyncio.sleep(0.01)
         self.intakes.stop()
         await self.executor.drain(left)
-        await asyncio.to_thread(self.intakes.join, _LEAVE)
+        await apart(self.intakes.join, _LEAVE)
         self.transactions.stop()
         self._lease.stop()
-        closed = await asyncio.to_thread(self.journal.close, 10.0)
+        closed = await apart(self.journal.close, 10.0)
         if closed and not self.ended.done():
-            await asyncio.to_thread(self.relay.leave)
-            await asyncio.to_thread(self._die)
+            await apart(self.relay.leave)
+            await apart(self._die)
         self._stopped.set()
         self.relay.stop()
         self._reader.stop()
         self._streams.stop()
         self.executor.abort()
         await self._close_transactions()
-        await asyncio.to_thread(self._lease.join, 2.0)
-        await asyncio.to_thread(self.queues.join, 2.0)
-        await asyncio.to_thread(self.schedules.join, 2.0)
+        await apart(self._lease.join, 2.0)
+        await apart(self.queues.join, 2.0)
+        await apart(self.schedules.join, 2.0)
 
     def _busy(self) -> bool:
         return bool(self.executor.busy() or self.transactions.active or self.transactions.waiting())
@@ -527,11 +528,11 @@ class Incarnation:
         self._lease.stop()
         self.queues.leave()
         self.schedules.leave()
-        await asyncio.to_thread(self.intakes.join, _LEAVE)
-        await asyncio.to_thread(self.journal.close, 2.0)
-        await asyncio.to_thread(self._lease.join, 2.0)
-        await asyncio.to_thread(self.queues.join, 2.0)
-        await asyncio.to_thread(self.schedules.join, 2.0)
+        await apart(self.intakes.join, _LEAVE)
+        await apart(self.journal.close, 2.0)
+        await apart(self._lease.join, 2.0)
+        await apart(self.queues.join, 2.0)
+        await apart(self.schedules.join, 2.0)
 
     async def _close_transactions(self) -> None:
         await self.transactions.close()

@@ -36,8 +36,9 @@ class Interrupts:
 
     def unwatch(self, run: Run) -> None:
         """It has ended. From any thread."""
-        if run in self._deadlines:
-            self._desk.on_loop(self._deadlines.pop(run).cancel)
+        timer = self._deadlines.pop(run, None)
+        if timer is not None:
+            self._desk.on_loop(timer.cancel)
 
     def _overdue(self, run: Run) -> None:
         self._deadlines.pop(run, None)

@@ -30,6 +30,7 @@ from eventflow.payloads import Plain
 from eventflow.records import Checkpoint, Rider, Status
 from eventflow.replay import LAST
 from eventflow.runs import Claim, Run
+from eventflow.scopes import Scope
 from eventflow.telemetry import crash_point, seldom
 
 logger = logging.getLogger(__name__)
@@ -344,8 +345,7 @@ class Entry:
             self.checkpoints = [
                 c for c in self.checkpoints if c.seq < later.drop_from and not c.position.startswith(attempts)
             ]
-            kept = later.drop_from or LAST  # a run that is continued as new keeps what it has sent, and no details
-            self.riders = [rider for rider in self.riders or () if rider.seq < kept]
+            self.riders = _kept_riders(self, later.drop_from or LAST)
             self.drop_from = min(later.drop_from, self.drop_from or later.drop_from)
         merged = Entry(
             self.run, self.checkpoints + later.checkpoints, later.status, output=later.output, error=later.error,
@@ -360,6 +360,22 @@ class Entry:
         if self.riders or later.riders:
             merged.riders = [*(self.riders or ()), *(later.riders or ())]
         return merged
+
+
+def _kept_riders(entry: Entry, dropped: int) -> list[Rider]:
+    """Those of an entry that a later one leaves; a run that is continued as new keeps what it has sent, and no details."""
+    return [rider for rider in entry.riders or () if rider.seq < dropped]
+
+
+def _forget_dropped(entries: list[Entry]) -> None:
+    """Nobody is told of what goes with checkpoints that a later entry of the same flush drops: it is not written."""
+    dropped: dict[Run, int] = {}
+    for entry in reversed(entries):
+        run = entry.run
+        if run in dropped:
+            entry.riders = _kept_riders(entry, dropped[run])
+        if entry.drop_from is not None:
+            dropped[run] = min(entry.drop_from or LAST, dropped.get(run, LAST))
 
 
 def failure(run: Run, error: str) -> list[Rider]:
@@ -528,6 +544,7 @@ class Journal:
             size += _size(entry)
         if dropped:
             self._on_dropped(dropped)
+        _forget_dropped(merged)
         self._arrived = merged
         gaps = [self._gaps.popleft() for _ in range(len(self._gaps))]
         return list(taken.values()), gaps
@@ -587,7 +604,7 @@ class Journal:
         if len(entries) > 1:
             half = len(entries) // 2
             self._write(entries[:half], gaps)
-            self._write(entries[half:], [])
+            self._write(self._left(entries[half:]), [])
             return
         if not entries:
             raise FencedError(f"a position was refused: {error}")
@@ -606,8 +623,41 @@ class Journal:
         letter = [] if kept_back else forwarded(run, record)
         instead.riders = [*failure(run, record), *letter, *heralds(run)] or None
         self._write([instead], gaps)
+        if kept_back and run.scope is not None:
+            self._hold_back(run, run.scope)
         run.dropped = True
         self._on_dropped([entry])
+
+    def _hold_back(self, run: Run, scope: Scope) -> None:
+        """It is parked. What has begun behind it, as behind a success, is dropped and decided anew (R15).
+
+        A claim that was taken again reads its unaccepted messages anew; whose rows we hold and do not run, we start again.
+        """
+        scope.hold_back(run)
+        logger.error("%s is held back until %s is decided on", run.scope, run.workflow_id)
+        begun: list[Run] = []
+        after = run.after
+        while after is not None:
+            begun.append(after)
+            after = after.after
+        if not begun:
+            return
+        lost = {one.claim for one in begun if one.claim is not None and not one.in_ledger}
+        for claim in lost:
+            claim.lose()
+        self._on_dropped([Entry(one, []) for one in begun])
+        self._on_lost(list(lost))
+
+    def _left(self, entries: list[Entry]) -> list[Entry]:
+        """Those that are still to be written, now that others of their flush were refused."""
+        left: list[Entry] = []
+        dropped: list[Entry] = []
+        for entry in entries:
+            run = entry.run
+            run.dropped = run.dropped or (not run.in_ledger and run.claim is not None and run.claim.lost)
+            (dropped if run.dropped else left).append(entry)
+        self._on_dropped(dropped)
+        return left
 
     def _end_duplicate(self, entry: Entry, error: RefusedError) -> None:
         """A row that this attempt alone may write is there already: a rule was broken, and no value is to blame (R5)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
 
+from eventflow.apart import apart
 from eventflow.context import runtime
 from eventflow.database import Database, Sent
 from eventflow.errors import EventflowError
@@ -388,7 +389,7 @@ async def adrive(protocol: Protocol, port: Any) -> Any:
                         raise cancelled
                     outcome = await getattr(port, method)(*args)
                 else:
-                    work = asyncio.to_thread(method, *args) if callable(method) else getattr(port, method)(*args)
+                    work = apart(method, *args) if callable(method) else getattr(port, method)(*args)
                     if isawaitable(work):
                         task, interrupted = await _to_its_end(work)
                         cancelled, work = cancelled or interrupted, task.result()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, cast
 
+from eventflow.errors import for_future
 from eventflow.journal import Lane
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import TransactionSpec
@@ -78,7 +79,7 @@ def tell(members: list[Member], outcome: bool | BaseException) -> None:
         if member.told.done():
             continue
         if isinstance(outcome, BaseException):
-            member.told.set_exception(outcome)
+            member.told.set_exception(for_future(outcome))
         else:
             member.told.set_result(outcome)
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from typing import Protocol
 
+from eventflow.context import Suspended
 from eventflow.errors import HistoryTooLongError
 from eventflow.journal import Entry
 from eventflow.outcomes import Desk, Outcomes
@@ -55,15 +56,24 @@ class Suspects:
         try:
             while self._waiting and not self._desk.stopping:
                 began = time.monotonic()
-                await self._run_one(self._waiting.popleft())
+                await self._run_next(self._waiting.popleft())
                 self._desk.open(True)  # for as long as it was closed: the others get half of the time
                 self._desk.spawn()
                 await asyncio.sleep(time.monotonic() - began)
-        except Dropped:
-            pass
         finally:
             self._desk.open(True)
             self._desk.spawn()
+
+    async def _run_next(self, run: Run) -> None:
+        """Whatever becomes of it, those behind it have their turns."""
+        try:
+            await self._run_one(run)
+        except (Dropped, Suspended):
+            pass  # its attempt is over, or this process leaves
+        except Exception:
+            logger.exception("%s cannot run alone here", run.workflow_id)
+            if not run.begun:
+                self._outcomes.release(run)
 
     async def _run_one(self, run: Run) -> None:
         if run.ended or run.dropped:
@@ -91,13 +101,15 @@ class Suspects:
         self._desk.start_alone(run)
         self._poll_end(run, ended)
         await asyncio.wait([ended], timeout=alone)
+        ended.cancel()  # its time alone may be over before it is
 
     def _poll_end(self, run: Run, ended: "asyncio.Future[None]") -> None:
         """It has ended, or waits for something from outside: that kills no process."""
+        if ended.done():
+            return
         waits = run.life is not None and run.life.waits and not run.acting
         if run.ended or run.dropped or waits or self._desk.stopping:
-            if not ended.done():
-                ended.set_result(None)
+            ended.set_result(None)
         else:
             self._desk.loop.call_later(0.002, self._poll_end, run, ended)
 

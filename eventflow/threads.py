@@ -114,6 +114,8 @@ class Threads(Generic[T]):
             return
         with self._ready:
             wanted = min(len(self._queue), self._allowed - len(self._busy))
+            if not self._made:
+                wanted = max(wanted, min(len(self._queue), 1))  # and a governor, however many work alone
             if wanted > 0 and self._sleeping:
                 self._ready.notify(min(wanted, self._sleeping))
             for _ in range(min(wanted - self._sleeping, self._limit - self._made)):
@@ -162,6 +164,7 @@ class Threads(Generic[T]):
             self._work(item)
         finally:
             self._busy.pop(me, None)
+            self._wake()
 
     # ---- the governor ----
 

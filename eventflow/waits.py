@@ -43,7 +43,7 @@ _ROOM = 0.01  # seconds between two looks at who gives his thread back, while ot
 class Wait:
     """One branch's wait: `resolve` is told what came, None at its time, or `Suspended`; once, from the loop."""
 
-    __slots__ = ("asked", "awaited", "expired", "heard", "over", "resolve", "run", "timer", "unread")
+    __slots__ = ("asked", "awaited", "expired", "heard", "over", "resolve", "run", "taken", "timer", "unread")
 
     def __init__(self, run: Run, awaited: Await, resolve: Callable[[Any], None]) -> None:
         self.run = run
@@ -54,6 +54,7 @@ class Wait:
         self.unread = set(awaited.sources)  # of which the ledger has said nothing yet
         self.heard = 0 if run.life is None else run.life.heard  # the last request that is known to who waits
         self.over = False
+        self.taken: int | None = None  # the message that it was told of
         self.expired = False  # its time has come, and the ledger is asked once more
 
 
@@ -220,6 +221,11 @@ class Waits:
                 self._runs.discard(wait.run)
                 self._in_threads.discard(wait.run)
 
+    def give_back(self, wait: Wait) -> None:
+        """Who waited was cancelled before he had it: the message that it was told of is received by the next one."""
+        if wait.taken is not None:
+            life_of(wait.run).taken.discard(wait.taken)
+
     # ---- leaving memory ----
 
     def _tick(self) -> None:
@@ -318,5 +324,6 @@ def _first_new(wait: Wait, source: Source, rows: Rows) -> Any:
             unreadable = unread(row)
             if unreadable is None:
                 taken.add(row[0])
+                wait.taken = row[0]
             return unreadable or row
     return None

@@ -74,6 +74,15 @@ def test_a_trial_of_which_nobody_hears_is_followed_by_another() -> None:
     assert one.wait("b") == 0
 
 
+def test_a_predicate_that_raises_counts_nothing() -> None:
+    """What its author did not foresee is the message's own failure."""
+    breaker = Breaker(1, errors=lambda e: e.response.status_code >= 500)  # type: ignore[attr-defined]
+    one, error = Circuit(breaker, Clock()), ValueError("of no response")
+    assert not one.failed("a", error)
+    assert not one.is_open
+    assert "`errors` raised" in error.__notes__[0]
+
+
 @pytest.mark.parametrize("options", [{"failures": 0}, {"pause": 0}, {"pause": 20, "max_pause": 10}, {"pause": -1}])
 def test_breakers_that_cannot_be(options: Any) -> None:
     with pytest.raises(UsageError):

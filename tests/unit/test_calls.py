@@ -1,20 +1,26 @@
 """What a call is refused for, what it is known by, and what its failure says."""
 
+import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import eventflow
+from eventflow.app import App
 from eventflow.codec import encode_error, recorded_line
 from eventflow.errors import UsageError, WorkflowError
 from eventflow.registry import TransactionSpec, innermost, is_async, registry, result_codec
 from eventflow.replay import History
 from eventflow.retry import Retry
+from eventflow.runs import Run
+from eventflow.threads import Threads
 from eventflow.transactions import _pause
+from tests.unit.test_runs import desk
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +37,39 @@ def test_a_method_is_the_workflow_of_no_instance() -> None:
     with pytest.raises(UsageError, match=r"Billing\.refund' is a method"):
         Billing().refund(3)
     assert registry.specs == {}
+
+
+async def raises_in_a_thread(error: BaseException) -> None:
+    def call() -> None:
+        raise error
+
+    calls = Threads[Callable[[], None]](1, lambda call: call())
+    try:
+        await asyncio.wait_for(App.in_thread(SimpleNamespace(_calls=calls), call), 10)  # type: ignore[arg-type]
+    finally:
+        calls.stop()
+
+
+async def raises_in_a_sync_workflow(error: BaseException) -> None:
+    @eventflow.workflow
+    def ends() -> None:
+        raise error
+
+    async with desk() as at:
+        run = Run(ends.spec, "w", "a")
+        run.arguments, run.future = ends.encode((), {}), asyncio.get_running_loop().create_future()
+        at.executor.runs["w"], at.executor.on_told = run, lambda *_: None
+        at.executor.dispatch([run])
+        await asyncio.wait_for(asyncio.shield(run.future), 10)
+
+
+@pytest.mark.parametrize("call", [raises_in_a_thread, raises_in_a_sync_workflow])
+async def test_a_stop_iteration_reaches_who_waits_for_it(call: Callable[[BaseException], Awaitable[None]]) -> None:
+    """Python 3.11 refuses to put one into a future, in a callback of which nobody hears."""
+    error = StopIteration()
+    with pytest.raises(RuntimeError, match="raised StopIteration") as raised:
+        await call(error)
+    assert raised.value.__cause__ is error
 
 
 def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:

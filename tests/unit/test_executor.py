@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import eventflow
+from eventflow import durable
 from eventflow.errors import DeterminismError
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
 from eventflow.retry import Retry
@@ -218,6 +219,82 @@ def test_a_dropped_end_takes_no_more_room() -> None:
         executor.dropped(journal.entries)
         executor.dropped(journal.entries)
         assert claim.finished == 1
+        executor.abort()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ordering", ["none", "partition"])
+def test_what_was_terminated_is_counted_once_although_it_unwinds_later(ordering: Any) -> None:
+    async def main() -> None:
+        go = threading.Event()
+        at = Line(lambda _: go.wait(10), 1)
+        at.executor.on_told = lambda *_: None
+        [run] = at.runs
+        if ordering == "none":
+            run.scope = None
+        at.claim.handed = 1
+        at.executor.dispatch([run])
+        await until(lambda: run.begun)
+        at.executor.accept(run)
+        at.executor.interrupts.terminate(run, "terminated by the test")
+        at.commit()
+        assert at.claim.finished == 1
+        go.set()
+        await until(lambda: not at.executor._in_threads)
+        assert (at.claim.finished, run.counted) == (1, True)
+        at.executor.abort()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("first", ["message", "timeout"])
+def test_a_message_that_comes_with_the_end_of_its_time_is_received_by_the_next_wait(first: str) -> None:
+    """In one turn of the loop, whichever is first in it."""
+    got, limits, asked = list[str](), list[asyncio.Timeout](), list[Any]()
+
+    async def receives() -> None:
+        try:
+            async with asyncio.timeout(60) as limit:
+                limits.append(limit)
+                got.append(await durable.recv(str))
+        except TimeoutError:
+            got.append("timeout")
+        got.append(await durable.recv(str))
+
+    async def main() -> None:
+        executor: Any = new_executor()
+        executor.journal, executor.transactions = Recorder(), Lanes()
+        executor.waits._ask = lambda source, answer: asked.append(answer)
+        run = Run(make_spec(receives, "receives", Retry(0), 0), "w", "a")
+        run.arguments, run.in_ledger = '{"args":[],"kwargs":{}}', True
+        executor.dispatch([run])
+        await until(lambda: asked)
+        answer = asked.pop()
+        ends = [lambda: answer([(7, '"hello"')]), lambda: limits[0].reschedule(0)]
+        for end in ends if first == "message" else reversed(ends):
+            end()
+        await until(lambda: asked)
+        asked.pop()([(7, '"hello"')])
+        await until(lambda: len(got) == 2)
+        assert got == ["timeout", "hello"]
+        executor.abort()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_dropped_end_that_is_not_final_leaves_its_turn() -> None:
+    """Its claim is lost: who waits behind it has to learn that his attempt is over, too."""
+
+    async def main() -> None:
+        executor = new_executor()
+        journal, lanes = Recorder(), Lanes()
+        executor.journal, executor.transactions = journal, lanes  # type: ignore[assignment]
+        first, second = pair(ordered_claim())
+        executor.dispatch([first, second])
+        executor.outcomes.failed(first, DeterminismError("other code"))
+        executor.dropped(journal.entries)
+        assert lanes.launched == [first, second]
         executor.abort()
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""Who is told first that a whole family of workflows is to end."""
+"""Who is told first that a whole family of workflows is to end, and a deadline that comes with the end."""
 
 from typing import Any, cast
 
@@ -32,3 +32,16 @@ def test_parents_are_told_before_their_children() -> None:
     assert told.order == ["the parent", "a child", "b grandchild"]
     told.request([("a child", "cancel", "somebody", 1)])
     assert told.order[3:] == [], "a request that was heard says nothing"
+
+
+class Gone(dict[Run, Any]):
+    """What another thread takes between the look at it and the taking."""
+
+    def __contains__(self, run: object) -> bool:
+        return True
+
+
+def test_a_deadline_that_has_come_while_its_run_ends_is_no_error() -> None:
+    interrupts = Told({})
+    interrupts._deadlines = Gone()
+    interrupts.unwatch(cast("Run", None))

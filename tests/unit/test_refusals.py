@@ -1,19 +1,24 @@
 """What a consumer's thread does about what others tell it: that it is fenced, that claims are lost, that folds can wait."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import psycopg
 import pytest
 
+from eventflow.apart import apart
 from eventflow.app import App
 from eventflow.database import Database
 from eventflow.errors import FencedError, UsageError
+from eventflow.incarnation import Incarnation
 from eventflow.journal import Identity, Lane
-from eventflow.ports import drive
+from eventflow.ports import Protocol, adrive, drive
 from eventflow.registry import ConsumerSpec, Registry, TransactionSpec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run
@@ -56,6 +61,68 @@ async def test_a_program_that_gives_up_says_so(caplog: pytest.LogCaptureFixture)
     assert isinstance(app.failed.result(), UsageError)
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert errors == ["eventflow has stopped: the name is taken"]
+
+
+def aborting() -> Any:
+    return Incarnation.abort(MagicMock(_close_transactions=AsyncMock()))
+
+
+def leaving() -> Any:
+    incarnation = MagicMock(_close_transactions=AsyncMock(), _busy=lambda: False)
+    incarnation.executor.drain = AsyncMock()
+    incarnation._settings.drain = 0.0
+    return Incarnation._leave(incarnation)
+
+
+def closing_a_number() -> Any:
+    def protocol() -> Protocol:
+        yield (lambda: None,)
+
+    return adrive(protocol(), None)
+
+
+async def beginning() -> None:
+    app: Any = App(Settings(database_url="postgresql://"), False, False, Registry())
+    app._loop, app._others = asyncio.get_running_loop(), None
+    await app._begin()
+
+
+@pytest.mark.parametrize("work", [aborting, leaving, closing_a_number, beginning])
+async def test_an_executor_ends_and_begins_although_the_users_threads_hang(
+    work: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of `asyncio.to_thread`, where each waits for the same network that had it fenced."""
+    release, executor = threading.Event(), ThreadPoolExecutor(1)
+    monkeypatch.setattr("eventflow.app.birth", lambda *_: Identity(7, "1", [0]))
+    monkeypatch.setattr("eventflow.app.Incarnation", MagicMock())
+    asyncio.get_running_loop().set_default_executor(executor)
+    hanging = asyncio.create_task(asyncio.to_thread(release.wait, 30))
+    try:
+        await asyncio.wait_for(work(), 10)
+    finally:
+        release.set()
+        await hanging
+
+
+async def test_what_is_called_apart_answers_whoever_has_not_gone() -> None:
+    def refused() -> None:
+        raise UsageError("not now")
+
+    with pytest.raises(UsageError, match="not now"):
+        await apart(refused)
+    go, gone = threading.Event(), threading.Event()
+
+    def late() -> None:
+        go.wait(10)
+        gone.set()
+
+    call = asyncio.create_task(apart(late))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go.set()
+    assert await apart(gone.wait, 10)
 
 
 # ---- lost claims (R7) --------------------------------------------------------------------------------

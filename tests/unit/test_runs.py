@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+import eventflow
+from eventflow import durable, suspects
 from eventflow.codec import error_line
+from eventflow.errors import CodecError
 from eventflow.executor import Executor
 from eventflow.ids import new_id
 from eventflow.journal import RIDERS, ClaimsLostError, Entry, Journal, flush_statements
@@ -181,6 +184,114 @@ def test_one_that_is_parked_while_the_ledger_is_asked_still_holds_its_scope_back
     assert scope.unfinished == ["parked meanwhile"]
 
 
+# ---- what one flush carries (R15) ---------------------------------------------------------------------
+
+
+class Flushes:
+    """An executor and a journal that flushes when it is told to, and messages of a partition that parks what fails."""
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self.executor, self.lane = new_executor(), FakeLane()
+        self.lost: list[Claim] = []
+        self.journal = Journal(
+            self.lane, "a",  # type: ignore[arg-type]
+            on_durable=self.executor.durable, on_dropped=self.executor.dropped, on_lost=self.lost.extend,
+            on_fenced=print, on_incident=print,
+        )  # fmt: skip
+        self.executor.journal, self.executor.transactions = self.journal, Lanes()
+        self.claim, self.scope = Claim(1, 1, "g", "t", 0, 1, 1, "id:", 0), Scope("1", [])
+        spec = handler_spec(handler)
+        assert spec.consumer is not None
+        spec.consumer.on_failure = "park_key"
+        self.runs = [self.message(spec, offset) for offset in range(3)]
+
+    def message(self, spec: Spec, offset: int) -> Run:
+        run = Run(spec, f"id:{offset}", "a")
+        run.claim, run.offset, run.first, run.value, run.scope = self.claim, offset, offset, b"{}", self.scope
+        self.claim.handed += 1
+        return run
+
+    def flush(self, refusals: int = 0) -> None:
+        self.lane.refusals = [CodecError("a value that cannot be encrypted") for _ in range(refusals)]
+        self.journal._flush(*self.journal._take())
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_what_began_behind_a_refused_success_is_decided_anew(accepted: bool) -> None:
+    """Its row is parked: had they run for good, they would stand before it. Without rows, the claim is taken again."""
+    ran: list[int] = []
+
+    async def handler(message: Message[Any]) -> None:
+        ran.append(message.offset)
+
+    at = Flushes(handler)
+    for run in at.runs:
+        run.in_ledger = accepted and run is not at.runs[0]
+    at.executor.dispatch(at.runs)
+    await until(lambda: len(ran) == 3, "all have run")
+    at.flush(refusals=2)
+    assert [sent["insert_workflows"]["id"].values for sent in at.lane.sent] == [["id:0"]]
+    assert at.lane.sent[0]["insert_workflows"]["status"].values == ["parked"]
+    assert (at.scope.unfinished, at.scope.waiting()) == (["id:0"], 0)
+    assert (at.claim.lost, at.lost) == ((False, []) if accepted else (True, [at.claim]))
+    assert [run.dropped for run in at.runs] == [True, True, True]
+    assert at.claim.in_flight() == 0
+    assert at.executor.runs == {}, "their rows can be taken"
+    at.executor.abort()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_what_waits_behind_a_refused_failure_goes_on_waiting(ended: bool) -> None:
+    ran, go = list[int](), asyncio.Event()
+
+    async def handler(message: Message[Any]) -> None:
+        ran.append(message.offset)
+        await go.wait()
+        raise ValueError("for good")
+
+    at = Flushes(handler)
+    at.executor.dispatch(at.runs)
+    await until(lambda: ran == [0], "it runs")
+    if ended:
+        go.set()
+        await until(lambda: at.runs[0].ended, "it has failed")
+    else:
+        at.executor.accept(at.runs[0])
+    at.flush(refusals=1)
+    assert at.lane.sent[0]["insert_workflows"]["status"].values == ["parked"]
+    go.set()
+    await until(lambda: at.claim.finished == 1 and not at.executor.busy(), "it has unwound")
+    assert (ran, at.scope.unfinished, at.scope.waiting()) == ([0], ["id:0"], 2)
+    at.scope.unfinished.clear()  # the consumer finds it final in the ledger
+    at.executor.unblock(at.scope)
+    await until(lambda: ran == [0, 1], "the next one runs")
+    at.executor.abort()
+
+
+async def test_no_child_begins_that_a_retry_in_the_same_flush_has_dropped() -> None:
+    def handler(message: Message[Any]) -> None: ...
+
+    def child() -> None: ...
+
+    at = Flushes(handler)
+    run, spec = at.runs[0], make_spec(child, "child", Retry(0), 0)
+    run.in_ledger, at.executor._startable[spec.name] = True, spec
+    progress, failed, again = (
+        Entry(run, []),
+        Entry(run, [Checkpoint("1.1", 1, "s", None, "{}")]),
+        Entry(run, [], "queued"),
+    )
+    progress.riders = [run.history.keep_details("id:0", "1.1", "s", "1")]
+    failed.riders = [Rider("insert_children", ("id:0>1.2", spec.name, "a", 7, "id:0", "{}", None, None), 2)]
+    again.drop(1, "1.1")
+    for entry in (progress, failed, again):
+        at.executor.hand(run, entry)
+    at.flush()
+    assert set(at.lane.sent[0]) == {"update_workflows", "delete_checkpoints"}
+    assert set(at.executor.runs) == {"id:0"}
+    at.executor.abort()
+
+
 # ---- the drain (R8a) ---------------------------------------------------------------------------------
 
 
@@ -325,7 +436,7 @@ async def test_between_two_suspects_others_get_their_turn() -> None:
         slow = handler_spec(suspect)
         at.executor.adopt([at.row(slow, n) for n in range(3)], "recovered")
         await until(lambda: at.executor._gate, "the first suspect is about to run alone")
-        assert at.executor.room() == 0, "rows are taken while suspects wait"
+        assert at.executor.suspects(), "rows are taken while suspects wait"
         at.executor.dispatch([at.message(handler_spec(fresh))])
         at.lane.free.set()
         await until(lambda: len(seen) == 4, "all have run")
@@ -361,6 +472,80 @@ async def test_a_suspect_that_is_ended_while_it_waits_for_its_turn_is_left_alone
 # ---- errors that cannot be printed -------------------------------------------------------------------
 
 
+@eventflow.workflow
+async def stands() -> None:
+    await durable.recv(str)
+
+
+async def test_nothing_is_held_up_by_what_only_waits() -> None:
+    """One workflow that waits in memory would cost each suspect a second, and all others as much."""
+    async with desk() as at:
+        waiting = Run(stands.spec, "w", "a")
+        waiting.arguments, waiting.in_ledger = stands.encode((), {}), True
+        at.executor.dispatch([waiting])
+        await until(at.executor.waits.standing, "it waits")
+        at.executor._clock = lambda: 0.0  # the time given is never over
+        await asyncio.wait_for(at.executor.silence(1.0), 10)
+        waiting.acting = 1
+        silence = asyncio.create_task(at.executor.silence(1.0))
+        await asyncio.wait({silence}, timeout=0.02)
+        assert not silence.done(), "another branch of it acts"
+        waiting.acting = 0
+        await asyncio.wait_for(silence, 10)
+
+
+async def test_behind_a_suspect_that_cannot_be_started_others_have_their_turns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with desk(threads=4) as at:
+
+        async def handler(message: Message[Any]) -> None: ...
+
+        bad, good = (at.row(handler_spec(handler), n) for n in range(2))
+        start = at.executor.start_alone
+
+        def flaky(run: Run) -> None:
+            if run is bad:
+                raise RuntimeError("can't start new thread")
+            start(run)
+
+        at.executor.start_alone = flaky  # type: ignore[method-assign]
+        at.executor.adopt([bad, good], "recovered")
+        await until(lambda: good.over() and bad.over(), "the one is let go of, the other has run")
+        ends = {entry.run: (entry.status, entry.held) for entry in at.submitted if entry.status != "running"}
+        assert ends == {bad: ("queued", False), good: ("succeeded", True)}
+        assert "cannot run alone" in caplog.text
+
+
+async def test_a_suspect_is_watched_while_it_runs_alone_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspects, "_ALONE", 0.0)
+    polls: list[asyncio.Future[None]] = []
+    async with desk() as at:
+        go = asyncio.Event()
+
+        async def handler(message: Message[Any]) -> None:
+            await go.wait()
+
+        gate: Any = at.executor._suspects
+        poll = gate._poll_end
+
+        def noting(run: Run, ended: asyncio.Future[None]) -> None:
+            polls.append(ended)
+            poll(run, ended)
+
+        monkeypatch.setattr(gate, "_poll_end", noting)
+        run = at.row(handler_spec(handler))
+        at.executor.adopt([run], "recovered")
+        await until(lambda: not gate.under_way(), "its time alone is over")
+        assert not run.ended
+        assert polls[-1].done(), "the one that is due is the last"
+        monkeypatch.setattr(at.executor.loop, "call_later", None)
+        poll(run, polls[-1])
+        monkeypatch.undo()
+        go.set()
+        await until(run.over, "it ends")
+
+
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise AttributeError("and this as well")
@@ -385,6 +570,33 @@ async def test_an_error_that_cannot_be_printed_is_a_failure_like_any_other(caplo
         statuses = [entry.status for entry in at.submitted]
         assert sorted(statuses) == ["failed", "queued", "running", "succeeded"]
         assert "Unprintable" in caplog.text
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("outcome", ["failed", "finish"])
+async def test_a_run_whose_outcome_raises_fails_with_that(
+    colour: str, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its message would be in flight, and its runner or thread with it, for as long as the process lives."""
+
+    def broken(*_: Any) -> None:
+        raise LookupError("not foreseen")
+
+    async def handler(message: Message[Any]) -> None:
+        sync_handler(message)
+
+    def sync_handler(message: Message[Any]) -> None:
+        if outcome == "failed":
+            raise ValueError("its own")
+
+    async with desk() as at:
+        monkeypatch.setattr(at.executor.outcomes, outcome, broken)
+        run = at.message(handler_spec(handler if colour == "async" else sync_handler))
+        at.executor.dispatch([run])
+        await until(lambda: at.claim.in_flight() == 0, "it has ended")
+        assert isinstance(run.outcome, LookupError)
+        assert [entry.status for entry in at.submitted] == ["failed"]
+        await until(lambda: not at.executor.busy(), "nothing is left of it")
 
 
 def test_ids_are_random_uuids_that_no_fork_shares() -> None:

@@ -110,6 +110,47 @@ def test_closed_it_begins_nothing_but_what_is_to_run_alone() -> None:
     threads.stop()
 
 
+def test_those_that_run_alone_keep_no_work_from_beginning() -> None:
+    """As many of them as may run at once in any case."""
+    release, done = threading.Event(), list[int]()
+
+    def work(item: int) -> None:
+        if item < 0:
+            release.wait(10)
+        else:
+            done.append(item)
+
+    threads = Threads[int](16, work)
+    threads.alone(-1)
+    threads.alone(-2)
+    until(lambda: threads.active() == 2, "two run alone")
+    threads.put([1])
+    until(lambda: done == [1], "the work that is queued")
+    release.set()
+    threads.stop()
+
+
+def test_where_one_that_ran_alone_has_ended_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no governor that finds the interpreter lock late, and wakes somebody by chance."""
+    monkeypatch.setattr(threads_module, "_lateness", lambda: time.sleep(0.001) or 0.0)
+    release, done = threading.Event(), list[int]()
+
+    def work(item: int) -> None:
+        if item < 0:
+            release.wait(10)
+        else:
+            done.append(item)
+
+    threads = Threads[int](1, work)
+    threads.alone(-1)
+    until(lambda: threads.active() == 1, "one runs alone")
+    threads.put([1])
+    until(lambda: threads._sleeping == 1, "there is no room")
+    release.set()
+    until(lambda: done == [1], "the work that is queued")
+    threads.stop()
+
+
 @pytest.mark.parametrize("queued", [0, 5])
 def test_stopped_it_drops_what_waits(queued: int) -> None:
     release = threading.Event()
