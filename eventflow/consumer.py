@@ -337,15 +337,15 @@ class Intake:
             self._commit_advisory()
 
     def _look(self) -> None:
-        """For topics that have come since, and for incidents that were settled."""
+        """For topics that have come since, incidents that were settled, and partitions of which Kafka tells again."""
         try:
             if self._sources.found and self._sources.adopt():
                 self._subscribe()
         except (psycopg.Error, UnavailableError) as error:
             logger.debug("registering topics: %s", error)
-        settled = self.claims.settled()
-        if settled:
-            self._read(self._claim(settled))
+        again = self.claims.settled() + self.claims.back(time.monotonic())
+        if again:
+            self._read(self._claim(again))
         try:
             self._reprocess()
         except (psycopg.Error, UnavailableError) as error:
@@ -438,7 +438,16 @@ class Intake:
             self._skipped.discard(claim)
             if not claim.revoked:
                 epoch = claim.leader_epoch if claim.epoch_to() == claim.next_offset else -1
-                self._consumer.seek(TopicPartition(claim.topic, claim.partition, claim.next_offset, leader_epoch=epoch))
+                self._seek(claim, TopicPartition(claim.topic, claim.partition, claim.next_offset, leader_epoch=epoch))
+
+    def _seek(self, claim: Claim, place: TopicPartition) -> None:
+        """Fetch from there on. Where that fails, nothing may be taken as if it had been sought: it is claimed again."""
+        try:
+            self._consumer.seek(place)
+        except KafkaException as error:
+            logger.warning("%s: %s; claiming again", claim, error.args[0].str())
+            claim.revoked = True
+            self._lost.append(claim)
 
     def _stands(self, claim: Claim) -> bool:
         return not claim.revoked and (self.claims.is_paused(claim) or claim.in_flight() * 2 >= self._share(claim))
@@ -695,16 +704,21 @@ class Intake:
             self._consumer.incremental_assign([self.claims.start(claim) for claim in claims])
             # A pause outlives its assignment.
             self._consumer.resume([TopicPartition(c.topic, c.partition) for c in claims])
+            self._paused.difference_update((c.topic, c.partition) for c in claims)
         except KafkaException as error:  # in a callback it would end the process
             logger.warning("%s: %s; claiming again", self.name, error.args[0].str())
             self._lost.extend(claims)
 
-    def _unassign(self, consumer: Consumer, keys: Iterable[Key]) -> None:
-        """Fetch no more of these; what librdkafka has let go of meanwhile, by a rebalance of its own, is gone already."""
+    def _unassign(self, consumer: Consumer, keys: Iterable[Key], *, called_back: bool = False) -> None:
+        """Fetch no more of these; what librdkafka has let go of meanwhile, by a rebalance of its own, is gone already.
+
+        `called_back`: it waits for an answer, be it that there is nothing to let go of. Without one the binding answers with
+        all that is revoked, also what an incident stops, which librdkafka refuses.
+        """
         assigned = {(p.topic, p.partition) for p in consumer.assignment()}
         held = [TopicPartition(*key) for key in keys if key in assigned]
         try:
-            if held:
+            if held or called_back:
                 consumer.incremental_unassign(held)
         except KafkaException as error:
             logger.debug("%s: %s", self.name, error)
@@ -736,29 +750,33 @@ class Intake:
     def _forget(self, consumer: Consumer, gone: list[Key]) -> None:
         self._drop(gone)
         self._granted.difference_update(gone)
-        self._stand_still(consumer, gone)
+        self._stand_still(consumer, gone, called_back=True)
 
     def _drop(self, keys: list[Key]) -> None:
         claims = [claim for key in keys if (claim := self.claims.get(*key)) is not None]
         self.claims.drop(keys)
         self._turns.give_back(claims)
 
-    def _stand_still(self, consumer: Consumer, gone: Iterable[Key]) -> None:
+    def _stand_still(self, consumer: Consumer, gone: Iterable[Key], *, called_back: bool = False) -> None:
         """Fetch no more of these."""
         gone = list(gone)
         self._paused.difference_update(gone)
-        self._unassign(consumer, gone)
+        self._unassign(consumer, gone, called_back=called_back)
 
     def _claim(self, keys: list[Key]) -> list[Claim]:
-        """Claim these partitions, while there is a lease; again and again, until it can be done."""
+        """Claim these partitions, while there is a lease; again and again, until it can be done.
+
+        But not those of which Kafka tells nothing: the group waits for this, and the others are to be read.
+        """
         attempt = 0
         while not self._stop.is_set() and self._has_lease() and not self._sources.changed:
             try:
                 crash_point("consumer.before_claim")
                 claims = self.claims.take(self._consumer, keys)
-            except (psycopg.Error, UnavailableError, KafkaException) as error:
+            except (psycopg.Error, UnavailableError) as error:
                 attempt += 1
-                seldom.say(logger, f"claiming for {self.name}: {self._why(error)}; trying again")
+                why = unavailable(error, self._ledger.database.url)
+                seldom.say(logger, f"claiming for {self.name}: {why}; trying again")
                 if isinstance(error, psycopg.OperationalError):
                     self._ledger.close()
                 self._stop.wait(backoff(attempt))
@@ -769,12 +787,6 @@ class Intake:
             self._keep_rate()
             return claims
         return []
-
-    def _why(self, error: Exception) -> Exception:
-        """An error of asking Kafka or Postgres, in one line that says which."""
-        if isinstance(error, KafkaException):
-            return self._brokers.unavailable(error)
-        return unavailable(error, self._ledger.database.url)
 
     def _claim_again(self) -> None:
         """R7: refused, yet Kafka still assigns it to us; or its position is not in the log any more."""
