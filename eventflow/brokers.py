@@ -47,8 +47,9 @@ _OURS: KafkaProperties = {
     "enable.partition.eof": True,
     "isolation.level": "read_committed",
 }
+_COOPERATIVE = "cooperative-sticky"
 _DEFAULTS: KafkaProperties = {
-    "partition.assignment.strategy": "cooperative-sticky",
+    "partition.assignment.strategy": _COOPERATIVE,
     "session.timeout.ms": 6000,
     "heartbeat.interval.ms": 200,
     "fetch.queue.backoff.ms": 5,
@@ -154,9 +155,10 @@ class Brokers:
             SettingsError: it does not; names the property, and where it was set.
 
         """
-        refusal = _refusal(self.config)
+        refusal = _refusal(self.config) or _eager(self.config)
         if refusal is not None:
-            everyones = refusal == _refusal(self._config(self.properties))
+            of_all = self._config(self.properties)
+            everyones = refusal == (_refusal(of_all) or _eager(of_all))
             raise SettingsError(f"{'EVENTFLOW_KAFKA' if everyones else f'kafka= of the handler {name!r}'}: {refusal}")
         if self.config.get("group.protocol") == "consumer":
             logging.getLogger(__name__).info(
@@ -414,6 +416,14 @@ def cut_at(error: KafkaError) -> int | None:
     """Where the log ends for what was read, if that is what the error says."""
     cut = re.search(r"truncation detected.*broker end offset is (\d+)", error.str())
     return None if cut is None else int(cut[1])
+
+
+def _eager(config: dict[str, Any]) -> str | None:
+    """That partitions would be assigned all at once, if they would: what was claimed is not to be revoked for nothing."""
+    strategy = config.get("partition.assignment.strategy", _COOPERATIVE)
+    if strategy == _COOPERATIVE:
+        return None
+    return f"partition.assignment.strategy cannot be {strategy!r}: leave it out, or use {_COOPERATIVE!r}"
 
 
 def _refusal(config: dict[str, Any]) -> str | None:

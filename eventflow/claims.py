@@ -225,7 +225,7 @@ class Claims:
                 self._leave(claim, stop)
             elif stop is None:
                 usable.append(claim)
-            elif (choice := stop.choice or self._spec.policy) is None:
+            elif (choice := stop.choice or self._policy(stop)) is None:
                 self.stopped[key] = claim.id
                 self.release([claim])
                 logger.error("%s stands still until incident %d is settled (`eventflow incidents settle %d`): %s: %s",
@@ -390,6 +390,11 @@ class Claims:
         )  # fmt: skip
         [(_, *stop)] = self._ledger.run("read_stops", {"claims": [claim.id]})
         return _Stop(*stop)
+
+    def _policy(self, stop: _Stop) -> Choice | None:
+        """What the consumer has chosen before; not to fetch what is corrupt again and again."""
+        policy = self._spec.policy
+        return None if stop.kind == "corrupt" and policy == "earliest" else policy
 
     def _go_on(self, consumer: Consumer, claim: Claim, stop: _Stop, choice: Choice) -> None:
         """Let a partition go on where a person or the policy has chosen; it is claimed again then."""

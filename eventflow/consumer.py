@@ -23,6 +23,7 @@ from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.fetched import Fetched, run_of
 from eventflow.flow import Flow
 from eventflow.journal import Journal, backoff
+from eventflow.kafka import headers_of
 from eventflow.records import Pause
 from eventflow.registry import ConsumerSpec
 from eventflow.runs import Claim, Reprocess, Run, fingerprint, weigh
@@ -40,6 +41,11 @@ _LOOK_EVERY = 1.0
 _PAUSE_AFTER = 1.0
 _LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
+# What is wrong with a batch of one partition, and is the same when it is fetched again.
+_CORRUPT = {
+    KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED,
+    KafkaError.INVALID_MSG, KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+}  # fmt: skip
 _HOPELESS = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError._FATAL}
 
 
@@ -554,11 +560,11 @@ class Intake:
         if time.monotonic() < self._waits_until:
             return False
         try:
-            cast("Any", self._prepare)(message.value(), message.key(), message.headers(), message.topic())
+            cast("Any", self._prepare)(message.value(), message.key(), headers_of(message), message.topic())
         except UnavailableError as error:
             self._refused += 1
             seldom.say(logger, f"{self.name} waits: {error}; trying again")
-            self._waits_until = time.monotonic() + min(0.1 * 2**self._refused, _LONGEST_WAIT)
+            self._waits_until = time.monotonic() + min(0.1 * 2 ** min(self._refused, 10), _LONGEST_WAIT)
             return False
         self._refused = 0
         return True
@@ -647,7 +653,10 @@ class Intake:
         if code in _HOPELESS:
             raise UnavailableError(f"Kafka at {self._brokers.servers}: {self._hopeless(message, error)}: {error.str()}")
         self._sources.doubt()
-        if code not in gone or claim is None:
+        if code in _CORRUPT and claim is not None:
+            detail = f"what lies there cannot be read: {error.str()}"
+            self._halt(claim, "corrupt", claim.next_offset, detail)
+        elif code not in gone or claim is None:
             logger.warning("%s: %s", self.name, error.str())
         elif (end := cut_at(error)) is not None:
             self._halt(claim, "truncation", end, cut_off(claim, end))

@@ -89,6 +89,19 @@ def test_a_property_that_librdkafka_refuses_is_blamed_on_who_set_it(bad: dict[st
     brokers({"socket.timeout.ms": "soon"}, {"socket.timeout.ms": 1000}).check("bill")  # what counts is right
 
 
+def test_an_eager_assignor_is_refused_by_name() -> None:
+    """It was accepted, and its consumer never read: what is assigned at once cannot be assigned one by one."""
+    said = r"partition\.assignment\.strategy cannot be 'range': leave it out, or use 'cooperative-sticky'"
+    with pytest.raises(SettingsError, match=f"^EVENTFLOW_KAFKA: {said}$"):
+        brokers({"partition.assignment.strategy": "range"}).check("bill")
+    with pytest.raises(SettingsError, match=f"^kafka= of the handler 'bill': {said}$"):
+        brokers({}, {"partition.assignment.strategy": "range"}).check("bill")
+    brokers({"partition.assignment.strategy": "range"}, {"partition.assignment.strategy": "cooperative-sticky"}).check(
+        "b"
+    )
+    brokers({"group.protocol": "consumer"}).check("bill")
+
+
 class FakeAdmin:
     """Answers each question with an error, when it is asked or of the topic; it has no `describe_cluster`, which aborts."""
 

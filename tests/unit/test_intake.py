@@ -13,7 +13,7 @@ from psycopg.types.range import Range
 
 from eventflow import claims, consumer
 from eventflow.brokers import UnknownTopicError
-from eventflow.claims import _Former, _Read, _Taken
+from eventflow.claims import _Former, _Read, _Stop, _Taken
 from eventflow.consumer import Intake
 from eventflow.database import Database
 from eventflow.errors import UnavailableError
@@ -232,6 +232,16 @@ def test_what_cannot_be_read_yet_is_passed_over_by_nothing() -> None:
     assert desk.take(FakeMessage(1, 100), FakeMessage(2, 100)) == [100, 100]
 
 
+def test_what_is_away_for_long_ends_no_consumer() -> None:
+    desk = Desk()
+
+    def away(*_: object) -> None:
+        raise UnavailableError("the registry does not answer")
+
+    desk.intake._prepare, desk.intake._refused = away, 5000
+    assert desk.take(FakeMessage(1, 100)) == []
+
+
 def test_what_a_lost_claim_had_in_flight_takes_no_room() -> None:
     desk = Desk()
     desk.take(FakeMessage(1, 100))
@@ -302,6 +312,31 @@ def test_a_log_that_was_truncated_stops_its_partition() -> None:
     assert (desk.ledger.incidents, desk.claim.revoked) == ([], True), "its topic may be another one"
     desk.settle()
     assert (desk.ledger.incidents, desk.claim.lost) == ([("truncation", 60)], True)
+
+
+@pytest.mark.parametrize("code", [KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG, KafkaError._NOT_IMPLEMENTED])
+def test_a_batch_that_cannot_be_read_stops_its_partition_alone(code: int) -> None:
+    """It comes again whenever it is fetched: nothing else is to be in doubt each time."""
+    desk = Desk(ordered=True)
+    desk.intake._granted = {("orders", 1), ("orders", 2)}
+    claimed = list[Any]()
+    desk.intake._claim = lambda keys: claimed.extend(keys) or []
+    bad = FakeMessage(1, 103, code, reason="Decompression failed")
+    assert desk.take(FakeMessage(1, 100), FakeMessage(2, 100), bad, FakeMessage(2, 101)) == [100, 100]
+    desk.settle()
+    assert (desk.ledger.incidents, claimed) == ([("corrupt", 101)], [("orders", 1)]), "it is claimed, and stops"
+    desk.intake._fetch_again()
+    assert desk.take(FakeMessage(2, 101), FakeMessage(2, 102)) == [101, 102]
+
+
+def test_what_is_corrupt_is_not_fetched_for_ever_by_a_policy() -> None:
+    desk = Desk()
+    for kind, policy, chosen in (
+        ("corrupt", "earliest", None), ("corrupt", "latest", "latest"), ("retention", "earliest", "earliest"),
+        ("corrupt", None, None),
+    ):  # fmt: skip
+        desk.intake.claims._spec = SimpleNamespace(policy=policy)
+        assert desk.intake.claims._policy(_Stop(1, kind, 0, None, "")) == chosen
 
 
 def test_a_message_where_there_was_none_is_another_log() -> None:
