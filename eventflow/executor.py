@@ -541,12 +541,6 @@ class Executor:
         if run.scope is not None and not counted:
             run.scope.let_go(run)
 
-    def _let_go(self, run: Run, scope: Scope) -> None:
-        """It is over, and its claim's count says so."""
-        if not run.counted:
-            run.counted = True
-            scope.let_go(run)
-
     def _forget(self, run: Run) -> None:
         """It is ours no more; another run of the same message may have taken its place."""
         self.interrupts.unwatch(run)
@@ -852,11 +846,16 @@ class Executor:
         free: list[Run] = []
         for entry in entries:
             run = entry.run
+            over = run.ended and run.submitted == run.durable + 1
+            uncounted = over and not run.counted
+            if over:
+                run.counted = True  # before it is durable: its thread may come back, and finds it terminated
             run.durable += 1
-            if run.ended and run.submitted == run.durable:
+            if over:
                 claim = run.claim
                 if claim is not None:
-                    finished[claim] = finished.get(claim, 0) + 1
+                    if uncounted:
+                        finished[claim] = finished.get(claim, 0) + 1
                     if run.weight:
                         claim.lighten(run)
                 if run.workflow_id in self.runs:
@@ -868,8 +867,8 @@ class Executor:
                             self.on_loop(self.waits.arrived, ended, what)
                 if entry.status not in FINAL and not run.dropped:
                     self._hold_back(run, entry)
-                if run.scope is not None:
-                    self._let_go(run, run.scope)
+                if run.scope is not None and uncounted:
+                    run.scope.let_go(run)
             if run.waiters is not None or run.after is not None:
                 self._wake(run, free)
             if entry.riders is not None:
@@ -948,7 +947,9 @@ class Executor:
         """These were committed by a transaction of their own, result and position included."""
         committed(runs, self.now())
         free: list[Run] = []
+        finished = Counter(run.claim for run in runs if run.claim is not None and not run.counted)
         for run in runs:
+            uncounted, run.counted = not run.counted, True
             if run.spec.circuit is not None:
                 run.spec.circuit.succeeded(run)
             if run.submitted or run.in_ledger:
@@ -960,8 +961,9 @@ class Executor:
             if run.scope is not None:
                 follower = run.scope.leave(run)
                 free += [] if follower is None else [follower]
-                self._let_go(run, run.scope)
-        self._finished(Counter(run.claim for run in runs if run.claim is not None), free)
+                if uncounted:
+                    run.scope.let_go(run)
+        self._finished(finished, free)
 
     def _answer(self, run: Run, entry: Entry) -> None:
         self._forget(run)

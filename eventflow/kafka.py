@@ -160,7 +160,7 @@ class Message(Generic[V_co, K_co]):
     def timestamp(self) -> datetime | None:
         """When it was produced, in UTC; None where Kafka does not say."""
         if isinstance(self._timestamp, int):
-            self._timestamp = datetime.fromtimestamp(self._timestamp / 1000, UTC) if self._timestamp > 0 else None
+            self._timestamp = moment(self._timestamp)
         return self._timestamp
 
     def __repr__(self) -> str:
@@ -532,6 +532,14 @@ def _brief(error: Exception) -> str:
         ]
         return "; ".join(parts)
     return str(error)
+
+
+def moment(milliseconds: int | None) -> datetime | None:
+    """A message's timestamp; None where it has none, or one that no calendar has: a producer may set any."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds and milliseconds > 0 else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def headers_json(raw: RawHeaders) -> str | None:
