@@ -302,6 +302,10 @@ class Intake:
         if time.monotonic() < self._waits_until or ((self._failed or self._waits_for) and self._stands_still()):
             self._serve()
             return
+        circuit = self.spec.spec.circuit
+        if circuit is not None and circuit.wait(None):
+            self._serve()
+            return
         if self._pauses or self.claims.paused:
             self.claims.pause(self._pauses)
         room = self._flow.room(self.claims.in_flight(), self.claims.weight())
@@ -311,7 +315,7 @@ class Intake:
         self._full_since = None
         self._fetch_again()
         self._pause(self._crowded())
-        self._receive(min(room, BATCH))
+        self._receive(min(room, BATCH) if circuit is None or not circuit.is_open else 1)  # which is tried
 
     def _stands_still(self) -> bool:
         """Whether messages that have failed let nothing more be fetched here; its partitions stay, or a peer would fetch."""

@@ -171,8 +171,11 @@ class Executor:
             if run.life is not None:
                 self._watch(run, run.life)
             consumer = run.spec.consumer
+            circuit = run.spec.circuit
             if run.wary:
                 wary.append(run)
+            elif circuit is not None and not run.dropped and (wait := circuit.wait(run)):
+                self.outcomes.hold_back(run, wait)
             elif consumer is not None and (consumer.transaction or consumer.batch):
                 others.append(run)
             elif run.before is not None and run.spec.acts and not (run.settled() or run.dropped):
@@ -1155,7 +1158,8 @@ class Executor:
         """Let running work end while there is time `left`; then let go of the rest."""
         self._preparation.stop()
         for run in self.outcomes.call_off_all():
-            self.outcomes.release(run)
+            if run.submitted or run.in_ledger:  # else it is nobody's yet, and is fetched again
+                self.outcomes.release(run)
         self.waits.suspend_all()
         while (self._active or self._threads.active()) and left():
             await asyncio.sleep(0.01)

@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from psycopg.types.range import Range
 
 from eventflow import claims, consumer
+from eventflow.breaker import Breaker, Circuit
 from eventflow.brokers import UnknownTopicError
 from eventflow.claims import _Former, _Read, _Stop, _Taken
 from eventflow.consumer import Intake
@@ -240,6 +241,24 @@ def test_what_is_away_for_long_ends_no_consumer() -> None:
 
     desk.intake._prepare, desk.intake._refused = away, 5000
     assert desk.take(FakeMessage(1, 100)) == []
+
+
+def test_while_its_breaker_is_open_nothing_is_received_but_one_to_be_tried() -> None:
+    desk, clock, done = Desk(), [0.0], list[Any]()
+    circuit = Circuit(Breaker(1, errors=(ConnectionError,), pause=10), lambda: clock[0])
+    desk.intake.spec.spec.circuit, desk.intake._tend = circuit, lambda: None
+    desk.intake._serve = lambda: done.append("served")
+    desk.intake._receive = done.append
+    desk.intake._turn()
+    circuit.failed("a message", ConnectionError())
+    desk.intake._turn()
+    clock[0] = 10.0
+    desk.intake._turn()
+    assert circuit.wait("the one that is tried") == 0
+    desk.intake._turn()
+    circuit.succeeded("the one that is tried")
+    desk.intake._turn()
+    assert done == [10, "served", 1, "served", 10]
 
 
 def test_what_a_lost_claim_had_in_flight_takes_no_room() -> None:
@@ -613,8 +632,10 @@ def test_a_partition_without_a_leader_holds_no_other_up(
     """It is not claimed, and not waited for; it is asked for beside the turns, and claimed when it answers."""
     monkeypatch.setattr(claims, "seldom", Seldom())
     desk = Assigned(monkeypatch, p3=TOLD, p4=without_leader(), p5=SimpleNamespace(offset=-1001, leader_epoch=None))
+    desk.intake.claims.stopped["orders", 4] = 1  # by an incident that is settled
     desk.assign(3, 4, 5)
     assert (desk.taken, desk.held(), desk.consumer.assigned) == ([[3]], {3}, {3})
+    assert desk.intake.claims.stopped == {}, "it is not asked for in each turn"
     assert [r.getMessage() for r in caplog.records] == [
         "intake handler waits for orders/4: Broker: Leader not available; trying again",
         "intake handler waits for orders/5: Local: Timed out; trying again",
