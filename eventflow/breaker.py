@@ -14,9 +14,10 @@ _LOOK_EVERY = 1.0  # seconds
 class Breaker:
     """When a consumer stops calling its handler because what that depends on is away, and how it finds out that it is back.
 
-    `failures` calls in a row that fail with one of `errors`, with no success between, open it: nothing is fetched, and what
-    fails so meanwhile waits without a retry being counted. After `pause` seconds one message is tried: if it succeeds, all go
-    on; if it fails so again, the pause is twice as long, `max_pause` at most. Per consumer and process.
+    `failures` calls in a row that fail with one of `errors`, with no success between, open it: nothing is fetched, what was
+    fetched and not begun waits, and what fails so meanwhile waits without a retry being counted. After `pause` seconds one
+    message is tried: if it succeeds, all go on; if it fails so again, the pause is twice as long, `max_pause` at most. Per
+    consumer and process.
 
     Attributes:
         failures: 1 or more.
@@ -103,6 +104,8 @@ class Circuit:
             if self._opens_at is None:
                 return 0.0
             now = self._clock()
+            if run is not None and run is self._probe:
+                return 0.0
             if now < self._opens_at:
                 return min(_LOOK_EVERY, self._opens_at - now)
             if run is not None:

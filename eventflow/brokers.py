@@ -6,13 +6,14 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
 import confluent_kafka
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
 
 from eventflow.errors import SettingsError, UnavailableError
@@ -46,8 +47,9 @@ _OURS: KafkaProperties = {
     "enable.partition.eof": True,
     "isolation.level": "read_committed",
 }
+_COOPERATIVE = "cooperative-sticky"
 _DEFAULTS: KafkaProperties = {
-    "partition.assignment.strategy": "cooperative-sticky",
+    "partition.assignment.strategy": _COOPERATIVE,
     "session.timeout.ms": 6000,
     "heartbeat.interval.ms": 200,
     "fetch.queue.backoff.ms": 5,
@@ -79,7 +81,10 @@ _CONSUMERS_ONLY = frozenset({
 })  # fmt: skip
 _NO_ANSWER = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 _ASK = 10  # seconds for a question
+_ANSWER = 5  # seconds for one that is asked in a rebalance, where the group waits
 Identity = tuple[str, str]  # the cluster's id, the topic's id
+Place = tuple[str, int]  # topic, partition
+Asked = Mapping[Place, Future[Any]]
 
 
 class UnknownTopicError(UnavailableError):
@@ -150,9 +155,10 @@ class Brokers:
             SettingsError: it does not; names the property, and where it was set.
 
         """
-        refusal = _refusal(self.config)
+        refusal = _refusal(self.config) or _eager(self.config)
         if refusal is not None:
-            everyones = refusal == _refusal(self._config(self.properties))
+            of_all = self._config(self.properties)
+            everyones = refusal == (_refusal(of_all) or _eager(of_all))
             raise SettingsError(f"{'EVENTFLOW_KAFKA' if everyones else f'kafka= of the handler {name!r}'}: {refusal}")
         if self.config.get("group.protocol") == "consumer":
             logging.getLogger(__name__).info(
@@ -206,19 +212,14 @@ class Brokers:
         """
         return list(self.admin.list_topics(topic, timeout=10).topics[topic].partitions)
 
-    def epochs(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-        """The epoch of each partition's leader.
-
-        Raises:
-            KafkaException: the brokers do not answer.
-
-        """
+    def ask(self, places: Iterable[Place]) -> Asked:
+        """Have these partitions' leaders say where their logs end, and in which epoch: what `answers` waits for."""
         admin: Any = self.admin
-        asked = admin.list_offsets({TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions})
-        try:
-            return {place.partition: future.result(timeout=_ASK).leader_epoch for place, future in asked.items()}
-        except TimeoutError as error:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from error
+        spots = {TopicPartition(*place): OffsetSpec.latest() for place in places}
+        if not spots:
+            return {}
+        asked = admin.list_offsets(spots, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ANSWER)
+        return {(spot.topic, spot.partition): future for spot, future in asked.items()}
 
     def offsets(
         self, topic: str, partitions: Iterable[int], where: Literal["earliest", "latest"] | datetime
@@ -238,25 +239,22 @@ class Brokers:
             {TopicPartition(topic, partition): spec for partition in partitions},
             isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ASK,
         )  # fmt: skip
-        try:
-            return {place.partition: future.result(timeout=_ASK).offset for place, future in asked.items()}
-        except TimeoutError as error:
-            raise UnavailableError(self.no_answer) from error
-        except KafkaException as error:
+        told, silent = answers({(spot.topic, spot.partition): future for spot, future in asked.items()})
+        for error in silent.values():
             raise self.unavailable(error, f", topic {topic!r}") from error
+        return {partition: one.offset for (_, partition), one in told.items()}
 
-    def ends(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """The offset after the last message of each partition of these topics.
+    def ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        """The offset after the last message of each of these partitions, but for those whose leaders do not answer.
 
         Raises:
-            UnavailableError: the brokers do not answer.
+            UnavailableError: none answers.
 
         """
-        topics: dict[str, set[int]] = {}
-        for topic, partition in places:
-            topics.setdefault(topic, set()).add(partition)
-        found = {topic: self.offsets(topic, partitions, "latest") for topic, partitions in topics.items()}
-        return {(topic, partition): end for topic, its in found.items() for partition, end in its.items()}
+        told, silent = answers(self.ask(set(places)))
+        for (topic, _), error in silent.items() if not told else ():
+            raise self.unavailable(error, f", topic {topic!r}") from error
+        return {place: one.offset for place, one in told.items()}
 
     def times(self, topic: str, places: Mapping[int, Iterable[int]]) -> dict[tuple[int, int], float]:
         """When the first message from each of these offsets on was produced, by partition and offset, in seconds since 1970.
@@ -285,14 +283,11 @@ class Brokers:
             consumer.close()
         return found
 
-    def cut_off(self, topic: str, read: dict[int, tuple[int, int]]) -> dict[int, int]:
+    def cut_off(self, topic: str, read: dict[int, tuple[int, int]]) -> tuple[dict[int, int], dict[int, KafkaException]]:
         """Where those partitions' logs were cut off that do not have any more what was read: an offset, by its leader's epoch.
 
-        A consumer of its own asks: librdkafka validates an assignment (KIP-320) where it has yet to learn who leads.
-
-        Raises:
-            KafkaException: the brokers do not answer.
-
+        And which of them do not tell. A consumer of its own asks: librdkafka validates an assignment (KIP-320) where it has
+        yet to learn who leads.
         """
         consumer = Consumer(self.config | {"enable.partition.eof": True, "fetch.message.max.bytes": 1}, logger=logger)
         cut: dict[int, int] = {}
@@ -301,17 +296,15 @@ class Brokers:
             consumer.assign(
                 [TopicPartition(topic, p, offset, leader_epoch=epoch) for p, (offset, epoch) in read.items()]
             )
-            while waiting:
+            while waiting and time.monotonic() < until:
                 message: Any = consumer.poll(0.1)
                 if message is not None and message.partition() in waiting:
                     end = None if message.error() is None else cut_at(message.error())
                     cut |= {} if end is None else {message.partition(): end}
                     waiting.discard(message.partition())
-                elif time.monotonic() > until:
-                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         finally:
             consumer.close()
-        return cut
+        return cut, {p: KafkaException(KafkaError(KafkaError._TIMED_OUT)) for p in waiting}
 
     def unavailable(self, error: KafkaException, where: str = "") -> UnavailableError:
         """An error of asking the brokers, in one line that names them."""
@@ -349,6 +342,26 @@ class Brokers:
         return cluster_id, topic_id
 
 
+def answers(asked: Asked) -> tuple[dict[Place, Any], dict[Place, KafkaException]]:
+    """What has been told of each partition that was asked of; and of those of which nothing was, why not."""
+    told: dict[Place, Any] = {}
+    silent: dict[Place, KafkaException] = {}
+    until = time.monotonic() + _ASK + 1  # a question ends by itself before that
+    for place, future in asked.items():
+        try:
+            found = future.result(timeout=max(0.0, until - time.monotonic()))
+        except KafkaException as error:
+            silent[place] = error
+        except TimeoutError:
+            silent[place] = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        else:
+            if found.offset == OFFSET_INVALID:  # so librdkafka has it of a leader that is away, and no error
+                silent[place] = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            else:
+                told[place] = found
+    return told, silent
+
+
 def ends_of(
     servers: str, properties: KafkaProperties, places: Sequence[tuple[str, int]], timeout: float = 3
 ) -> dict[tuple[str, int], int]:
@@ -362,7 +375,9 @@ def ends_of(
     until = time.monotonic() + timeout
     for place, future in admin.list_offsets(asked, request_timeout=timeout).items():
         with contextlib.suppress(KafkaException, concurrent.futures.TimeoutError):
-            ends[place.topic, place.partition] = future.result(timeout=max(0.0, until - time.monotonic())).offset
+            end = future.result(timeout=max(0.0, until - time.monotonic())).offset
+            if end != OFFSET_INVALID:
+                ends[place.topic, place.partition] = end
     return ends
 
 
@@ -401,6 +416,14 @@ def cut_at(error: KafkaError) -> int | None:
     """Where the log ends for what was read, if that is what the error says."""
     cut = re.search(r"truncation detected.*broker end offset is (\d+)", error.str())
     return None if cut is None else int(cut[1])
+
+
+def _eager(config: dict[str, Any]) -> str | None:
+    """That partitions would be assigned all at once, if they would: what was claimed is not to be revoked for nothing."""
+    strategy = config.get("partition.assignment.strategy", _COOPERATIVE)
+    if strategy == _COOPERATIVE:
+        return None
+    return f"partition.assignment.strategy cannot be {strategy!r}: leave it out, or use {_COOPERATIVE!r}"
 
 
 def _refusal(config: dict[str, Any]) -> str | None:

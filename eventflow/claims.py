@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from eventflow.brokers import Asked, answers, reason
 from eventflow.database import Connection, KeptConnection, evicting
 from eventflow.errors import EventflowError, UnavailableError
 from eventflow.idempotency import message_workflow_id_prefix, message_workflow_id_suffix
@@ -24,12 +25,14 @@ from eventflow.registry import ConsumerSpec
 from eventflow.runs import ENDLESS, Claim, Early, Fingerprint, fingerprint, place
 from eventflow.scopes import Left, Scope, Scopes
 from eventflow.sources import Source, Sources
+from eventflow.telemetry import seldom
 
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, int]  # topic, partition
 _ASK = 10  # seconds for a question to the brokers
 _PUT_OFF = 12  # folds of a claim that may be left out in a row
+_LONGEST = 10.0  # seconds between two attempts to take those that were away
 _EARLY = 10_000  # messages looked up at once
 
 
@@ -89,10 +92,13 @@ class Claims:
         """`reprocessing`: of this one, and not the live ones."""
         self.held: dict[Key, Claim] = {}
         self.stopped: dict[Key, int] = {}  # the claims of those that an incident stops
+        self.away: set[Key] = set()  # to be claimed when Kafka tells of them again
         self.paused: dict[Key, Pause] = {}  # those of the held ones that a person has paused
         self.bereft: list[Claim] = []  # lost without a hand-over: the topic may be gone
         self._spec, self._executor, self._bound, self._reprocessing = spec, executor, bound, reprocessing
         self._ledger, self._sources, self._journal, self._stop = ledger, sources, journal, stop
+        self._asked: Asked = {}  # of those that are away
+        self._tries, self._back_at = 0, 0.0
         self._positions: dict[Claim, int] = {}
         self._put_off: dict[int, int] = {}
 
@@ -133,6 +139,7 @@ class Claims:
         """They are lost."""
         for key in list(keys):
             self.stopped.pop(key, None)
+            self.away.discard(key)
             claim = self.held.pop(key, None)
             if claim is not None:
                 claim.lose()
@@ -140,16 +147,48 @@ class Claims:
     # ---- taking ----
 
     def take(self, consumer: Consumer, keys: list[Key]) -> list[Claim]:
-        """Claim these partitions, once; those that no incident stops are held from then on.
+        """Claim these partitions, once; those that no incident stops, and of which Kafka tells, are held from then on.
 
         Raises:
-            psycopg.Error, UnavailableError, KafkaException: not now; nothing was claimed, or it is to be claimed again.
+            psycopg.Error, UnavailableError: not now; nothing was claimed, or it is to be claimed again.
 
         """
+        self.away.difference_update(keys)
+        silent = answers(self._sources.ask(keys))[1]
+        self._put_away(silent)
+        keys = [key for key in keys if key not in silent]
         claims = [c for topic in sorted({t for t, _ in keys}) for c in self._take_topic(consumer, topic, keys)]
         for claim in claims:
             self.held[claim.topic, claim.partition] = claim
         return claims
+
+    def _put_away(self, silent: Mapping[Key, Exception]) -> None:
+        """They wait until Kafka tells of them again; the others are read."""
+        for (topic, partition), error in silent.items():
+            self.away.add((topic, partition))
+            self.stopped.pop((topic, partition), None)
+            seldom.say(logger, f"{self._spec.spec.name} waits for {topic}/{partition}: {reason(error)}; trying again")
+
+    def back(self, now: float) -> list[Key]:
+        """Those that were away and of which Kafka tells again; asked without waiting for the answer, as the others are read."""
+        if not self.away:
+            self._tries = 0
+        if not self.away or now < self._back_at or not all(future.done() for future in self._asked.values()):
+            return []
+        back = sorted(answers(self._asked)[0].keys() & self.away)
+        if not back:  # the first time nothing was asked yet
+            self._asked = self._sources.ask(self.away)
+            return []
+        self._asked = {}
+        self._tries += 1
+        self._back_at = now + min(2.0**self._tries, _LONGEST)
+        return back
+
+    def _leave(self, claim: Claim, error: Exception) -> None:
+        """It waits, too. Nothing of it was begun: whoever takes it next is to be as wary as this one, and no more."""
+        self._put_away({(claim.topic, claim.partition): error})
+        if not claim.wary:
+            self.release([claim])
 
     def _take_topic(self, consumer: Consumer, topic: str, keys: list[Key]) -> list[Claim]:
         partitions = sorted(p for t, p in keys if t == topic)
@@ -157,7 +196,12 @@ class Claims:
         if source is None:
             return []
         if self._reprocessing is None:
-            self._first_positions(consumer, topic, source, partitions)
+            try:
+                silent = self._first_positions(consumer, topic, source, partitions)
+            except KafkaException as error:
+                silent = dict.fromkeys(partitions, error)
+            self._put_away({(topic, partition): error for partition, error in silent.items()})
+            partitions = [partition for partition in partitions if partition not in silent]
 
         def work(connection: Connection) -> list[_Taken]:
             with evicting(self._ledger.database, connection, after=1.0):
@@ -168,7 +212,7 @@ class Claims:
         made = [(self._make(topic, source, taken), taken.stop) for taken in self._ledger.transact(work)]
         try:
             stops = self._stops(consumer, topic, made)
-        except (psycopg.Error, UnavailableError, KafkaException):
+        except psycopg.Error:
             # Nothing of them was begun: whoever takes them next is to be as wary as this one, and no more.
             self.release(claim for claim, _ in made if not claim.wary)
             raise
@@ -177,16 +221,22 @@ class Claims:
             self.stopped.pop(key, None)
             if claim.through():
                 self.release([claim])
+            elif isinstance(stop, Exception):
+                self._leave(claim, stop)
             elif stop is None:
                 usable.append(claim)
-            elif (choice := stop.choice or self._spec.policy) is None:
+            elif (choice := stop.choice or self._policy(stop)) is None:
                 self.stopped[key] = claim.id
                 self.release([claim])
                 logger.error("%s stands still until incident %d is settled (`eventflow incidents settle %d`): %s: %s",
                              claim, stop.id, stop.id, stop.kind, stop.detail)  # fmt: skip
             else:
-                self._go_on(consumer, claim, stop, choice)
-                moved.append(key)
+                try:
+                    self._go_on(consumer, claim, stop, choice)
+                except KafkaException as error:
+                    self._leave(claim, error)
+                else:
+                    moved.append(key)
         for claim in usable:
             wary = ", its last owner did not let go of it" if claim.wary else ""
             logger.info("%s claims %s from offset %d (epoch %d%s)", self._spec.spec.name, claim,
@@ -283,13 +333,21 @@ class Claims:
 
     # ---- incidents (R16) ----
 
-    def _stops(self, consumer: Consumer, topic: str, made: list[tuple[Claim, _Stop | None]]) -> list[_Stop | None]:
-        """What stops each of these, which the ledger knows already or the brokers tell now."""
-        cut = self._sources.cut_off(topic, [claim for claim, stop in made if stop is None and not claim.through()])
-        return [
-            None if claim.through() else found or self._gone(consumer, claim, cut.get(claim.partition))
-            for claim, found in made
-        ]
+    def _stops(
+        self, consumer: Consumer, topic: str, made: list[tuple[Claim, _Stop | None]]
+    ) -> list[_Stop | Exception | None]:
+        """What stops each of these, which the ledger knows already or the brokers tell now; or why they do not."""
+        cut, silent = self._sources.cut_off(topic, [c for c, stop in made if stop is None and not c.through()])
+
+        def stop_of(claim: Claim) -> _Stop | Exception | None:
+            if claim.partition in silent:
+                return silent[claim.partition]
+            try:
+                return self._gone(consumer, claim, cut.get(claim.partition))
+            except (KafkaException, UnavailableError) as error:
+                return error
+
+        return [None if claim.through() else found or stop_of(claim) for claim, found in made]
 
     def _gone(self, consumer: Consumer, claim: Claim, cut: int | None) -> _Stop | None:
         """What stops a partition whose position is not in Kafka's log any more, or of which what was read was cut off."""
@@ -332,6 +390,11 @@ class Claims:
         )  # fmt: skip
         [(_, *stop)] = self._ledger.run("read_stops", {"claims": [claim.id]})
         return _Stop(*stop)
+
+    def _policy(self, stop: _Stop) -> Choice | None:
+        """What the consumer has chosen before; not to fetch what is corrupt again and again."""
+        policy = self._spec.policy
+        return None if stop.kind == "corrupt" and policy == "earliest" else policy
 
     def _go_on(self, consumer: Consumer, claim: Claim, stop: _Stop, choice: Choice) -> None:
         """Let a partition go on where a person or the policy has chosen; it is claimed again then."""
@@ -392,14 +455,23 @@ class Claims:
 
     # ---- where a partition begins ----
 
-    def _first_positions(self, consumer: Consumer, topic: str, source: Source, partitions: list[int]) -> None:
-        """Choose where partitions begin that the ledger has never seen, once for all that the topic has now."""
+    def _first_positions(
+        self, consumer: Consumer, topic: str, source: Source, partitions: list[int]
+    ) -> dict[int, KafkaException]:
+        """Choose where partitions begin that the ledger has never seen, once for all that the topic has now.
+
+        Of which of these that could not be done, and why: all of a topic's first ones begin at once, or none does, as one that
+        begins later is taken for one that was added.
+        """
         rows = self._ledger.run("known_partitions", {"topic": topic, "group": self._spec.group})
         known = {p for s, p in rows if s == source.id}
         if known.issuperset(partitions):
-            return
+            return {}
         everything = self._sources.partitions(topic)
-        unseen = sorted((set(everything) | set(partitions)) - known)
+        told, silent = answers(self._sources.ask((topic, p) for p in (set(everything) | set(partitions)) - known))
+        if silent and not known:
+            raise next(iter(silent.values()))
+        unseen = sorted(partition for _, partition in told)
         chosen = self._choose(consumer, topic, unseen, first=not rows)
         begin = {
             "group": self._spec.group, "source": source.id, "partition": unseen,
@@ -414,6 +486,7 @@ class Claims:
         self._ledger.transact(work)
         for partition in unseen:
             logger.info("%s: %s/%d begins at %d (%s)", self._spec.spec.name, topic, partition, *chosen[partition])
+        return {partition: error for (_, partition), error in silent.items() if partition in partitions}
 
     def _note_begun(
         self, connection: Connection, source: Source, claim: int, partition: int, first: int, *, added: bool

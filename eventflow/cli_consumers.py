@@ -98,4 +98,5 @@ def _row(lag: "PartitionLag") -> list[str]:
     age = "" if not lag.behind else "age unknown" if lag.seconds is None else f"{length_text(lag.seconds)} old"
     state = f"PAUSED by {lag.paused.who}: {lag.paused.why}" if lag.paused else lag.owner or "nobody reads it"
     place = _place(lag.group, lag.topic, lag.partition)
-    return [place, f"at {lag.position} of {lag.end}", f"{lag.behind} behind", age, state]
+    end, behind = ("?", "?") if lag.end is None else (lag.end, lag.behind)
+    return [place, f"at {lag.position} of {end}", f"{behind} behind", age, state]

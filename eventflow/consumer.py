@@ -23,6 +23,7 @@ from eventflow.errors import EventflowError, FencedError, UnavailableError
 from eventflow.fetched import Fetched, run_of
 from eventflow.flow import Flow
 from eventflow.journal import Journal, backoff
+from eventflow.kafka import headers_of
 from eventflow.records import Pause
 from eventflow.registry import ConsumerSpec
 from eventflow.runs import Claim, Reprocess, Run, fingerprint, weigh
@@ -40,6 +41,11 @@ _LOOK_EVERY = 1.0
 _PAUSE_AFTER = 1.0
 _LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
+# What is wrong with a batch of one partition, and is the same when it is fetched again.
+_CORRUPT = {
+    KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED,
+    KafkaError.INVALID_MSG, KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+}  # fmt: skip
 _HOPELESS = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError._FATAL}
 
 
@@ -296,6 +302,10 @@ class Intake:
         if time.monotonic() < self._waits_until or ((self._failed or self._waits_for) and self._stands_still()):
             self._serve()
             return
+        circuit = self.spec.spec.circuit
+        if circuit is not None and circuit.wait(None):
+            self._serve()
+            return
         if self._pauses or self.claims.paused:
             self.claims.pause(self._pauses)
         room = self._flow.room(self.claims.in_flight(), self.claims.weight())
@@ -305,7 +315,7 @@ class Intake:
         self._full_since = None
         self._fetch_again()
         self._pause(self._crowded())
-        self._receive(min(room, BATCH))
+        self._receive(min(room, BATCH) if circuit is None or not circuit.is_open else 1)  # which is tried
 
     def _stands_still(self) -> bool:
         """Whether messages that have failed let nothing more be fetched here; its partitions stay, or a peer would fetch."""
@@ -337,15 +347,15 @@ class Intake:
             self._commit_advisory()
 
     def _look(self) -> None:
-        """For topics that have come since, and for incidents that were settled."""
+        """For topics that have come since, incidents that were settled, and partitions of which Kafka tells again."""
         try:
             if self._sources.found and self._sources.adopt():
                 self._subscribe()
         except (psycopg.Error, UnavailableError) as error:
             logger.debug("registering topics: %s", error)
-        settled = self.claims.settled()
-        if settled:
-            self._read(self._claim(settled))
+        again = self.claims.settled() + self.claims.back(time.monotonic())
+        if again:
+            self._read(self._claim(again))
         try:
             self._reprocess()
         except (psycopg.Error, UnavailableError) as error:
@@ -438,7 +448,16 @@ class Intake:
             self._skipped.discard(claim)
             if not claim.revoked:
                 epoch = claim.leader_epoch if claim.epoch_to() == claim.next_offset else -1
-                self._consumer.seek(TopicPartition(claim.topic, claim.partition, claim.next_offset, leader_epoch=epoch))
+                self._seek(claim, TopicPartition(claim.topic, claim.partition, claim.next_offset, leader_epoch=epoch))
+
+    def _seek(self, claim: Claim, place: TopicPartition) -> None:
+        """Fetch from there on. Where that fails, nothing may be taken as if it had been sought: it is claimed again."""
+        try:
+            self._consumer.seek(place)
+        except KafkaException as error:
+            logger.warning("%s: %s; claiming again", claim, error.args[0].str())
+            claim.revoked = True
+            self._lost.append(claim)
 
     def _stands(self, claim: Claim) -> bool:
         return not claim.revoked and (self.claims.is_paused(claim) or claim.in_flight() * 2 >= self._share(claim))
@@ -545,11 +564,11 @@ class Intake:
         if time.monotonic() < self._waits_until:
             return False
         try:
-            cast("Any", self._prepare)(message.value(), message.key(), message.headers(), message.topic())
+            cast("Any", self._prepare)(message.value(), message.key(), headers_of(message), message.topic())
         except UnavailableError as error:
             self._refused += 1
             seldom.say(logger, f"{self.name} waits: {error}; trying again")
-            self._waits_until = time.monotonic() + min(0.1 * 2**self._refused, _LONGEST_WAIT)
+            self._waits_until = time.monotonic() + min(0.1 * 2 ** min(self._refused, 10), _LONGEST_WAIT)
             return False
         self._refused = 0
         return True
@@ -638,7 +657,10 @@ class Intake:
         if code in _HOPELESS:
             raise UnavailableError(f"Kafka at {self._brokers.servers}: {self._hopeless(message, error)}: {error.str()}")
         self._sources.doubt()
-        if code not in gone or claim is None:
+        if code in _CORRUPT and claim is not None:
+            detail = f"what lies there cannot be read: {error.str()}"
+            self._halt(claim, "corrupt", claim.next_offset, detail)
+        elif code not in gone or claim is None:
             logger.warning("%s: %s", self.name, error.str())
         elif (end := cut_at(error)) is not None:
             self._halt(claim, "truncation", end, cut_off(claim, end))
@@ -695,16 +717,21 @@ class Intake:
             self._consumer.incremental_assign([self.claims.start(claim) for claim in claims])
             # A pause outlives its assignment.
             self._consumer.resume([TopicPartition(c.topic, c.partition) for c in claims])
+            self._paused.difference_update((c.topic, c.partition) for c in claims)
         except KafkaException as error:  # in a callback it would end the process
             logger.warning("%s: %s; claiming again", self.name, error.args[0].str())
             self._lost.extend(claims)
 
-    def _unassign(self, consumer: Consumer, keys: Iterable[Key]) -> None:
-        """Fetch no more of these; what librdkafka has let go of meanwhile, by a rebalance of its own, is gone already."""
+    def _unassign(self, consumer: Consumer, keys: Iterable[Key], *, called_back: bool = False) -> None:
+        """Fetch no more of these; what librdkafka has let go of meanwhile, by a rebalance of its own, is gone already.
+
+        `called_back`: it waits for an answer, be it that there is nothing to let go of. Without one the binding answers with
+        all that is revoked, also what an incident stops, which librdkafka refuses.
+        """
         assigned = {(p.topic, p.partition) for p in consumer.assignment()}
         held = [TopicPartition(*key) for key in keys if key in assigned]
         try:
-            if held:
+            if held or called_back:
                 consumer.incremental_unassign(held)
         except KafkaException as error:
             logger.debug("%s: %s", self.name, error)
@@ -736,29 +763,33 @@ class Intake:
     def _forget(self, consumer: Consumer, gone: list[Key]) -> None:
         self._drop(gone)
         self._granted.difference_update(gone)
-        self._stand_still(consumer, gone)
+        self._stand_still(consumer, gone, called_back=True)
 
     def _drop(self, keys: list[Key]) -> None:
         claims = [claim for key in keys if (claim := self.claims.get(*key)) is not None]
         self.claims.drop(keys)
         self._turns.give_back(claims)
 
-    def _stand_still(self, consumer: Consumer, gone: Iterable[Key]) -> None:
+    def _stand_still(self, consumer: Consumer, gone: Iterable[Key], *, called_back: bool = False) -> None:
         """Fetch no more of these."""
         gone = list(gone)
         self._paused.difference_update(gone)
-        self._unassign(consumer, gone)
+        self._unassign(consumer, gone, called_back=called_back)
 
     def _claim(self, keys: list[Key]) -> list[Claim]:
-        """Claim these partitions, while there is a lease; again and again, until it can be done."""
+        """Claim these partitions, while there is a lease; again and again, until it can be done.
+
+        But not those of which Kafka tells nothing: the group waits for this, and the others are to be read.
+        """
         attempt = 0
         while not self._stop.is_set() and self._has_lease() and not self._sources.changed:
             try:
                 crash_point("consumer.before_claim")
                 claims = self.claims.take(self._consumer, keys)
-            except (psycopg.Error, UnavailableError, KafkaException) as error:
+            except (psycopg.Error, UnavailableError) as error:
                 attempt += 1
-                seldom.say(logger, f"claiming for {self.name}: {self._why(error)}; trying again")
+                why = unavailable(error, self._ledger.database.url)
+                seldom.say(logger, f"claiming for {self.name}: {why}; trying again")
                 if isinstance(error, psycopg.OperationalError):
                     self._ledger.close()
                 self._stop.wait(backoff(attempt))
@@ -769,12 +800,6 @@ class Intake:
             self._keep_rate()
             return claims
         return []
-
-    def _why(self, error: Exception) -> Exception:
-        """An error of asking Kafka or Postgres, in one line that says which."""
-        if isinstance(error, KafkaException):
-            return self._brokers.unavailable(error)
-        return unavailable(error, self._ledger.database.url)
 
     def _claim_again(self) -> None:
         """R7: refused, yet Kafka still assigns it to us; or its position is not in the log any more."""

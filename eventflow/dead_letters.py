@@ -7,13 +7,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from eventflow.codec import recorded_line
 from eventflow.context import Backend
 from eventflow.errors import CodecError, UsageError, WorkflowNotFoundError
-from eventflow.kafka import headers_from_json, headers_json
+from eventflow.kafka import headers_from_json, headers_json, moment
 from eventflow.payloads import Unread, unread
 from eventflow.records import (
     DeadLetter,
@@ -74,9 +74,9 @@ class LetterFilter:
             raise UsageError(f"a key is bytes, not {self.key!r}")
         if self.partition is not None and not 0 <= self.partition < 2**31:
             raise UsageError(f"not a partition: {self.partition!r}")
-        for moment in (self.failed_after, self.failed_before):
-            if moment is not None and moment.tzinfo is None:
-                raise UsageError(f"a time with a zone, not {moment!r}")
+        for time in (self.failed_after, self.failed_before):
+            if time is not None and time.tzinfo is None:
+                raise UsageError(f"a time with a zone, not {time!r}")
 
     def params(self, backend: Backend) -> dict[str, Any]:
         """As the queries have them.
@@ -115,7 +115,7 @@ class LetterPages:
 def _letter(row: Sequence[Any]) -> DeadLetter:
     facts = list(row)
     timestamp, error = facts[_TIMESTAMP], facts[_ERROR]
-    facts[_TIMESTAMP] = datetime.fromtimestamp(timestamp / 1000, UTC) if timestamp and timestamp > 0 else None
+    facts[_TIMESTAMP] = moment(timestamp)
     facts[_ERROR] = error and recorded_line(error)
     return DeadLetter(*facts)
 

@@ -171,8 +171,11 @@ class Executor:
             if run.life is not None:
                 self._watch(run, run.life)
             consumer = run.spec.consumer
+            circuit = run.spec.circuit
             if run.wary:
                 wary.append(run)
+            elif circuit is not None and not run.dropped and (wait := circuit.wait(run)):
+                self.outcomes.hold_back(run, wait)
             elif consumer is not None and (consumer.transaction or consumer.batch):
                 others.append(run)
             elif run.before is not None and run.spec.acts and not (run.settled() or run.dropped):
@@ -549,12 +552,6 @@ class Executor:
             run.claim.lighten(run)
         if run.scope is not None and not counted:
             run.scope.let_go(run)
-
-    def _let_go(self, run: Run, scope: Scope) -> None:
-        """It is over, and its claim's count says so."""
-        if not run.counted:
-            run.counted = True
-            scope.let_go(run)
 
     def _forget(self, run: Run) -> None:
         """It is ours no more; another run of the same message may have taken its place."""
@@ -962,7 +959,9 @@ class Executor:
         """These were committed by a transaction of their own, result and position included."""
         committed(runs, self.now())
         free: list[Run] = []
+        finished = Counter(run.claim for run in runs if run.claim is not None and not run.counted)
         for run in runs:
+            uncounted, run.counted = not run.counted, True
             if run.spec.circuit is not None:
                 run.spec.circuit.succeeded(run)
             if run.submitted or run.in_ledger:
@@ -974,8 +973,9 @@ class Executor:
             if run.scope is not None:
                 follower = run.scope.leave(run)
                 free += [] if follower is None else [follower]
-                self._let_go(run, run.scope)
-        self._finished(Counter(run.claim for run in runs if run.claim is not None), free)
+                if uncounted:
+                    run.scope.let_go(run)
+        self._finished(finished, free)
 
     def _answer(self, run: Run, entry: Entry) -> None:
         self._forget(run)
@@ -1176,7 +1176,8 @@ class Executor:
         """Let running work end while there is time `left`; then let go of the rest."""
         self._preparation.stop()
         for run in self.outcomes.call_off_all():
-            self.outcomes.release(run)
+            if run.submitted or run.in_ledger:  # else it is nobody's yet, and is fetched again
+                self.outcomes.release(run)
         self.waits.suspend_all()
         while (self._active or self._threads.active()) and left():
             await asyncio.sleep(0.01)

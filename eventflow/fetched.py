@@ -7,7 +7,7 @@ needs none, as long as all goes well; where anything does not, its messages beco
 from typing import Any
 
 from eventflow.flow import HEAVY
-from eventflow.kafka import of_generation
+from eventflow.kafka import headers_of, of_generation
 from eventflow.registry import Spec
 from eventflow.runs import Claim, Run
 
@@ -67,7 +67,7 @@ class Fetched:
         claim, read = self.claim, self.spec.reader.read
         topic, partition, incarnation = claim.topic, claim.partition, claim.incarnation
         messages = [
-            read(m.value(), m.key(), m.headers(), topic, partition, m.offset(), incarnation, m.timestamp()[1])
+            read(m.value(), m.key(), headers_of(m), topic, partition, m.offset(), incarnation, m.timestamp()[1])
             for m in self.messages
         ]
         if claim.generation == 1:
@@ -101,6 +101,6 @@ def run_of(spec: Spec, application: str, claim: Claim, message: Any, first: int)
     offset = message.offset()
     run = Run(spec, claim.id_prefix + str(offset) + claim.id_suffix, application)
     run.claim, run.offset, run.first = claim, offset, first
-    run.value, run.key, run.headers = message.value(), message.key(), message.headers()
+    run.value, run.key, run.headers = message.value(), message.key(), headers_of(message)
     run.timestamp = message.timestamp()[1]
     return run

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import NoneType, UnionType
@@ -21,6 +22,9 @@ _NO_KEY = cast("bytes | None", None)
 Failure = Literal["dead_letter", "park_key", "stop"]
 RawHeaders = list[tuple[str, bytes | None]] | None
 _NO_TOMBSTONE = "it is a tombstone, and the handler's annotation does not admit None"
+_HEADERS = operator.methodcaller("headers")
+_NAMELESS = "a header's name is not UTF-8"
+UNNAMED: RawHeaders = [("\ufffd", _NAMELESS.encode())]  # in the place of all headers of a message that has such a one
 _KEYLESS = "it has no key, and the handler's annotation does not admit None"
 
 logger = logging.getLogger(__name__)
@@ -156,7 +160,7 @@ class Message(Generic[V_co, K_co]):
     def timestamp(self) -> datetime | None:
         """When it was produced, in UTC; None where Kafka does not say."""
         if isinstance(self._timestamp, int):
-            self._timestamp = datetime.fromtimestamp(self._timestamp / 1000, UTC) if self._timestamp > 0 else None
+            self._timestamp = moment(self._timestamp)
         return self._timestamp
 
     def __repr__(self) -> str:
@@ -245,6 +249,8 @@ class Reader:
 
         """
         try:
+            if headers == UNNAMED:
+                raise CodecError(_NAMELESS)
             decoded = self._value(value)
             decoded_key = key if self._key is None else self._key(key)
         except (ValidationError, ValueError, CodecError) as error:
@@ -272,7 +278,7 @@ class _ForeignReader(Reader):
 
     def prepare(self, value: bytes | None, key: bytes | None, headers: RawHeaders, topic: str) -> None:
         for prepare, data in zip(self._prepare, (value, key), strict=True):
-            if prepare is None or data is None:
+            if prepare is None or data is None or headers == UNNAMED:
                 continue
             try:
                 prepare(data, topic=topic, headers=Headers.received(headers))
@@ -287,6 +293,8 @@ class _ForeignReader(Reader):
     ) -> Message[Any, Any]:  # fmt: skip
         received = Headers.received(headers)
         try:
+            if headers == UNNAMED:
+                raise CodecError(_NAMELESS)
             made, made_key = self._make_value(value, topic, received), self._make_key(key, topic, received)
         except (ValidationError, ValueError, CodecError) as error:
             raise CodecError(f"{topic}/{partition}/{offset} cannot be decoded: {_brief(error)}") from error
@@ -305,6 +313,20 @@ def message_reader(
     if deserializer is None and key_deserializer is None:
         return Reader(annotation)
     return _ForeignReader(annotation, deserializer, key_deserializer)
+
+
+def headers_of(message: Any) -> RawHeaders:
+    """The headers of a message as confluent-kafka has it; `UNNAMED` where it cannot tell one's name.
+
+    It fails the first time only: asked again it answers with a null pointer in a tuple, and what takes that ends the process.
+    And it fails by a result beside an exception, which the interpreter sees only where a call does not come from bytecode
+    that it has specialised: elsewhere the result is taken, and the exception raised by whatever comes next.
+    """
+    try:
+        return cast("RawHeaders", _HEADERS(message))
+    except (SystemError, UnicodeDecodeError):
+        message.set_headers(UNNAMED)
+        return UNNAMED
 
 
 def _kinds(annotation: Any) -> tuple[Any, Any]:
@@ -510,6 +532,14 @@ def _brief(error: Exception) -> str:
         ]
         return "; ".join(parts)
     return str(error)
+
+
+def moment(milliseconds: int | None) -> datetime | None:
+    """A message's timestamp; None where it has none, or one that no calendar has: a producer may set any."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds and milliseconds > 0 else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def headers_json(raw: RawHeaders) -> str | None:

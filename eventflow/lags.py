@@ -20,12 +20,14 @@ def lags(backend: Backend, group: str | None, topic: str | None) -> list[Partiti
     brokers = Brokers.to_ask(*backend.kafka)
     rows = backend.query("read_lags", {"group": group, "topic": topic})
     held = pauses(backend, group)
-    ends = brokers.ends((name, partition) for _, name, partition, *_ in rows)
+    ends = brokers.ends(
+        (name, partition) for _, name, partition, *_ in rows
+    )  # of a topic that was deleted there is none
     found: list[PartitionLag] = []
     for in_group, name, partition, position, above, owner in rows:
-        end = ends[name, partition]
+        end = ends.get((name, partition))
         paused = next((pause for pause in held if pause.holds(in_group, name, partition)), None)
-        behind = max(0, end - position - above)
+        behind = None if end is None else max(0, end - position - above)
         found.append(PartitionLag(in_group, name, partition, position, end, behind, None, owner, paused))
     return _aged(brokers, found)
 
@@ -41,7 +43,7 @@ def _aged(brokers: Brokers, found: list[PartitionLag]) -> list[PartitionLag]:
 
     def seconds(lag: PartitionLag) -> float | None:
         if not lag.behind:
-            return 0.0
+            return None if lag.behind is None else 0.0
         produced = times[lag.topic].get((lag.partition, lag.position))
         return None if produced is None else max(0.0, now - produced)
 

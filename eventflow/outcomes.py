@@ -226,9 +226,20 @@ class Outcomes:
         """Those that waited for their next attempt."""
         return [run for run in (*self._timers, *self._stopped) if self.call_off(run)]
 
-    def _later(self, run: Run, wait: float) -> None:
+    def _later(self, run: Run, wait: float, then: Callable[[Run], None] | None = None) -> None:
         if not self._desk.stopping:
-            self._timers[run] = self._desk.later(wait, self._again, run)
+            self._timers[run] = self._desk.later(wait, then or self._again, run)
+
+    def hold_back(self, run: Run, wait: float) -> None:
+        """Its breaker is open: it is launched later, and has not begun. From any thread."""
+        self._desk.loop.call_soon_threadsafe(self._later, run, wait, self._launch)
+
+    def _launch(self, run: Run) -> None:
+        self._timers.pop(run, None)
+        if not run.may_begin():
+            self._desk.abandon(run)
+        elif not run.ended:
+            self._desk.when_settled(run)
 
     def _again(self, run: Run) -> None:
         self._timers.pop(run, None)

@@ -6,6 +6,7 @@ has not seen yet: it waits here for it, in one thread for all, for as long as th
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -30,6 +31,8 @@ class Preparation:
         self._stopped = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._refused = self._returned = 0  # times in a row
+        self._passed: dict[Run, float] = {}  # which were run again lately, and when
 
     def put(self, run: Run) -> None:
         """Have it prepared, and run anew. From any thread."""
@@ -46,24 +49,53 @@ class Preparation:
         self._come.set()
 
     def _work(self) -> None:
-        refused = 0
         while not self._stopped.is_set():
             self._come.wait()
             self._come.clear()
-            while self._waiting and not self._stopped.is_set():
-                run = self._waiting[0]
-                try:
-                    if not run.ended and not run.dropped:
-                        _prepare(run)
-                except UnavailableError as error:
-                    refused += 1
-                    seldom.say(logger, f"{run.name} waits: {error}; trying again")
-                    self._stopped.wait(min(0.1 * 2**refused, _LONGEST))
-                    continue
-                refused = 0
-                self._waiting.popleft()
-                if not run.ended and not run.dropped:
-                    self._again(run)
+            runs = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            self._hold_back(runs)
+            for run in runs:
+                while not self._stopped.is_set() and not self._prepared(run):
+                    pass
+                self._pass_on(run)
+
+    def _hold_back(self, runs: list[Run]) -> None:
+        """Wait where one has come back: what it needs is not to be had by preparing it, but by trying again."""
+        now = time.monotonic()
+        self._passed = {run: at for run, at in self._passed.items() if now - at < 2 * _LONGEST}
+        if any(run in self._passed for run in runs):
+            self._returned += 1
+            seldom.say(logger, f"{runs[0].name} waits: its messages cannot be read now; trying again")
+            self._wait(self._returned)
+        elif not self._passed:
+            self._returned = 0
+
+    def _prepared(self, run: Run) -> bool:
+        """Whether it may be run; else it is worth another try, after a while."""
+        try:
+            if not run.ended and not run.dropped:
+                _prepare(run)
+        except UnavailableError as error:
+            self._refused += 1
+            seldom.say(logger, f"{run.name} waits: {error}; trying again")
+            self._wait(self._refused)
+            return False
+        except Exception:  # reading it will tell; the others are to go on
+            logger.exception("%s cannot be prepared", run.workflow_id)
+        self._refused = 0
+        return True
+
+    def _pass_on(self, run: Run) -> None:
+        if self._stopped.is_set() or run.ended or run.dropped:
+            return
+        self._passed[run] = time.monotonic()
+        try:
+            self._again(run)
+        except Exception:
+            logger.exception("%s cannot be run again", run.workflow_id)
+
+    def _wait(self, times: int) -> None:
+        self._stopped.wait(min(0.1 * 2 ** min(times, 10), _LONGEST))
 
 
 def _prepare(run: Run) -> None:

@@ -62,8 +62,8 @@ class IncidentRecord:
     """Something that a person should look at, as the ledger has it.
 
     Attributes:
-        kind: "recreated", "deleted" and "partitions" of a topic; "cluster"; "retention" and "truncation" of a partition's
-            log; "overlap" and "duplicate": a guard of the ledger's fired.
+        kind: "recreated", "deleted" and "partitions" of a topic; "cluster"; "retention", "truncation" and "corrupt" of a
+            partition's log; "overlap" and "duplicate": a guard of the ledger's fired.
         subject: the group and partition, the topic, or the workflow.
         first_at, last_at, times: when it was seen, and how often.
         stops: whether something stands still until it is settled.

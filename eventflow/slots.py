@@ -25,6 +25,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from eventflow.brokers import Brokers, logger, reason
 from eventflow.errors import UnavailableError, UsageError
+from eventflow.kafka import headers_of
 from eventflow.numbering import Batch, Event, MismatchError, Number
 from eventflow.outbox import check_topic
 from eventflow.settings import KafkaProperties
@@ -412,7 +413,7 @@ class Slots:
                     continue
                 if _ended(message, ends):
                     left.discard(message.partition() or 0)
-                elif any(name == "eventflow-id" and value in wanted for name, value in message.headers() or ()):
+                elif any(name == "eventflow-id" and value in wanted for name, value in headers_of(message) or ()):
                     return True
             if gone or self._is_compacted(topic):
                 raise MismatchError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from eventflow.brokers import Brokers, Identity, UnknownTopicError
+from eventflow.brokers import Asked, Brokers, Identity, Place, UnknownTopicError, answers
 from eventflow.database import KeptConnection, unavailable
 from eventflow.errors import UnavailableError
 from eventflow.records import Choice
@@ -68,9 +68,10 @@ class Sources:
         self.suspect = threading.Event()
         self.changed: dict[str, str] = {}
         self.found: dict[str, Identity] = {}
-        self.ends: dict[tuple[str, int], int] = {}  # where the logs of paused partitions end
+        self.ends: dict[Place, int] = {}  # where the logs of paused partitions end
         self._spec, self._brokers, self._ledger, self._stop = spec, brokers, ledger, stop
         self._known: dict[str, Source] = {}
+        self._asked: Asked = {}
         self._validated: dict[tuple[int, int], int] = {}  # the leader's epoch at which a claim's log had what was read
         self._matching: list[str] = []
         self._listed_at = -_LIST_EVERY
@@ -124,25 +125,29 @@ class Sources:
         """
         return self._brokers.partitions(topic)
 
-    def cut_off(self, topic: str, claims: Iterable[Claim]) -> dict[int, int]:
+    def ask(self, places: Iterable[Place]) -> Asked:
+        """Have these partitions' leaders say something: whether they answer is what `answers` tells."""
+        return self._brokers.ask(places)
+
+    def cut_off(self, topic: str, claims: Iterable[Claim]) -> tuple[dict[int, int], dict[int, Exception]]:
         """Where the logs of those partitions were cut off that do not have what was read any more, as the leaders' epochs tell.
 
-        Asked where a partition has another leader's epoch than what was read of it, once for each epoch.
-
-        Raises:
-            KafkaException: the brokers do not answer.
-
+        Asked where a partition has another leader's epoch than what was read of it, once for each epoch. And of which
+        partitions that cannot be told now.
         """
         known = {c.partition: c for c in claims if c.leader_epoch >= 0}
-        epochs = self._brokers.epochs(topic, known) if known else {}
+        told, unheard = answers(self._brokers.ask((topic, p) for p in known)) if known else ({}, {})
+        silent: dict[int, Exception] = {p: error for (_, p), error in unheard.items()}
+        epochs = {p: one.leader_epoch for (_, p), one in told.items()}
         read = {
-            p: (c.jumped[0], c.leader_epoch)
-            for p, c in known.items()
-            if epochs[p] not in {c.leader_epoch, self._validated.get((c.id, c.jumped[0]))}
+            p: (known[p].jumped[0], known[p].leader_epoch)
+            for p, epoch in epochs.items()
+            if epoch not in {known[p].leader_epoch, self._validated.get((known[p].id, known[p].jumped[0]))}
         }
-        cut = self._brokers.cut_off(topic, read) if read else {}
-        self._validated |= {(known[p].id, known[p].jumped[0]): epochs[p] for p in read.keys() - cut.keys()}
-        return cut
+        cut, late = self._brokers.cut_off(topic, read) if read else ({}, {})
+        sound = read.keys() - cut.keys() - late.keys()
+        self._validated |= {(known[p].id, known[p].jumped[0]): epochs[p] for p in sound}
+        return cut, silent | late
 
     def _wanted(self) -> list[str]:
         """The topics to be read; of those that a pattern matches, as many as there are.
@@ -212,7 +217,7 @@ class Sources:
             raise UnavailableError(f"the topic {topic!r} is {became} now; asking anew")
 
     def watch(
-        self, over: threading.Event, claims: Callable[[], list[Claim]], paused: Callable[[], list[tuple[str, int]]]
+        self, over: threading.Event, claims: Callable[[], list[Claim]], paused: Callable[[], list[Place]]
     ) -> None:
         """Ask regularly, and after every doubt, whether the topics are still what they were; for a thread.
 
@@ -228,8 +233,6 @@ class Sources:
                 now = self._brokers.identities(known)
                 became = {topic: _what_became(source, now[topic]) for topic, source in known.items()}
                 found = self._identities(topic for topic in self._wanted() if topic not in known)
-                held_up = paused()
-                self.ends = self._brokers.ends(held_up) if held_up else {}
             except UnavailableError as error:
                 seldom.say(logger, f"{error}; trying again")
             else:
@@ -243,7 +246,14 @@ class Sources:
                 self.suspect.clear()
                 if doubts != self._doubts:
                     self.suspect.set()  # a doubt that is younger than the question
+                self._ask_ends(paused())
             over.wait(0.2)
+
+    def _ask_ends(self, paused: list[Place]) -> None:
+        """Where these end, for who asks how far behind they are: never waited for, as a leader that is away says nothing."""
+        if all(future.done() for future in self._asked.values()):
+            self.ends = {place: one.offset for place, one in answers(self._asked)[0].items()}
+            self._asked = self._brokers.ask(paused) if paused else {}
 
 
 def _what_became(source: Source, now: Identity | UnavailableError) -> str | None:

@@ -208,7 +208,7 @@ class Supervisor:
             return
         self._refuse(worker)
         place.failures = 1 if self.clock() - worker.began > _STEADY else place.failures + 1
-        wait = min(_FIRST * 2 ** (place.failures - 1), _LONGEST)
+        wait = min(_FIRST * 2 ** min(place.failures - 1, 10), _LONGEST)
         place.due = self.clock() + wait
         logger.warning("%s %s; it is started again in %g s", worker.name, _said(status), wait)
 

@@ -6,7 +6,9 @@ claims partitions in the ledger, seeks to its positions and bounds what is in fl
 
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from eventflow.errors import UnavailableError
@@ -111,8 +113,11 @@ class Brokers:
     def identities(self, topics: Iterable[str]) -> dict[str, tuple[str, str]]:
         return {topic: ("testing", topic) for topic in topics}
 
-    def epochs(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:  # of every topic
-        return dict.fromkeys(partitions, 0)
+    def ask(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Future[Any]]:
+        asked: dict[tuple[str, int], Future[Any]] = {place: Future() for place in places}
+        for (topic, _), future in asked.items():
+            future.set_result(SimpleNamespace(offset=self._topics.end(topic), leader_epoch=0))
+        return asked
 
     def partitions(self, topic: str) -> list[int]:  # of every topic
         return [0]

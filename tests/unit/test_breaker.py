@@ -46,6 +46,7 @@ def test_one_is_tried_after_a_pause_which_doubles() -> None:
         clock.now += pause
         assert one.wait("a") == 0
         assert one.wait("b") > 0, "one at a time"
+        assert one.wait("a") == 0, "which is asked about once more when it is launched"
         assert one.failed("a", AWAY)
     clock.now += 30
     assert one.wait("b") == 0
@@ -110,3 +111,52 @@ async def test_what_fails_while_it_is_open_is_charged_with_nothing() -> None:
         assert [run.retries for run in runs] == [0, 0, 0]
         assert {e.status for e in at.submitted if e.run.ended} >= {"succeeded"}
         assert not spec.circuit.is_open
+
+
+async def test_while_it_is_open_nothing_new_is_called() -> None:
+    """After the pause one is tried; when that is well, all are called."""
+    async with desk() as at:
+        calls, away, clock = list[int](), [True], Clock()
+
+        async def handler(message: Message[int]) -> None:
+            calls.append(message.value)
+            if away[0]:
+                raise AWAY
+
+        spec = handler_spec(handler, Retry(1, delay=0.01))
+        spec.circuit = one = Circuit(Breaker(1, errors=(ConnectionError,), pause=10, max_pause=10), clock)
+        held = at.executor.outcomes._timers
+        runs = [at.message(spec, offset) for offset in range(5)]
+        for run in runs:
+            run.value = str(run.offset).encode()
+        at.executor.dispatch(runs[:1])
+        await until(lambda: one.is_open and runs[0] in held, "it is open")
+        at.executor.dispatch(runs[1:])
+        await until(lambda: len(held) == 5, "all wait")
+        assert (calls, [run.submitted for run in runs[1:]]) == ([0], [0] * 4), (
+            "nothing is written for who has not begun"
+        )
+        assert one.wait(None) == 1.0
+        clock.now, away[0] = 10.0, False
+        at.executor._launch([runs[2]])
+        await until(lambda: not one.is_open, "the one that is tried is well")
+        assert calls == [0, 2]
+        await until(lambda: at.claim.finished == 5, "all are called")
+        assert sorted(calls) == [0, 0, 1, 2, 3, 4]
+
+
+async def test_what_waits_unbegun_is_let_go_of_without_a_row() -> None:
+    async with desk() as at:
+        calls = list[int]()
+
+        async def handler(message: Message[int]) -> None:
+            calls.append(message.value)
+
+        spec = handler_spec(handler)
+        spec.circuit = one = Circuit(Breaker(1, errors=(ConnectionError,), pause=10), Clock())
+        one.failed("a", AWAY)
+        run = at.message(spec, 0)
+        at.executor.dispatch([run])
+        await until(lambda: run in at.executor.outcomes._timers, "it waits")
+        await at.executor.drain(lambda: False)
+        assert (calls, run.submitted, at.executor.outcomes._timers) == ([], 0, {})

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from eventflow import brokers as module
-from eventflow.brokers import Brokers, UnknownTopicError
+from eventflow.brokers import Brokers, UnknownTopicError, answers
 from eventflow.errors import SettingsError, UnavailableError
 from eventflow.telemetry import Seldom
 
@@ -89,6 +89,19 @@ def test_a_property_that_librdkafka_refuses_is_blamed_on_who_set_it(bad: dict[st
     brokers({"socket.timeout.ms": "soon"}, {"socket.timeout.ms": 1000}).check("bill")  # what counts is right
 
 
+def test_an_eager_assignor_is_refused_by_name() -> None:
+    """It was accepted, and its consumer never read: what is assigned at once cannot be assigned one by one."""
+    said = r"partition\.assignment\.strategy cannot be 'range': leave it out, or use 'cooperative-sticky'"
+    with pytest.raises(SettingsError, match=f"^EVENTFLOW_KAFKA: {said}$"):
+        brokers({"partition.assignment.strategy": "range"}).check("bill")
+    with pytest.raises(SettingsError, match=f"^kafka= of the handler 'bill': {said}$"):
+        brokers({}, {"partition.assignment.strategy": "range"}).check("bill")
+    brokers({"partition.assignment.strategy": "range"}, {"partition.assignment.strategy": "cooperative-sticky"}).check(
+        "b"
+    )
+    brokers({"group.protocol": "consumer"}).check("bill")
+
+
 class FakeAdmin:
     """Answers each question with an error, when it is asked or of the topic; it has no `describe_cluster`, which aborts."""
 
@@ -138,9 +151,9 @@ def test_who_asks_for_leaders_that_do_not_answer_is_told_so_by_an_error_of_kafka
     """Which whoever claims a partition waits for; any other one would end the process."""
     made = brokers()
     vars(made)["admin"] = FakeAdmin(of_topic=error)
-    with pytest.raises(KafkaException) as raised:
-        made.epochs("orders", [0])
-    assert str(made.unavailable(raised.value)) == "Kafka at 127.0.0.1:1 does not answer"
+    told, silent = answers(made.ask([("orders", 0)]))
+    assert told == {}
+    assert str(made.unavailable(silent["orders", 0])) == "Kafka at 127.0.0.1:1 does not answer"
 
 
 def test_a_topic_is_told_by_its_cluster_and_its_id() -> None:
@@ -211,3 +224,49 @@ def test_a_broker_that_is_away_makes_few_lines(heard: Heard) -> None:
     assert 1 <= len(heard.texts) <= 2
     assert [e.code() for e in errors].count(KafkaError._ALL_BROKERS_DOWN) == 1
     assert len(errors) < 12, "it connects without a pause"
+
+
+# ---- where logs end ----
+
+
+def asked(**of: Any) -> Brokers:
+    """Brokers whose leaders of partitions p0, p1... say this, or fail so."""
+    made = brokers()
+
+    def list_offsets(spots: Any, **_: Any) -> Any:
+        told: dict[Any, Future[Any]] = {spot: Future() for spot in spots}
+        for spot, future in told.items():
+            what = of[f"p{spot.partition}"]
+            future.set_exception(what) if isinstance(what, Exception) else future.set_result(what)
+        return told
+
+    vars(made)["admin"] = SimpleNamespace(list_offsets=list_offsets)
+    return made
+
+
+TOLD, AWAY = SimpleNamespace(offset=7, leader_epoch=2), SimpleNamespace(offset=-1001, leader_epoch=None)
+NO_LEADER = KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+
+
+def test_each_partition_is_told_of_by_itself() -> None:
+    """A leader that is away is no error to librdkafka: its partitions have an offset that there is not."""
+    made = asked(p0=TOLD, p1=NO_LEADER, p2=AWAY, p3=TimeoutError())
+    told, silent = answers(made.ask(("orders", n) for n in range(4)))
+    assert told == {("orders", 0): TOLD}
+    codes = {place: error.args[0].code() for place, error in silent.items()}
+    assert codes == {
+        ("orders", 1): KafkaError.LEADER_NOT_AVAILABLE,
+        ("orders", 2): KafkaError._TIMED_OUT,
+        ("orders", 3): KafkaError._TIMED_OUT,
+    }
+    assert answers(made.ask([])) == ({}, {})
+
+
+def test_ends_are_those_of_the_logs_that_there_are() -> None:
+    """How far groups are behind is told, whatever topic one of them has read that was deleted since."""
+    made = asked(p0=TOLD, p1=NO_LEADER, p2=AWAY)
+    assert made.ends([("orders", 0), ("orders", 1), ("orders", 2)]) == {("orders", 0): 7}
+    with pytest.raises(UnavailableError, match="does not answer"):
+        made.ends([("orders", 2)])
+    with pytest.raises(UnavailableError, match="does not answer"):
+        made.offsets("orders", [0, 2], "latest")

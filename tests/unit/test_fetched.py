@@ -7,7 +7,7 @@ import pytest
 from eventflow.errors import CodecError
 from eventflow.fetched import Fetched
 from eventflow.flow import HEAVY
-from eventflow.kafka import Message
+from eventflow.kafka import UNNAMED, Message, headers_from_json, headers_json, message_reader
 from eventflow.registry import Spec, make_spec
 from eventflow.retry import Retry
 from eventflow.runs import Claim
@@ -31,6 +31,24 @@ class FakeMessage:
 
     def timestamp(self) -> tuple[int, int]:
         return 1, 1000 + self._offset
+
+
+class Nameless(FakeMessage):
+    """As the binding has a message with a header whose name is not UTF-8: whoever asks twice takes a null pointer."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset, b"1")
+        self._asked, self._headers = False, None
+
+    def headers(self) -> Any:
+        if self._headers is not None:
+            return self._headers
+        assert not self._asked, "a segmentation fault"
+        self._asked = True
+        raise SystemError("<method 'headers'> returned a result with an exception set")
+
+    def set_headers(self, headers: Any) -> None:
+        self._headers = headers
 
 
 def spec() -> Spec:
@@ -96,3 +114,34 @@ def test_what_cannot_be_read_says_so() -> None:
     one = fetched((10, b"1"), (11, b""))
     with pytest.raises(CodecError, match="orders/3/11 cannot be decoded"):
         one.read()
+
+
+def test_a_header_whose_name_cannot_be_read_is_a_fault_of_its_message_alone() -> None:
+    """However often it is read, also in another process, from the ledger; what comes before and behind it is well."""
+    one = fetched((10, b"1"), (12, b"2"))
+    one.messages.insert(1, Nameless(11))
+    for _ in range(2):
+        with pytest.raises(CodecError, match="orders/3/11 cannot be decoded: a header's name is not UTF-8"):
+            one.read()
+    runs = one.runs("app")
+    assert [(run.value, run.headers == UNNAMED) for run in runs] == [(b"1", False), (b"1", True), (b"2", False)]
+    kept = headers_from_json(headers_json(runs[1].headers))
+    prepared = list[object]()
+    for reader in (runs[1].spec.reader, message_reader(Message[Any], Foreign(prepared))):
+        reader.prepare(b"1", None, kept, "orders")
+        with pytest.raises(CodecError, match="not UTF-8"):
+            reader.read(b"1", None, kept, "orders", 3, 11, 1, 1)
+    assert prepared == []
+
+
+class Foreign:
+    """A deserializer that prepares."""
+
+    def __init__(self, prepared: list[object]) -> None:
+        self._prepared = prepared
+
+    def prepare(self, data: bytes, **_: Any) -> None:
+        self._prepared.append(data)
+
+    def __call__(self, data: bytes, **_: Any) -> Any:
+        return data

@@ -1,18 +1,20 @@
 """What the consumer takes from Kafka, and what it must not pass over."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from psycopg.types.range import Range
 
-from eventflow import consumer
+from eventflow import claims, consumer
+from eventflow.breaker import Breaker, Circuit
 from eventflow.brokers import UnknownTopicError
-from eventflow.claims import _Former, _Read, _Taken
+from eventflow.claims import _Former, _Read, _Stop, _Taken
 from eventflow.consumer import Intake
 from eventflow.database import Database
 from eventflow.errors import UnavailableError
@@ -74,12 +76,27 @@ class FakeConsumer:
     def __init__(self) -> None:
         self.sought: list[int] = []
         self.paused: set[int] = set()
+        self.assigned: set[int] = set()
+        self.unassigned: list[list[int]] = []  # by each call
+        self.refused: int | None = None  # to seek there fails
 
     def assignment(self) -> list[Any]:
-        return []
+        return [TopicPartition("orders", partition) for partition in self.assigned]
+
+    def incremental_assign(self, places: list[Any]) -> None:
+        self.assigned |= {place.partition for place in places}
+
+    def incremental_unassign(self, places: list[Any]) -> None:
+        self.unassigned.append([place.partition for place in places])
+        self.assigned -= {place.partition for place in places}
 
     def seek(self, place: Any) -> None:
+        if place.partition == self.refused:
+            raise KafkaException(KafkaError(KafkaError._STATE))
         self.sought.append(place.offset)
+
+    def get_watermark_offsets(self, place: Any, **_: Any) -> tuple[int, int]:
+        return 0, 200
 
     def pause(self, places: list[Any]) -> None:
         self.paused |= {place.partition for place in places}
@@ -216,6 +233,34 @@ def test_what_cannot_be_read_yet_is_passed_over_by_nothing() -> None:
     assert desk.take(FakeMessage(1, 100), FakeMessage(2, 100)) == [100, 100]
 
 
+def test_what_is_away_for_long_ends_no_consumer() -> None:
+    desk = Desk()
+
+    def away(*_: object) -> None:
+        raise UnavailableError("the registry does not answer")
+
+    desk.intake._prepare, desk.intake._refused = away, 5000
+    assert desk.take(FakeMessage(1, 100)) == []
+
+
+def test_while_its_breaker_is_open_nothing_is_received_but_one_to_be_tried() -> None:
+    desk, clock, done = Desk(), [0.0], list[Any]()
+    circuit = Circuit(Breaker(1, errors=(ConnectionError,), pause=10), lambda: clock[0])
+    desk.intake.spec.spec.circuit, desk.intake._tend = circuit, lambda: None
+    desk.intake._serve = lambda: done.append("served")
+    desk.intake._receive = done.append
+    desk.intake._turn()
+    circuit.failed("a message", ConnectionError())
+    desk.intake._turn()
+    clock[0] = 10.0
+    desk.intake._turn()
+    assert circuit.wait("the one that is tried") == 0
+    desk.intake._turn()
+    circuit.succeeded("the one that is tried")
+    desk.intake._turn()
+    assert done == [10, "served", 1, "served", 10]
+
+
 def test_what_a_lost_claim_had_in_flight_takes_no_room() -> None:
     desk = Desk()
     desk.take(FakeMessage(1, 100))
@@ -286,6 +331,31 @@ def test_a_log_that_was_truncated_stops_its_partition() -> None:
     assert (desk.ledger.incidents, desk.claim.revoked) == ([], True), "its topic may be another one"
     desk.settle()
     assert (desk.ledger.incidents, desk.claim.lost) == ([("truncation", 60)], True)
+
+
+@pytest.mark.parametrize("code", [KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG, KafkaError._NOT_IMPLEMENTED])
+def test_a_batch_that_cannot_be_read_stops_its_partition_alone(code: int) -> None:
+    """It comes again whenever it is fetched: nothing else is to be in doubt each time."""
+    desk = Desk(ordered=True)
+    desk.intake._granted = {("orders", 1), ("orders", 2)}
+    claimed = list[Any]()
+    desk.intake._claim = lambda keys: claimed.extend(keys) or []
+    bad = FakeMessage(1, 103, code, reason="Decompression failed")
+    assert desk.take(FakeMessage(1, 100), FakeMessage(2, 100), bad, FakeMessage(2, 101)) == [100, 100]
+    desk.settle()
+    assert (desk.ledger.incidents, claimed) == ([("corrupt", 101)], [("orders", 1)]), "it is claimed, and stops"
+    desk.intake._fetch_again()
+    assert desk.take(FakeMessage(2, 101), FakeMessage(2, 102)) == [101, 102]
+
+
+def test_what_is_corrupt_is_not_fetched_for_ever_by_a_policy() -> None:
+    desk = Desk()
+    for kind, policy, chosen in (
+        ("corrupt", "earliest", None), ("corrupt", "latest", "latest"), ("retention", "earliest", "earliest"),
+        ("corrupt", None, None),
+    ):  # fmt: skip
+        desk.intake.claims._spec = SimpleNamespace(policy=policy)
+        assert desk.intake.claims._policy(_Stop(1, kind, 0, None, "")) == chosen
 
 
 def test_a_message_where_there_was_none_is_another_log() -> None:
@@ -372,8 +442,23 @@ def watched(desk: Desk, *answers: Callable[[], Any]) -> dict[str, str]:
 
 
 class Brokers:
-    def __init__(self, identities: Callable[[Iterable[str]], dict[str, Any]]) -> None:
+    """Whose leaders answer as `leaders` has it: an error, or nothing yet where there is none."""
+
+    def __init__(self, identities: Callable[[Iterable[str]], dict[str, Any]] = dict) -> None:
         self.identities = identities
+        self.leaders: dict[int, Exception | Any] = {}
+        self.asked: list[set[int]] = []
+
+    def ask(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Future[Any]]:
+        asked: dict[tuple[str, int], Future[Any]] = {place: Future() for place in places}
+        self.asked.append({partition for _, partition in asked})
+        for (_, partition), future in asked.items():
+            what = self.leaders.get(partition)
+            if isinstance(what, Exception):
+                future.set_exception(what)
+            elif what is not None:
+                future.set_result(what)
+        return asked
 
 
 def fails(error: Exception) -> Callable[[], str]:
@@ -448,6 +533,22 @@ def test_an_answer_that_comes_after_its_session_says_nothing_of_the_next_one() -
     assert watched(desk, late) == {}
 
 
+def test_a_paused_partition_without_a_leader_keeps_no_doubt_open() -> None:
+    """Where its log ends is asked beside that, and not waited for."""
+    desk, paused = Desk(), [("orders", 1)]
+    brokers = Brokers(lambda topics: {topic: UnknownTopicError("gone") for topic in topics})
+    sources = desk.intake._sources
+    sources._known, sources._brokers = {"orders": Source(1, "orders", 1, "id-1", "cluster")}, brokers
+    sources.doubt()
+    sources.watch(threading.Event(), list, lambda: paused)
+    assert (sources.changed, sources.suspect.is_set(), sources.ends) == ({"orders": "deleted"}, False, {})
+    sources._ask_ends(paused)
+    assert brokers.asked == [{1}], "it has not answered yet"
+    sources._asked["orders", 1].set_result(TOLD)
+    sources._ask_ends(paused)
+    assert sources.ends == {("orders", 1): 200}
+
+
 def test_while_in_doubt_nothing_is_received() -> None:
     desk = Desk()
     served = list[str]()
@@ -471,38 +572,168 @@ def test_all_consumers_say_once_that_kafka_is_away(
     assert [r.getMessage() for r in caplog.records] == ["Kafka at kafka:9092 does not answer; trying again"]
 
 
-def test_a_claim_that_waits_for_a_broker_is_not_told_before_it_is_held(
+# ---- partitions of which Kafka tells nothing ----
+
+TOLD = SimpleNamespace(offset=200, leader_epoch=0)
+
+
+def done(result: Any) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
+
+
+def without_leader() -> KafkaException:
+    return KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+
+
+class Assigned(Desk):
+    """An intake that is given partitions of its topic: they stand at 120, and nobody let go of those in `wary`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **leaders: Any) -> None:
+        super().__init__()
+        self.intake.claims.held.clear()
+        self.brokers, self.taken, self.released = Brokers(), list[list[int]](), list[int]()
+        self.brokers.leaders = {int(name[1:]): what for name, what in leaders.items()}
+        self.wary = set[int]()
+        self.intake._sources._brokers = self.brokers
+        self.intake._sources._known["orders"] = Source(1, "orders", 1, "id", "cluster")
+        self.intake.claims._first_positions = lambda *_: {}
+        self.intake.claims._take_rows = self._rows
+        self.intake.claims.release = lambda claims: self.released.extend(claim.partition for claim in claims)
+        self.ledger.transact = lambda work: work(None)  # type: ignore[method-assign]
+        self.ledger.database = None  # type: ignore[attr-defined]
+        monkeypatch.setattr("eventflow.claims.evicting", lambda *_, **__: nullcontext())
+        monkeypatch.setattr(self.intake._stop, "wait", self._never)
+
+    def _rows(self, connection: None, source: Source, partitions: list[int]) -> list[_Taken]:
+        self.taken.append(partitions)
+        return [
+            _Taken(p, p, 5, _Former(p not in self.wary, 10, 0, 1, 0, 0), _Read([Range(None, 120)]), [], {}, None)
+            for p in partitions
+        ]
+
+    def _never(self, _: float) -> bool:
+        raise AssertionError("a rebalance waits for this")
+
+    def assign(self, *partitions: int) -> None:
+        self.intake._on_assign(self.consumer, [TopicPartition("orders", p) for p in partitions])
+
+    def held(self) -> set[int]:
+        return {partition for _, partition in self.intake.claims.held}
+
+    def look(self, at: float) -> list[int]:
+        return [partition for _, partition in self.intake.claims.back(at)]
+
+
+def test_a_partition_without_a_leader_holds_no_other_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is tried once a second, with an epoch each time: of that, one line says what is missing."""
-    monkeypatch.setattr(consumer, "seldom", Seldom())
-    desk, tries = Desk(), iter(range(3))
-    caplog.set_level(logging.INFO)
+    """It is not claimed, and not waited for; it is asked for beside the turns, and claimed when it answers."""
+    monkeypatch.setattr(claims, "seldom", Seldom())
+    desk = Assigned(monkeypatch, p3=TOLD, p4=without_leader(), p5=SimpleNamespace(offset=-1001, leader_epoch=None))
+    desk.intake.claims.stopped["orders", 4] = 1  # by an incident that is settled
+    desk.assign(3, 4, 5)
+    assert (desk.taken, desk.held(), desk.consumer.assigned) == ([[3]], {3}, {3})
+    assert desk.intake.claims.stopped == {}, "it is not asked for in each turn"
+    assert [r.getMessage() for r in caplog.records] == [
+        "intake handler waits for orders/4: Broker: Leader not available; trying again",
+        "intake handler waits for orders/5: Local: Timed out; trying again",
+    ]
+    assert desk.look(1) == [], "now it asks"
+    desk.brokers.leaders[4] = None
+    assert (desk.look(2), desk.look(3)) == ([], []), "nobody answers, and then not yet"
+    assert desk.brokers.asked == [{3, 4, 5}, {3}, {4, 5}, {4, 5}]
+    [late] = [one for one in [desk.intake.claims._asked["orders", 4]] if not one.done()]
+    late.set_result(TOLD)
+    desk.brokers.leaders[4] = TOLD
+    desk.intake._look()
+    assert (desk.taken, desk.held(), desk.consumer.assigned) == ([[3], [4]], {3, 4}, {3, 4})
+    assert desk.intake.claims.away == {("orders", 5)}
 
-    def watermarks(*_: Any, **__: Any) -> tuple[int, int]:
-        if next(tries, None) is not None:
+
+def test_what_waits_for_its_leader_goes_with_its_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Assigned(monkeypatch, p4=without_leader())
+    desk.assign(4)
+    assert (desk.look(1), desk.intake.claims.away) == ([], {("orders", 4)})
+    desk.intake._on_revoke(desk.consumer, [TopicPartition("orders", 4)])
+    desk.brokers.leaders[4] = TOLD
+    assert (desk.look(2), desk.look(3), desk.taken) == ([], [], [])
+
+
+def test_a_leader_that_goes_while_it_is_claimed_holds_no_other_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim is let go of, but for one whose next owner has to be as wary; what it is tried for again has its pauses."""
+    desk = Assigned(monkeypatch, p3=TOLD, p4=TOLD, p5=TOLD)
+    desk.wary, gone = {5}, {4, 5}
+
+    def watermarks(place: Any, **_: Any) -> tuple[int, int]:
+        if place.partition in gone:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
         return 0, 200
 
-    desk.consumer.get_watermark_offsets = watermarks  # type: ignore[attr-defined]
-    desk.ledger.transact = lambda _: [
-        _Taken(7, 3, 5, _Former(False, 10, 0, 1, -1, 0), _Read([Range(None, 120)]), [], {}, None)
-    ]  # type: ignore[attr-defined]
-    desk.intake._sources._known["orders"] = Source(1, "orders", 1, "id", "cluster")
-    desk.intake.claims._first_positions = lambda *_: None
-    monkeypatch.setattr(desk.intake._stop, "wait", lambda _: False)
-    assert [claim.next_offset for claim in desk.intake._claim([("orders", 3)])] == [120]
-    assert [r.getMessage() for r in caplog.records] == [
-        "claiming for intake handler: Kafka at kafka:9092 does not answer; trying again",
-        "intake handler claims g orders/3 from offset 120 (epoch 5, its last owner did not let go of it)",
-    ]
+    desk.consumer.get_watermark_offsets = watermarks  # type: ignore[method-assign]
+    desk.assign(3, 4, 5)
+    assert (desk.held(), desk.released, desk.intake.claims.away) == ({3}, [4], {("orders", 4), ("orders", 5)})
+    assert [desk.look(at) for at in (1, 1, 2, 2.9, 3, 3)] == [[], [4, 5], [], [], [], [4, 5]], "asked, and in time"
+
+
+def test_the_first_partitions_of_a_topic_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that began later would be taken for one that was added: read from its beginning, whatever its group has committed."""
+    desk, written = Assigned(monkeypatch, p3=TOLD, p4=without_leader()), list[Any]()
+    del desk.intake.claims._first_positions
+    known: list[tuple[int, int]] = []
+    desk.ledger.run = lambda name, _: known if name == "known_partitions" else []  # type: ignore[method-assign]
+    desk.ledger.database = SimpleNamespace(run=lambda _, name, params: written.append(params) or [])  # type: ignore[attr-defined]
+    desk.intake._sources.partitions = lambda _: [3, 4, 7]
+    desk.consumer.committed = lambda places, **__: places  # type: ignore[attr-defined]
+    desk.brokers.leaders[7] = TOLD
+    desk.assign(3)
+    assert (written, desk.taken, desk.intake.claims.away) == ([], [[]], {("orders", 3)})
+    known.append((1, 7))
+    desk.assign(3, 4)
+    assert ([w["partition"] for w in written], desk.held(), desk.intake.claims.away) == ([[3]], {3}, {("orders", 4)})
+
+
+# ---- what librdkafka is told in a rebalance, and what it refuses ----
+
+
+def test_a_revoke_of_what_is_not_read_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the binding answers with what an incident stops, librdkafka refuses that, and the poll raises."""
+    desk = Assigned(monkeypatch, p3=TOLD)
+    desk.intake._on_revoke(desk.consumer, [TopicPartition("orders", 4)])
+    desk.intake._on_lost(desk.consumer, [TopicPartition("orders", 4)])
+    assert desk.consumer.unassigned == [[], []]
+    desk.assign(3)
+    assert desk.consumer.unassigned == [[], []], "an assignment is not answered by that"
+    desk.intake._on_revoke(desk.consumer, [TopicPartition("orders", 3), TopicPartition("orders", 4)])
+    assert desk.consumer.unassigned[2:] == [[3]]
+
+
+def test_what_is_claimed_again_is_not_paused_any_more() -> None:
+    """librdkafka has resumed it: what counts it as paused would never pause it."""
+    desk = Desk(ordered=True)
+    desk.intake._pause({("orders", 1), ("orders", 2)})
+    desk.intake._read([desk.claim])
+    assert desk.consumer.paused == {2}
+    desk.intake._pause({("orders", 1), ("orders", 2)})
+    assert desk.consumer.paused == {1, 2}
+
+
+def test_a_seek_that_fails_is_not_passed_over() -> None:
+    desk = Desk(ordered=True)
+    desk.intake._unsure, desk.consumer.refused = True, 1
+    desk.intake._fetch_again()
+    assert (desk.consumer.sought, list(desk.intake._lost)) == ([100], [desk.claim])
+    assert desk.take(FakeMessage(1, 103), FakeMessage(2, 100)) == [100]
+    assert (desk.journal.covered, desk.claim.next_offset) == ([], 100)
 
 
 def test_a_rebalance_asks_for_the_partitions_past_its_own_consumer() -> None:
     """`list_topics` of a consumer within its callback makes the binding abort at the next line of librdkafka's log."""
     desk, written = Desk(), list[Any]()
     metadata = SimpleNamespace(topics={"orders": SimpleNamespace(partitions={0: None, 3: None})})
-    vars(desk.intake._brokers)["admin"] = SimpleNamespace(list_topics=lambda *_, **__: metadata)
+    asked = lambda spots, **_: {spot: done(TOLD) for spot in spots}  # noqa: E731
+    vars(desk.intake._brokers)["admin"] = SimpleNamespace(list_topics=lambda *_, **__: metadata, list_offsets=asked)
     desk.consumer.get_watermark_offsets = lambda *_, **__: (5, 9)  # type: ignore[attr-defined]
     desk.consumer.committed = lambda places, **__: places  # type: ignore[attr-defined]
     say = lambda _, name, params: written.append((name, params)) or []  # noqa: E731

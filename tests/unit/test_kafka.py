@@ -10,7 +10,16 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from eventflow.errors import CodecError, UnavailableError, UsageError
-from eventflow.kafka import Headers, Message, Unprepared, by_header, headers_from_json, headers_json, message_reader
+from eventflow.kafka import (
+    Headers,
+    Message,
+    Unprepared,
+    by_header,
+    headers_from_json,
+    headers_json,
+    message_reader,
+    moment,
+)
 
 
 class Order(BaseModel):
@@ -244,3 +253,13 @@ def test_headers() -> None:
 def test_a_message_is_read_only(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(Message(3, topic="orders"), name, 1)
+
+
+@pytest.mark.parametrize("milliseconds", [None, 0, -1, 2**63 - 1, 10**17, -(2**63)])
+def test_a_timestamp_that_no_calendar_has_is_none(milliseconds: int | None) -> None:
+    """Its producer has set it: no list of dead letters ends for it."""
+    assert moment(milliseconds) is None
+    if milliseconds is not None:
+        message = message_reader(Message[int]).read(b"1", None, None, "orders", 0, 0, 1, milliseconds)
+        assert message.timestamp is None
+    assert moment(1000) == datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)

@@ -630,3 +630,22 @@ def test_a_message_that_others_know_keeps_its_row(query: str | None, kept: int) 
         names = [name for name, _ in statements]
         assert names.count("insert_succeeded") == (1 if keeps else kept)
         assert names.count("insert_deltas") == len(claims) == 1
+
+
+async def test_one_that_is_terminated_while_its_thread_runs_is_counted_once() -> None:
+    """It is over when that is durable; its thread comes back later, and finds nothing to let go of."""
+    async with desk(accept_after=0.0) as at:
+        entered, go = threading.Event(), threading.Event()
+
+        def handler(message: Message[dict[str, int]]) -> None:
+            entered.set()
+            go.wait()
+
+        run = at.message(handler_spec(handler))
+        at.executor.dispatch([run])
+        await until(lambda: entered.is_set() and run.durable == 1, "it runs, and is accepted")
+        at.executor.interrupts.request([(run.workflow_id, "terminate", "me", 1)])
+        await until(lambda: at.claim.in_flight() == 0, "it is over")
+        go.set()
+        await until(lambda: not at.executor._in_threads, "its thread has come back")
+        assert (at.claim.in_flight(), run.dropped) == (0, True)
