@@ -392,6 +392,31 @@ def test_park_key_holds_its_scope_until_a_person_decides(world: World, ordering:
     world.check_no_incidents()
 
 
+@pytest.mark.parametrize("ordering", ["partition", "key"])
+def test_what_follows_a_success_that_the_ledger_refuses_waits_too(world: World, ordering: str) -> None:
+    """It had its turn, and may have begun: it is decided anew, behind what is parked now (R15)."""
+    world.create_topic(1)
+    refused = "status <> 'succeeded' or value not like '%poison%'::bytea"
+    world.sql(f"alter table eventflow.workflows add constraint refused check ({refused})")
+    for n in range(8):
+        world.send({"n": n, "do": "poison" if n == 1 else ""}, key="k")
+    world.flush()
+    worker = world.start("letters", ON_FAILURE="park_key", ORDERING=ordering)
+    with sync.Client(world.database_url) as client:
+        for group in ("async", "sync"):
+            [letter] = wait_letters(world, client, 1, group=group, status="parked")
+            assert letter.offset == 1
+            assert world.completed(group) == 1
+            client.drop([letter.workflow_id], "never mind")
+            world.wait_completed(group, 7)
+            notes = world.sql(
+                """select "offset" from effects where "group" = %s and note = 'booked' order by id""", group
+            )
+            assert [offset for (offset,) in notes] == list(range(8)), "each once, in order"
+    assert worker.alive
+    world.check_no_incidents()
+
+
 @pytest.mark.parametrize("kind", ["term", "kill"])
 def test_stop_lets_go_of_nothing_and_tries_again_after_a_restart(world: World, kind: str) -> None:
     """The consumer that met it fetches nothing more, with an incident; other consumers, in this process too, go on."""
