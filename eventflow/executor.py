@@ -1110,7 +1110,7 @@ class Executor:
     async def _run_by_itself(self, run: Run) -> None:
         context, coroutine = Context(), self._run(run, asyncio.current_task())
         self._active += 1
-        run.driven = True
+        run.begun = run.driven = True
         try:
             future = context.run(coroutine.send, None)
             self.interrupts.tell_late(run)

@@ -649,3 +649,30 @@ async def test_one_that_is_terminated_while_its_thread_runs_is_counted_once() ->
         go.set()
         await until(lambda: not at.executor._in_threads, "its thread has come back")
         assert (at.claim.in_flight(), run.dropped) == (0, True)
+
+
+@eventflow.workflow
+async def heeds() -> None:
+    try:
+        await durable.recv(str)
+    except asyncio.CancelledError:
+        heeded.append("told")
+        raise
+
+
+heeded = list[str]()
+
+
+@pytest.mark.parametrize("how", ["cancel", "terminate"])
+async def test_one_that_has_been_recovered_is_told_to_end(how: str) -> None:
+    """It runs by itself, in no runner."""
+    heeded.clear()
+    async with desk() as at:
+        run = Run(heeds.spec, "w", "a")
+        run.arguments, run.in_ledger = heeds.encode((), {}), True
+        at.executor.adopt([run], "recovered")
+        await until(lambda: at.executor.waits.standing() == 1, "it waits")
+        at.executor.interrupts.request([("w", how, "somebody", 1)])
+        await until(run.over, "it has ended")
+        assert [entry.status for entry in at.submitted if entry.run is run][-1] == "cancelled"
+        await until(lambda: heeded == ["told"], "its function has unwound")
