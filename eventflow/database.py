@@ -364,7 +364,7 @@ def evicting(database: Database, connection: Connection, after: float) -> Genera
             try:
                 with database.connect("evictor") as evictor:
                     while not done.is_set():
-                        database.run(evictor, "evict", {"pid": pid})
+                        evictor.execute(sql("evict", database.schema, "queries"), {"pid": pid})  # in any database
                         done.wait(0.2)
             except (psycopg.Error, UnavailableError) as error:
                 logger.debug("evictor: %s", error)

@@ -1,8 +1,7 @@
--- Wake those whose time has come or for whom something came, in batches (R10a); they run from then on, charged to nobody. Locks what
--- it takes, skipping what a peer takes. A signal to one that does not sleep yet stays until it does; one to what has ended goes. All
--- signals of one workflow are one step of the walk: ten thousand messages to one that runs hide nobody else's. Ten thousand workflows
--- are looked at, behind a given one; every row, of which there is at least one, says where to go on: null, from the beginning.
--- Indexes workflows_wake, signals_workflow.
+-- Wake those whose time has come or for whom something came, in batches (R10a); charged to nobody. Locks what it takes, skipping what
+-- a peer takes. A signal to one that does not sleep yet stays until it does; one to what has ended goes. It walks by workflows, 10,000
+-- behind a given one: what many others are sent hides nobody's. Each row, and there is one at least, says where to go on; null: from
+-- the beginning. Indexes workflows_wake, signals_workflow.
 with recursive walk (id) as (
   (select workflow_id from eventflow.signals where workflow_id > %(after)b::text order by workflow_id limit 1)
   union all
