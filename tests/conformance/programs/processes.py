@@ -68,6 +68,17 @@ def _database_of_this_process(settings: Settings) -> Database:
     return database
 
 
+class _App(App):
+    """It remembers whom it was last, also while that one leaves."""
+
+    last: int | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_incarnation" and value is not None:
+            self.last = value.id
+        super().__setattr__(name, value)
+
+
 class Process:
     """One process: born, alive, and either dead or gone as on SIGTERM."""
 
@@ -81,7 +92,7 @@ class Process:
         self.where = ""  # it died
         self.followed = False
         self.error: BaseException | None = None
-        self.app: App | None = None
+        self.app: _App | None = None
         self.started = threading.Event()  # it runs, or never will
         self.over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="process", daemon=True)
@@ -105,7 +116,7 @@ class Process:
             loop.close()
 
     async def _live(self) -> None:
-        app = self.app = App(self._settings, False, False, registry)
+        app = self.app = _App(self._settings, False, False, registry)
         async with app.run():
             self.started.set()
             await self._leaving.wait()
@@ -273,7 +284,7 @@ class Processes:
         return executor
 
     def _on_death(self, process: Process) -> None:
-        executor = process.executor
+        executor = process.app and process.app.last  # which may leave just now
         self.history.append(f"executor {executor} dies: {process.where}")
         if executor is not None:
             with self._lock:
