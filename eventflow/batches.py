@@ -252,7 +252,6 @@ class Batches:
                     span.close()
                 if error is None:
                     part[0].history.riders = scope.riders  # what was started there goes with the first message's end
-                if error is None:
                     self._end(part, None)
                 elif self._desk.stopping and not isinstance(error, Exception):  # nothing more is to begin
                     self._end([run for one in (part, *reversed(parts)) for run in one], error)

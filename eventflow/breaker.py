@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
 from eventflow.errors import UsageError
-from eventflow.retry import Seconds, seconds
+from eventflow.retry import Seconds, is_one, seconds
 
 _LOOK_EVERY = 1.0  # seconds
 
@@ -43,15 +43,8 @@ class Breaker:
 
     def counts(self, error: BaseException) -> bool:
         """Whether this exception tells of the dependency."""
-        if not isinstance(error, Exception):
-            return False
-        if not callable(self.errors):
-            return isinstance(error, self.errors)
-        try:
-            return bool(self.errors(error))
-        except Exception as problem:
-            error.add_note(f"eventflow: the breaker's `errors` raised {problem!r}; it is not counted")
-            return False
+        note = "the breaker's `errors` raised {!r}; it is not counted"
+        return isinstance(error, Exception) and is_one(error, self.errors, note)
 
 
 class Circuit:

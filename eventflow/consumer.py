@@ -26,6 +26,7 @@ from eventflow.journal import Journal, backoff
 from eventflow.kafka import headers_of
 from eventflow.records import Pause
 from eventflow.registry import ConsumerSpec
+from eventflow.retry import doubled
 from eventflow.runs import Claim, Reprocess, Run, fingerprint, weigh
 from eventflow.scopes import Scopes
 from eventflow.settings import KafkaProperties
@@ -568,7 +569,7 @@ class Intake:
         except UnavailableError as error:
             self._refused += 1
             seldom.say(logger, f"{self.name} waits: {error}; trying again")
-            self._waits_until = time.monotonic() + min(0.1 * 2 ** min(self._refused, 10), _LONGEST_WAIT)
+            self._waits_until = time.monotonic() + doubled(0.1, self._refused, _LONGEST_WAIT)
             return False
         self._refused = 0
         return True

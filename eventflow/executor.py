@@ -175,7 +175,7 @@ class Executor:
             if run.wary:
                 wary.append(run)
             elif circuit is not None and not run.dropped and (wait := circuit.wait(run)):
-                self.outcomes.hold_back(run, wait)
+                self.outcomes.put_off(run, wait)
             elif consumer is not None and (consumer.transaction or consumer.batch):
                 others.append(run)
             elif run.before is not None and run.spec.acts and not (run.settled() or run.dropped):

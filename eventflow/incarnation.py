@@ -31,7 +31,7 @@ from eventflow.errors import FencedError, UnavailableError, UnreadableError, Wor
 from eventflow.executor import Executor
 from eventflow.intakes import Intakes
 from eventflow.journal import Identity, Journal, Lane, rider_statements
-from eventflow.ledger import who
+from eventflow.ledger import PATIENCE, who
 from eventflow.payloads import unread
 from eventflow.reader import Reader, Rows, Source
 from eventflow.records import Rider
@@ -52,7 +52,6 @@ logger = logging.getLogger(__name__)
 _FIRST_LANE = 2  # 0 is the journal's, 1 starts workflows
 _QUEUE = 13  # the column of `read_workflow.sql`
 _LEAVE = 10.0  # seconds to leave the consumer groups
-_PATIENCE = 30.0  # seconds for which somebody's open transaction may be in the way of what is started or sent
 R = TypeVar("R")
 
 
@@ -363,7 +362,7 @@ class Incarnation:
 
     def _patiently(self, once: Callable[[], R]) -> R:
         """Try again where somebody's open transaction is in the way, for a while, with a turn for others in between."""
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 return once()
@@ -417,9 +416,8 @@ class Incarnation:
                 found = self._existing(connection, dataclasses.replace(start, if_exists="attach"))
             if found is None or found[6] != self.id or found[2] != "running" or self.executor.holds(workflow_id):
                 return None
-            if (
-                not is_new or found[_QUEUE] is not None
-            ):  # it is being taken, or was without an answer: it may have recorded much
+            if not is_new or found[_QUEUE] is not None:
+                # It is being taken, or was without an answer, and what it has recorded has to be read first.
                 self._lease.reconcile()
                 return None
             run = self.new_run(start, workflow_id)

@@ -16,6 +16,7 @@ from eventflow.errors import FencedError
 from eventflow.idempotency import parse_message_workflow_id
 from eventflow.records import Pause
 from eventflow.registry import ConsumerSpec
+from eventflow.retry import doubled
 from eventflow.runs import Claim, Reprocess, Run
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Intakes:
             self._on_fatal(error)
             return
         times = self._failures.get(one.id, (0, 0.0))[0] + 1
-        wait = min(_SHORTEST * 2 ** min(times - 1, 10), _LONGEST)
+        wait = doubled(_SHORTEST, times - 1, _LONGEST)
         self._failures[one.id] = times, time.monotonic() + wait
         subject = f"{one.group} {one.topic}, reprocessing {one.id}"
         self._on_incident("reprocessing", subject, f"cannot be read: {error}; trying again in {wait:g} s")

@@ -1,6 +1,7 @@
 """What a handler sees of Kafka: messages, their headers, and how bytes become typed values. Values only, no I/O."""
 
 import base64
+import contextlib
 import json
 import logging
 import operator
@@ -558,10 +559,8 @@ def headers_from_json(text: str | None) -> RawHeaders:
     """
     if not text:
         return None
-    try:
-        headers = [(n, None if v is None else base64.b64decode(v)) for n, v in json.loads(text)]
-    except (ValueError, TypeError):
-        headers = [(None, None)]
-    if not all(isinstance(n, str) for n, _ in headers):
-        raise CodecError(f"these headers are no JSON of [[name, base64 or null], ...]: {text[:100]!r}")
-    return cast("RawHeaders", headers)
+    with contextlib.suppress(ValueError, TypeError):
+        headers: list[Any] = [(n, None if v is None else base64.b64decode(v)) for n, v in json.loads(text)]
+        if all(isinstance(n, str) for n, _ in headers):
+            return headers
+    raise CodecError(f"these headers are no JSON of [[name, base64 or null], ...]: {text[:100]!r}")

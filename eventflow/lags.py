@@ -20,9 +20,8 @@ def lags(backend: Backend, group: str | None, topic: str | None) -> list[Partiti
     brokers = Brokers.to_ask(*backend.kafka)
     rows = backend.query("read_lags", {"group": group, "topic": topic})
     held = pauses(backend, group)
-    ends = brokers.ends(
-        (name, partition) for _, name, partition, *_ in rows
-    )  # of a topic that was deleted there is none
+    # Of a topic that was deleted there is no end.
+    ends = brokers.ends((name, partition) for _, name, partition, *_ in rows)
     found: list[PartitionLag] = []
     for in_group, name, partition, position, above, owner in rows:
         end = ends.get((name, partition))

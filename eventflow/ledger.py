@@ -57,7 +57,8 @@ _CONFLICTS = {"40001", "40P01"}  # nothing was done; once more
 _DURABLE = "set local synchronous_commit = on"
 _TOGETHER = 500  # orders in one transaction
 _LINGER = 1.0  # seconds
-_HASTE, _PATIENCE = "200ms", "30s"  # for an id that an open transaction has: among others, and alone
+PATIENCE = 30.0  # seconds for which somebody's open transaction may be in the way of what is started, enqueued or sent
+_HASTE = "200ms"  # the same among others, behind which it is tried again, alone
 
 
 def who() -> str:
@@ -491,7 +492,7 @@ class Orders:
     def _wait_alone(self, order: Order, future: _Placed) -> None:
         """It has an id that somebody's open transaction has enqueued."""
         try:
-            [row] = self._ledger.place([order], _PATIENCE)
+            [row] = self._ledger.place([order], f"{PATIENCE:g}s")
         except psycopg.errors.LockNotAvailable:
             open_still = "a transaction that is open has enqueued it, too, and neither commits nor rolls back"
             _tell([(future, UnavailableError(f"{order.shared!r}: {open_still}"))])

@@ -230,7 +230,7 @@ class Outcomes:
         if not self._desk.stopping:
             self._timers[run] = self._desk.later(wait, then or self._again, run)
 
-    def hold_back(self, run: Run, wait: float) -> None:
+    def put_off(self, run: Run, wait: float) -> None:
         """Its breaker is open: it is launched later, and has not begun. From any thread."""
         self._desk.loop.call_soon_threadsafe(self._later, run, wait, self._launch)
 

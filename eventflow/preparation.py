@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from eventflow.errors import UnavailableError
 from eventflow.idempotency import parse_message_workflow_id
+from eventflow.retry import doubled
 from eventflow.runs import Run
 from eventflow.telemetry import seldom
 
@@ -53,13 +54,13 @@ class Preparation:
             self._come.wait()
             self._come.clear()
             runs = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            self._hold_back(runs)
+            self._put_off(runs)
             for run in runs:
                 while not self._stopped.is_set() and not self._prepared(run):
                     pass
                 self._pass_on(run)
 
-    def _hold_back(self, runs: list[Run]) -> None:
+    def _put_off(self, runs: list[Run]) -> None:
         """Wait where one has come back: what it needs is not to be had by preparing it, but by trying again."""
         now = time.monotonic()
         self._passed = {run: at for run, at in self._passed.items() if now - at < 2 * _LONGEST}
@@ -95,7 +96,7 @@ class Preparation:
             logger.exception("%s cannot be run again", run.workflow_id)
 
     def _wait(self, times: int) -> None:
-        self._stopped.wait(min(0.1 * 2 ** min(times, 10), _LONGEST))
+        self._stopped.wait(doubled(0.1, times, _LONGEST))
 
 
 def _prepare(run: Run) -> None:

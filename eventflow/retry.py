@@ -8,8 +8,25 @@ from datetime import timedelta
 from eventflow.errors import CodecError, DeterminismError, FencedError, HistoryTooLongError, UsageError
 
 Seconds = float | timedelta
+Which = Callable[[Exception], bool] | tuple[type[Exception], ...]
 _LONGEST = 1000 * 366 * 86400.0  # seconds; what is further off, no calendar of Postgres's or Python's holds
 _NEVER = (UsageError, DeterminismError, HistoryTooLongError, CodecError, FencedError)
+
+
+def doubled(first: float, times: int, longest: float) -> float:
+    """So many seconds, doubled so many times, at most so many."""
+    return min(first * 2 ** min(times, 10), longest)  # no more: the power of an outage of days is no float
+
+
+def is_one(error: Exception, which: Which, note: str) -> bool:
+    """Whether an exception is of these classes, or the user's function says so; where that raises, it is none, with a note."""
+    if not callable(which):
+        return isinstance(error, which)
+    try:
+        return bool(which(error))
+    except Exception as problem:
+        error.add_note(f"eventflow: {note.format(problem)}")
+        return False
 
 
 def seconds(value: Seconds, what: str = "a time") -> float:
@@ -57,7 +74,7 @@ class Retry:
     factor: float = 2.0
     max_delay: Seconds = 60.0
     jitter: float = 0.1
-    retry_if: Callable[[Exception], bool] | tuple[type[Exception], ...] | None = None
+    retry_if: Which | None = None
 
     def __post_init__(self) -> None:
         if self.retries < 0:
@@ -73,13 +90,7 @@ class Retry:
             return False
         if self.retry_if is None:
             return True
-        if not callable(self.retry_if):
-            return isinstance(error, self.retry_if)
-        try:
-            return bool(self.retry_if(error))
-        except Exception as problem:
-            error.add_note(f"eventflow: retry_if raised {problem!r}; there is no further attempt")
-            return False
+        return is_one(error, self.retry_if, "retry_if raised {!r}; there is no further attempt")
 
     def longest(self) -> float:
         """The longest wait between two attempts, in seconds, but for chance."""

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn, cast
 
 from confluent_kafka import (
@@ -289,11 +289,16 @@ class Slots:
         failed: list[_Failed] = []
         unnumbered: list[KafkaError] = []
         producer.begin_transaction()
-        number = functools.partial(
-            producer.produce, self._topic, json.dumps(batch.number).encode(), b"number", partition=batch.slot,
-            on_delivery=functools.partial(_told_of_number, unnumbered),
-        )  # fmt: skip
-        whole = self._produce(producer, events, failed) and _goes_on(number)
+        number = json.dumps(batch.number).encode()
+        told = functools.partial(_told_of_number, unnumbered)
+        whole = True
+        try:
+            self._produce(producer, events, failed)
+            producer.produce(self._topic, number, b"number", partition=batch.slot, on_delivery=told)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._STATE:
+                raise
+            whole = False  # an event was refused meanwhile, with which the transaction has failed: its commit says why
         crash_point("relay.after_produce")
         try:
             crash_point("relay.before_commit")
@@ -310,8 +315,7 @@ class Slots:
         crash_point("relay.after_commit")
         self._touched[batch.slot] = time.monotonic()
 
-    def _produce(self, producer: Producer, events: Sequence[Event], failed: "list[_Failed]") -> bool:
-        """Hand the events over; whether all were, and the transaction has not failed on the way."""
+    def _produce(self, producer: Producer, events: Sequence[Event], failed: "list[_Failed]") -> None:
         ledger = self._ledger
         for count, (event_id, topic, key, value, headers, _) in enumerate(events):
             sent: list[Any] = [*headers, ("eventflow-id", f"{ledger}/{event_id}".encode())]
@@ -327,15 +331,12 @@ class Slots:
                         raise
                     producer.poll(0.05)
                 except KafkaException as error:
-                    if _has_failed(error):
-                        return False
                     if error.args[0].code() not in _ITS_OWN:
                         raise
                     failed.append(_Failed(event_id, error.args[0], alone=True))
                     break
             if not count & 1023:
                 producer.poll(0)
-        return True
 
     def _abort(self, slot: int, failed: list[_Failed], error: KafkaException | None) -> NoReturn:
         """Nothing is out once the abort has returned; an error that says nothing of the events is raised again."""
@@ -466,28 +467,10 @@ def _told_of_number(failed: list[KafkaError], error: KafkaError | None, _: Messa
         failed.append(error)
 
 
-def _has_failed(error: KafkaException) -> bool:
-    """Whether the transaction had failed before this was handed over: an event was refused, and its commit says why."""
-    return bool(error.args[0].code() == KafkaError._STATE)
-
-
-def _goes_on(produce: Callable[[], None]) -> bool:
-    """Hand a message over; whether the transaction had not failed before."""
-    try:
-        produce()
-    except KafkaException as error:
-        if not _has_failed(error):
-            raise
-        return False
-    return True
-
-
 def _ended(message: Message, ends: dict[int, int]) -> bool:
     """Whether this is no message, but the end of its partition, or what comes behind where that was."""
     error = message.error()
-    if (
-        error is None or error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED
-    ):  # librdkafka asks for a group, and needs none
+    if error is None or error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:  # it asks for a group, and needs none
         return False
     if error.code() != KafkaError._PARTITION_EOF:
         raise KafkaException(error)

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eventflow.retry import doubled
+
 logger = logging.getLogger(__name__)
 
 _FIRST, _LONGEST = 0.5, 30.0  # seconds until a process that died is started again; twice as long each time
@@ -208,7 +210,7 @@ class Supervisor:
             return
         self._refuse(worker)
         place.failures = 1 if self.clock() - worker.began > _STEADY else place.failures + 1
-        wait = min(_FIRST * 2 ** min(place.failures - 1, 10), _LONGEST)
+        wait = doubled(_FIRST, place.failures - 1, _LONGEST)
         place.due = self.clock() + wait
         logger.warning("%s %s; it is started again in %g s", worker.name, _said(status), wait)
 

@@ -18,9 +18,14 @@ def until(condition: Callable[[], bool], what: str, timeout: float = 10) -> None
         time.sleep(0.001)
 
 
-def waiting(release: threading.Event) -> Callable[[int], None]:
-    def work(_: int) -> None:
-        release.wait(10)
+def waiting(release: threading.Event, done: list[int] | None = None) -> Callable[[int], None]:
+    """Work that waits; where it is noted what is done, that of negative items only."""
+
+    def work(item: int) -> None:
+        if done is None or item < 0:
+            release.wait(10)
+        else:
+            done.append(item)
 
     return work
 
@@ -113,14 +118,7 @@ def test_closed_it_begins_nothing_but_what_is_to_run_alone() -> None:
 def test_those_that_run_alone_keep_no_work_from_beginning() -> None:
     """As many of them as may run at once in any case."""
     release, done = threading.Event(), list[int]()
-
-    def work(item: int) -> None:
-        if item < 0:
-            release.wait(10)
-        else:
-            done.append(item)
-
-    threads = Threads[int](16, work)
+    threads = Threads[int](16, waiting(release, done))
     threads.alone(-1)
     threads.alone(-2)
     until(lambda: threads.active() == 2, "two run alone")
@@ -134,14 +132,7 @@ def test_where_one_that_ran_alone_has_ended_work_begins(monkeypatch: pytest.Monk
     """With no governor that finds the interpreter lock late, and wakes somebody by chance."""
     monkeypatch.setattr(threads_module, "_lateness", lambda: time.sleep(0.001) or 0.0)
     release, done = threading.Event(), list[int]()
-
-    def work(item: int) -> None:
-        if item < 0:
-            release.wait(10)
-        else:
-            done.append(item)
-
-    threads = Threads[int](1, work)
+    threads = Threads[int](1, waiting(release, done))
     threads.alone(-1)
     until(lambda: threads.active() == 1, "one runs alone")
     threads.put([1])
