@@ -216,13 +216,19 @@ class Rule:
 
     def _cron_after(self, moment: datetime) -> datetime | None:
         zone, expression = zone_of(self.timezone), self.cron or ""
-        # Within an hour that is repeated CronSim goes on from its first pass: what has been is passed by.
-        ticks = (tick.astimezone(UTC) for tick in CronSim(expression, moment.astimezone(zone)))
+        by_the_wall = any(part.startswith("*") for part in expression.split()[:2])
+        # Within an hour that is repeated CronSim goes on from its first pass: what has been is passed by. And it may name the
+        # midnight of a day that begins with a gap, if it comes to it from another day.
+        ticks = (
+            tick.astimezone(UTC)
+            for tick in CronSim(expression, moment.astimezone(zone))
+            if not by_the_wall or _is_on_the_wall(tick)
+        )
         try:
             found = next(time for time in ticks if time > moment)
         except (StopIteration, RuntimeError, OverflowError, ValueError):  # 50 years, or the calendar's end
             return None
-        if not any(part.startswith("*") for part in expression.split()[:2]):
+        if not by_the_wall:
             return found
         # It goes hour by hour: where a clock is moved by half of one, it passes by what is in the other half.
         times = (_by_the_wall(expression, zone, max(change, moment)) for change in _changes(zone, moment, found))
@@ -268,6 +274,11 @@ def _by_the_wall(expression: str, zone: ZoneInfo, begin: datetime) -> datetime:
     """The first fire time from a moment on, by a clock that nobody moves from there."""
     wall = begin.astimezone(zone).replace(tzinfo=None)
     return next(CronSim(expression, wall - _MINUTE)).replace(tzinfo=zone, fold=1).astimezone(UTC)
+
+
+def _is_on_the_wall(tick: datetime) -> bool:
+    """Whether clocks show it, and do not skip it."""
+    return tick.astimezone(UTC).astimezone(tick.tzinfo).replace(tzinfo=None) == tick.replace(tzinfo=None)
 
 
 def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:

@@ -413,6 +413,7 @@ class Executor:
     async def _run(self, run: Run, task: Any) -> None:
         current.set(Branch(run, task))
         run.home = task
+        run.history.rewind()
         spec = run.spec
         span = None if self.tracing is None else self.tracing.begin(run)
         try:

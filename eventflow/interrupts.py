@@ -13,6 +13,9 @@ from eventflow.replay import TOLD, Await, Branch
 from eventflow.runs import Dropped, Life, Request, Run
 from eventflow.waits import Timer, Waits, life_of
 
+_LOOK = 0.01  # seconds between two looks at how far a replay has come
+_REPLAYS = 1.0  # seconds without an operation after which a replay is over
+
 
 class RunsDesk(Desk, Protocol):
     """What the executor does for it."""
@@ -58,13 +61,28 @@ class Interrupts:
                 life.tell(run.history)
                 self._waits.end(run, Cancelled(str(why)))
         elif run.begun and run.home is not None:
-            life.tell(run.history)
-            run.home.cancel()
+            self._tell(run, run.attempt)
 
     def tell_late(self, run: Run) -> None:
         """It waits for the first time, and was to end before it began."""
         if run.life is not None and run.life.interrupted is not None and not run.life.told:
-            run.life.tell(run.history)
+            self._tell(run, run.attempt)
+
+    def _tell(self, run: Run, attempt: int, ahead: int = -1, until: float = 0.0) -> None:
+        """Cancel an async run where it stands; one that replays comes first to where the former attempt stood.
+
+        Ahead of that it may not have come to the `try` that cleans up. It may never come to what is ahead, where its code is
+        not deterministic: it is told where it has not come further for a while.
+        """
+        life, history, now = life_of(run), run.history, self._desk.now()
+        if life.told or not run.begun or run.attempt != attempt or run.ended or run.dropped:
+            return
+        if history.ahead and len(history.ahead) != ahead:
+            until = now + _REPLAYS
+        if history.ahead and now < until:
+            self._desk.later(_LOOK, self._tell, run, attempt, len(history.ahead), until)
+        else:
+            life.tell(history)
             run.home.cancel()
 
     def terminate(self, run: Run, why: str) -> None:

@@ -11,6 +11,7 @@ operation is a branch of its own, numbered below the branch that started it. An 
 """
 
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
@@ -26,6 +27,7 @@ DETAILS = "~d"  # behind the position of a step that has begun: what its attempt
 _BEGUN = ("", "w", "~1", f"{TICKET}1", "!", DETAILS)  # behind a position: what is recorded first of an operation
 LAST = 2**31 - 1  # the number of such details: whatever a retry, or a fork, drops, it drops these, too
 TOLD = "told to end"  # what is recorded at "{position}!" where an operation was told that its workflow is to end
+_PLACE = re.compile(r"[\d./]+")  # the position of an operation, in that of anything that is recorded of it
 LONG = 5.0  # seconds; a policy that may wait for so long between two attempts has them recorded
 
 
@@ -47,12 +49,18 @@ Operation = Generator[Effect, Any, R]
 
 
 class History:
-    """What one workflow has recorded: read on replay, appended to by live operations."""
+    """What one workflow has recorded: read on replay, appended to by live operations.
 
-    __slots__ = ("_begun", "_closed", "failures", "fresh", "recorded", "riders", "seq")
+    Attributes:
+        ahead: operations that a former attempt has begun, and this one has not come to yet.
+
+    """
+
+    __slots__ = ("_begun", "_closed", "ahead", "failures", "fresh", "recorded", "riders", "seq")
 
     def __init__(self, recorded: dict[str, Checkpoint] | None = None) -> None:
         self.recorded = recorded
+        self.ahead: set[str] = set()
         self.seq = max((c.seq for c in recorded.values() if c.seq != LAST), default=0) if recorded else 0
         self.fresh: list[Checkpoint] = []
         self.riders: tuple[Rider, ...] = ()  # what goes with the fresh checkpoints
@@ -61,6 +69,11 @@ class History:
         self._begun = recorded is not None and any(
             TICKET in position for position in recorded
         )  # whether it has tickets
+
+    def rewind(self) -> None:
+        """An attempt begins: all that is recorded is ahead of it."""
+        if self.recorded or self.ahead:
+            self.ahead = {place[0] for place in map(_PLACE.match, self.recorded or ()) if place is not None}
 
     def find(self, position: str, name: str) -> Checkpoint | None:
         """The checkpoint at this position.
@@ -284,7 +297,9 @@ class Branch:
 
     def next_position(self) -> str:
         self.number += 1
-        return f"{self.path}.{self.number}"
+        position = f"{self.path}.{self.number}"
+        self.run.history.ahead.discard(position)
+        return position
 
     def child(self, home: object) -> "Branch":
         """The branch of a task that this branch started, numbered in the order of their first operations."""

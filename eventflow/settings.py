@@ -234,7 +234,7 @@ class Settings(BaseSettings):
         lease: after how many seconds without a beat a process is presumed dead.
         beat: seconds between two beats.
         accept_after: after how many seconds a running message gets a row of its own.
-        suspend_after: seconds that a waiting workflow stays in memory at least; one that is asleep for longer leaves it.
+        suspend_after: a workflow that waits leaves memory if it would sleep for more seconds than that.
         max_checkpoints: operations that one run of a workflow may record, before it is parked.
         max_payload: bytes that one argument, result, message, event or item may take as JSON; a call's arguments together.
         encryption_keys: what is stored is encrypted under the first, and decrypted under any: base64 of 32 bytes, by id.

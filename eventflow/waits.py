@@ -261,7 +261,7 @@ class Waits:
     def _may_leave(self, run: Run, life: Life) -> bool:
         """Whether it stands still in its waits, and will for long enough."""
         place = (run.history.seq, len(life.waits), run.acting)
-        if place != life.seen or not _stands(run, life):
+        if place != life.seen or not _stands(run, life) or _is_to_be_told(life):
             life.seen = place
             return False
         if self._leaving:
@@ -297,6 +297,11 @@ class Waits:
 def _stands(run: Run, life: Life) -> bool:
     """Whether it does nothing but wait, and all that it has done is durable."""
     return not run.acting and not life.suspending and run.settled()
+
+
+def _is_to_be_told(life: Life) -> bool:
+    """Whether its code is about to be told that it is to end."""
+    return life.interrupted is not None and not life.told
 
 
 def _unread(life: Life) -> bool:

@@ -106,6 +106,14 @@ def test_by_the_clock_on_the_wall_it_fires_whenever_that_shows_such_a_time(cron:
     assert list(Rule(cron=cron, timezone=zone).between(minutes[0], minutes[-1])) == [m for m in minutes if shows(m)]
 
 
+@pytest.mark.parametrize("moment", ["2010-10-11", "2010-10-16T04:00", "2010-10-17T02:59:59"])
+@pytest.mark.parametrize("cron", ["*/15 0 * * SUN", "*/30 0 17,24 10 *"])
+def test_a_midnight_that_is_skipped_is_left_out_whoever_asks_when(cron: str, moment: str) -> None:
+    """In Sao Paulo 17 October 2010 began at one."""
+    asked = datetime.fromisoformat(moment).replace(tzinfo=UTC)
+    assert Rule(cron=cron, timezone="America/Sao_Paulo").after(asked) == datetime(2010, 10, 24, 2, tzinfo=UTC)
+
+
 crons = st.builds(
     lambda *fields: " ".join(fields),
     st.sampled_from(["0", "30", "*/15", "5,35", "*"]), st.sampled_from(["2", "*", "1-3", "0", "*/2", "23"]),

@@ -96,7 +96,7 @@ def test_a_retry_drops_the_failure_and_what_came_after_it() -> None:
 
 
 def test_branches_are_numbered_below_the_one_that_started_them() -> None:
-    root = Branch(None, "main")
+    root = Branch(SimpleNamespace(history=History()), "main")
     assert [root.next_position(), root.next_position()] == ["1.1", "1.2"]
     first, second = root.child("a"), root.child("b")
     assert [first.next_position(), second.next_position(), first.next_position()] == ["2.1", "3.1", "2.2"]
@@ -173,7 +173,8 @@ def test_who_has_begun_a_transaction_went_the_old_way() -> None:
     """Else a patch takes its place, and it begins again behind it."""
     history = History()
     history.issue("1.1", "book", '["shop", "t"]')
-    later, branch = again(history), Branch(None, "main")
+    later = again(history)
+    branch = Branch(SimpleNamespace(history=later), "main")
     assert not patch(later, branch, "new")
     assert branch.peek() == "1.1"
     assert patch(again(History()), branch, "new")

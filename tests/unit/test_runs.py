@@ -23,6 +23,7 @@ from eventflow.journal import RIDERS, ClaimsLostError, Entry, Journal, flush_sta
 from eventflow.kafka import Message
 from eventflow.records import Checkpoint, Rider
 from eventflow.registry import ConsumerSpec, Spec, make_spec
+from eventflow.replay import History
 from eventflow.retry import Retry
 from eventflow.runs import Claim, Run
 from eventflow.scopes import Scope
@@ -96,6 +97,7 @@ async def desk(*, accept_after: float = 10.0, threads: int = 1) -> AsyncIterator
         on_fenced=fenced.append, on_incident=lambda *_: None,
     )  # fmt: skip
     executor.journal, executor.transactions = journal, Lanes()
+    executor.on_told = lambda *_: None
     journal.start()
     try:
         yield Desk(executor, lane, journal)
@@ -676,3 +678,54 @@ async def test_one_that_has_been_recovered_is_told_to_end(how: str) -> None:
         await until(run.over, "it has ended")
         assert [entry.status for entry in at.submitted if entry.run is run][-1] == "cancelled"
         await until(lambda: heeded == ["told"], "its function has unwound")
+
+
+async def acted() -> None:
+    heeded.append("acted")
+
+
+@eventflow.workflow
+async def cleans_up(branches: int) -> None:
+    """What comes before the `try` was done by a former attempt."""
+    replays.set()
+    await asyncio.gather(*(durable.run_step(acted) for _ in range(branches)))
+    try:
+        await durable.recv(str)
+    except asyncio.CancelledError:
+        heeded.append("cleaned up")
+        raise
+
+
+replays = asyncio.Event()
+
+
+def has_recorded(*positions: str) -> Run:
+    run = Run(cleans_up.spec, "w", "a")
+    run.arguments, run.in_ledger = cleans_up.encode((2,), {}), True
+    run.history = History({place: Checkpoint(place, n, "acted", "null", None) for n, place in enumerate(positions, 1)})
+    return run
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_who_replays_is_told_to_end_where_the_former_attempt_stood(early: bool) -> None:
+    """Ahead of that, in the `gather` of what is recorded, it could not clean up yet."""
+    heeded.clear()
+    replays.clear()
+    async with desk() as at:
+        run = has_recorded("2.1", "3.1")
+        at.executor.adopt([run], "recovered")
+        if not early:
+            await replays.wait()
+            assert run.history.ahead == {"2.1", "3.1"}
+        at.executor.interrupts.request([("w", "cancel", "somebody", 1)])
+        await until(run.over, "it has ended")
+        assert (heeded, at.submitted[-1].status) == (["cleaned up"], "cancelled")
+
+
+async def test_a_replay_that_never_comes_to_what_is_recorded_is_told_to_end_all_the_same() -> None:
+    heeded.clear()
+    async with desk() as at:
+        at.executor.adopt([has_recorded("2.1", "3.1", "4.1")], "recovered")
+        at.executor.interrupts.request([("w", "cancel", "somebody", 1)])
+        await until(lambda: at.submitted and at.submitted[-1].status == "cancelled", "it has ended")
+        assert heeded == ["cleaned up"]
