@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import faulthandler
 import gc
+import importlib
 import json
 import os
 import queue
@@ -25,6 +26,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_IMPORTS = (
+    "eventflow.app", "eventflow.cli", "eventflow.incarnation", "eventflow.sessions", "eventflow.sync",
+    "sqlalchemy.dialects.postgresql.psycopg", "uvloop",
+)  # fmt: skip
 
 
 class Forked:
@@ -195,9 +200,8 @@ def _become(request: dict[str, Any], files: list[int], others: list[int]) -> lis
 
 def main(descriptor: str) -> None:
     """Import what workers import; serve; in a child, run the program."""
-    import eventflow.app
-    import eventflow.cli
-    import eventflow.incarnation  # noqa: F401
+    for module in _IMPORTS:
+        importlib.import_module(module)
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.collect()
