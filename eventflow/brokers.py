@@ -79,6 +79,7 @@ _CONSUMERS_ONLY = frozenset({
     "max.poll.interval.ms", "max.poll.records", "partition.assignment.strategy", "queued.max.messages.kbytes",
     "queued.min.messages", "session.timeout.ms", "share.acknowledgement.mode",
 })  # fmt: skip
+_STATISTICS = 1000  # milliseconds between two looks of librdkafka's at itself
 _NO_ANSWER = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 _ASK = 10  # seconds for a question
 _ANSWER = 5  # seconds for one that is asked in a rebalance, where the group waits
@@ -143,10 +144,12 @@ class Brokers:
             admin.poll(1.0)  # its first token is made in a poll, and what is asked before waits for one in vain
         return admin
 
-    def consumer(self) -> Consumer:
+    def consumer(self, on_statistics: Callable[[str], None]) -> Consumer:
+        """One to read with; `on_statistics` is called in its polls, with librdkafka's statistics."""
         if self.config.get("debug"):
             logger.setLevel(logging.DEBUG)  # who asks librdkafka for more is shown it
-        return Consumer(self.config, logger=logger)
+        told = {"statistics.interval.ms": _STATISTICS} | self.config | {"stats_cb": on_statistics}
+        return Consumer(told, logger=logger)
 
     def check(self, name: str) -> None:
         """Whether librdkafka takes this configuration.
@@ -174,14 +177,23 @@ class Brokers:
 
         """
         names = list(topics)
+        admin = self.admin
         try:
             return self._describe(names) if names else {}
         except TimeoutError as error:
+            self._let_go(admin)
             raise UnavailableError(self.no_answer) from error
         except KafkaException as error:
+            if error.args[0].code() in _NO_ANSWER:
+                self._let_go(admin)
             raise self.unavailable(error) from error
         finally:
-            self.admin.poll(0)  # what the client has to say meanwhile would else be kept, and said all at once later
+            admin.poll(0)  # what the client has to say meanwhile would else be kept, and said all at once later
+
+    def _let_go(self, admin: AdminClient) -> None:
+        """Ask a new client the next time: this one may know no broker any more, and then it never will (`knows_brokers`)."""
+        if self.__dict__.get("admin") is admin:
+            del self.__dict__["admin"]
 
     @property
     def no_answer(self) -> str:
@@ -410,6 +422,15 @@ def describe(brokers: Brokers, topics: list[str]) -> tuple[int, dict[str, tuple[
         copies = min((len(one.replicas) for one in partitions.values()), default=0)
         found[name] = len(partitions), copies, {one.name: one.value for one in told[name].values()}
     return len(known.brokers), found
+
+
+def knows_brokers(statistics: str) -> bool:
+    """Whether a client still knows a broker, be it one that is away, by its statistics.
+
+    A broker that is fenced, as one is for a moment after it hung or in a rolling upgrade, says that there are no brokers. Of
+    all that it knew librdkafka (2.10 and later) then lets go, and has nobody left to ask (its issue 5301).
+    """
+    return any(f'"source":"{source}"' in statistics for source in ("learned", "configured", "internal"))
 
 
 def cut_at(error: KafkaError) -> int | None:

@@ -16,7 +16,7 @@ import confluent_kafka
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from eventflow.brokers import Brokers, cut_at
+from eventflow.brokers import Brokers, cut_at, knows_brokers
 from eventflow.claims import Claims, Key, cut_off
 from eventflow.database import Database, KeptConnection, unavailable
 from eventflow.errors import EventflowError, FencedError, UnavailableError
@@ -42,6 +42,7 @@ _LOOK_EVERY = 1.0
 _PAUSE_AFTER = 1.0
 _LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
+_DEAF = 2  # looks in a row at which librdkafka knows no broker
 # What is wrong with a batch of one partition, and is the same when it is fetched again.
 _CORRUPT = {
     KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED,
@@ -109,6 +110,7 @@ class Intake:
         self._unsure = False  # in a doubt all was thrown away: it is fetched again before anything else is taken
         self._rebalanced = False
         self._assigned = False
+        self._deaf = 0  # looks in a row at which its client knew no broker
         self._lost: deque[Claim] = deque()
         self._halted: deque[tuple[Claim, str, int, str]] = (
             deque()
@@ -227,7 +229,8 @@ class Intake:
         """One Kafka consumer, from subscription to close; a changed topic or a lost lease ends it and another begins."""
         if not self._sources.identify() or not self._wait_for_lease() or not self._learn_pauses():
             return
-        self._consumer = self._brokers.consumer()
+        self._consumer = self._brokers.consumer(self._on_statistics)
+        self._deaf = 0
         self._paused.clear()
         self._assigned = False
         self._granted.clear()
@@ -240,10 +243,14 @@ class Intake:
         try:
             self._subscribe()
             watch.start()
-            while not self._stop.is_set() and not self._sources.changed and self._has_lease():
+            while not self._stop.is_set() and not self._sources.changed and self._has_lease() and self._deaf < _DEAF:
                 self._turn()
         finally:
             over.set()
+            if self._deaf >= _DEAF:
+                logger.warning(
+                    "%s begins anew: it was told that there are no brokers, and has let go of them", self.name
+                )
             if not self._has_lease() and not self._abandoned:
                 logger.warning("%s leaves its group: the lease was not renewed in time", self.name)
             self._give_up(list(self.claims.held))
@@ -280,6 +287,9 @@ class Intake:
                 self._pauses = [Pause(*row) for row in rows]
                 return True
         return False
+
+    def _on_statistics(self, statistics: str) -> None:
+        self._deaf = 0 if knows_brokers(statistics) else self._deaf + 1
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}:

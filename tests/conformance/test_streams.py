@@ -51,9 +51,11 @@ def sql(settings: Settings, text: str, *params: Any) -> list[tuple[Any, ...]]:
 
 
 def taken_over(settings: Settings) -> None:
-    """What a peer does that presumes this process dead (R9)."""
-    sql(settings, "update eventflow.workflows set executor = null where finished_at is null")
-    sql(settings, "update eventflow.executors set alive = false where alive")
+    """What a peer does that presumes this process dead, in its order and in one transaction (R9)."""
+    with psycopg.connect(settings.database_url) as peer:
+        peer.execute("select from eventflow.executors where alive for update")
+        peer.execute("update eventflow.executors set alive = false, died_at = now() where alive")
+        peer.execute("update eventflow.workflows set executor = null where finished_at is null")
 
 
 def until(true: Callable[[], bool], seconds: float = 10) -> None:

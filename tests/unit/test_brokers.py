@@ -1,5 +1,6 @@
 """What reaches librdkafka, what it refuses, and what is said of brokers that do not answer."""
 
+import json
 import logging
 import time
 from concurrent.futures import Future
@@ -11,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from eventflow import brokers as module
-from eventflow.brokers import Brokers, UnknownTopicError, answers
+from eventflow.brokers import Brokers, UnknownTopicError, answers, knows_brokers
 from eventflow.errors import SettingsError, UnavailableError
 from eventflow.telemetry import Seldom
 
@@ -215,7 +216,7 @@ def test_a_broker_that_is_away_makes_few_lines(heard: Heard) -> None:
     """Against a real librdkafka, which connects again and again: it was 400 lines in 20 s."""
     errors: list[KafkaError] = []
     made = Brokers("127.0.0.1:1", {}, {}, "g", "c", errors.append)
-    consumer = made.consumer()
+    consumer = made.consumer(lambda _: None)
     consumer.subscribe(["x"])
     until = time.monotonic() + 4
     while time.monotonic() < until:
@@ -270,3 +271,30 @@ def test_ends_are_those_of_the_logs_that_there_are() -> None:
         made.ends([("orders", 2)])
     with pytest.raises(UnavailableError, match="does not answer"):
         made.offsets("orders", [0, 2], "latest")
+
+
+def test_a_client_that_knows_no_broker_is_told_by_its_statistics() -> None:
+    """Of a real librdkafka, one whose broker is away; what it tells where all are let go of has the group's alone."""
+    told: list[str] = []
+    consumer = Brokers("127.0.0.1:1", {}, {}, "g", "c", lambda _: None).consumer(told.append)
+    until = time.monotonic() + 10
+    while not told and time.monotonic() < until:
+        consumer.poll(0.1)
+    consumer.close()
+    assert knows_brokers(told[0])
+    brokers = json.loads(told[0])["brokers"]
+    alone = {"brokers": {name: one for name, one in brokers.items() if one["source"] == "logical"}}
+    assert alone["brokers"]
+    assert not knows_brokers(json.dumps(alone, separators=(",", ":")))
+
+
+def test_a_client_that_asks_and_has_no_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_not_answered(*_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    monkeypatch.setattr(Brokers, "_describe", is_not_answered)
+    made = brokers()
+    first = made.admin
+    with pytest.raises(UnavailableError):
+        made.identities(["x"])
+    assert made.admin is not first
