@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import confluent_kafka
 from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
@@ -85,11 +85,27 @@ _ASK = 10  # seconds for a question
 _ANSWER = 5  # seconds for one that is asked in a rebalance, where the group waits
 Identity = tuple[str, str]  # the cluster's id, the topic's id
 Place = tuple[str, int]  # topic, partition
-Asked = Mapping[Place, Future[Any]]
+R = TypeVar("R")
+
+
+class Asked(dict[Place, "Future[Any]"]):
+    """What leaders were asked: of each partition, what will be told."""
+
+    def __init__(self, futures: Mapping[Place, "Future[Any]"] | None = None, limit: float = _ANSWER) -> None:
+        super().__init__(futures or {})
+        self.until = time.monotonic() + limit + 1  # a question ends by itself before that
+
+    def over(self) -> bool:
+        """Whether all have told, or will not: librdkafka may forget the questions of a client that was let go of."""
+        return all(future.done() for future in self.values()) or time.monotonic() > self.until
 
 
 class UnknownTopicError(UnavailableError):
     """The brokers do not know the topic, or not any more."""
+
+
+class _NoAnswerError(Exception):
+    """A client of the brokers' had no answer."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,9 @@ class Brokers:
 
     @cached_property
     def admin(self) -> AdminClient:
+        return self._new_admin()
+
+    def _new_admin(self) -> AdminClient:
         admin = AdminClient(self.admin_config, logger=logger)
         if str(self.config.get("sasl.mechanism", self.config.get("sasl.mechanisms"))).upper() == "OAUTHBEARER":
             admin.poll(1.0)  # its first token is made in a poll, and what is asked before waits for one in vain
@@ -177,23 +196,39 @@ class Brokers:
 
         """
         names = list(topics)
-        admin = self.admin
+        return self._learn(lambda admin: self._describe(admin, names)) if names else {}
+
+    def _learn(self, question: Callable[[AdminClient], R]) -> R:
+        """The answer of the client that is kept; where it has none, of a new one, which is kept if it has.
+
+        The old one may know no broker any more, and then it never will (`knows_brokers`).
+
+        Raises:
+            UnavailableError: the brokers do not answer.
+
+        """
         try:
-            return self._describe(names) if names else {}
-        except TimeoutError as error:
-            self._let_go(admin)
-            raise UnavailableError(self.no_answer) from error
+            return self._answer(self.admin, question)
+        except _NoAnswerError:
+            fresh = self._new_admin()
+        try:
+            found = self._answer(fresh, question)
+        except _NoAnswerError:
+            raise UnavailableError(self.no_answer) from None
+        self.__dict__["admin"] = fresh
+        return found
+
+    def _answer(self, admin: AdminClient, question: Callable[[AdminClient], R]) -> R:
+        try:
+            return question(admin)
+        except TimeoutError:
+            raise _NoAnswerError from None
         except KafkaException as error:
             if error.args[0].code() in _NO_ANSWER:
-                self._let_go(admin)
+                raise _NoAnswerError from None
             raise self.unavailable(error) from error
         finally:
             admin.poll(0)  # what the client has to say meanwhile would else be kept, and said all at once later
-
-    def _let_go(self, admin: AdminClient) -> None:
-        """Ask a new client the next time: this one may know no broker any more, and then it never will (`knows_brokers`)."""
-        if self.__dict__.get("admin") is admin:
-            del self.__dict__["admin"]
 
     @property
     def no_answer(self) -> str:
@@ -207,10 +242,9 @@ class Brokers:
             UnavailableError: the brokers do not answer.
 
         """
-        try:
-            return [name for name in self.admin.list_topics(timeout=5).topics if not name.startswith("__")]
-        except KafkaException as error:
-            raise self.unavailable(error) from error
+        return self._learn(
+            lambda admin: [name for name in admin.list_topics(timeout=5).topics if not name.startswith("__")]
+        )
 
     def partitions(self, topic: str) -> list[int]:
         """The partitions that the topic has now.
@@ -229,9 +263,9 @@ class Brokers:
         admin: Any = self.admin
         spots = {TopicPartition(*place): OffsetSpec.latest() for place in places}
         if not spots:
-            return {}
+            return Asked()
         asked = admin.list_offsets(spots, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ANSWER)
-        return {(spot.topic, spot.partition): future for spot, future in asked.items()}
+        return Asked({(spot.topic, spot.partition): future for spot, future in asked.items()})
 
     def offsets(
         self, topic: str, partitions: Iterable[int], where: Literal["earliest", "latest"] | datetime
@@ -251,7 +285,7 @@ class Brokers:
             {TopicPartition(topic, partition): spec for partition in partitions},
             isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ASK,
         )  # fmt: skip
-        told, silent = answers({(spot.topic, spot.partition): future for spot, future in asked.items()})
+        told, silent = answers(Asked({(spot.topic, spot.partition): f for spot, f in asked.items()}, _ASK))
         for error in silent.values():
             raise self.unavailable(error, f", topic {topic!r}") from error
         return {partition: one.offset for (_, partition), one in told.items()}
@@ -316,7 +350,7 @@ class Brokers:
                     waiting.discard(message.partition())
         finally:
             consumer.close()
-        return cut, {p: KafkaException(KafkaError(KafkaError._TIMED_OUT)) for p in waiting}
+        return cut, {p: _timed_out() for p in waiting}
 
     def unavailable(self, error: KafkaException, where: str = "") -> UnavailableError:
         """An error of asking the brokers, in one line that names them."""
@@ -324,31 +358,30 @@ class Brokers:
             return UnavailableError(self.no_answer)
         return UnavailableError(f"Kafka at {self.servers}{where}: {reason(error)}")
 
-    def _describe(self, topics: list[str]) -> dict[str, Identity | UnavailableError]:
-        admin: Any = self.admin  # its futures are not typed
+    def _describe(self, admin: Any, topics: list[str]) -> dict[str, Identity | UnavailableError]:
         asked = admin.describe_topics(confluent_kafka.TopicCollection(topics), request_timeout=5)
-        cluster_id = self._cluster_id()
+        cluster_id = self._cluster_id(admin)
         return {topic: self._identity(topic, cluster_id, asked[topic]) for topic in topics}
 
-    def _cluster_id(self) -> str | None:
+    def _cluster_id(self, admin: AdminClient) -> str | None:
         """Told with any topic's metadata; one that nobody has to make, and that costs little.
 
         Never by `describe_cluster`: an only broker that has just come back answers without brokers, and with that, where no
         topic was asked for, either, librdkafka (2.16) aborts the process (`rd_kafka_admin_response_parse`).
         """
-        return self.admin.list_topics("__consumer_offsets", timeout=5).cluster_id
+        return admin.list_topics("__consumer_offsets", timeout=5).cluster_id
 
     def _identity(self, topic: str, cluster_id: str | None, asked: Any) -> Identity | UnavailableError:
-        try:
-            topic_id = str(asked.result(timeout=6).topic_id)
-        except KafkaException as error:
+        error = _failure(asked, 6)
+        if error is not None:
             code = error.args[0].code()
             if code in _NO_ANSWER:
-                raise
+                raise KafkaException(error.args[0])
             if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return self.unavailable(error, f", topic {topic!r}")
             hint = "there is no such topic; create it; it is read as soon as it exists"
             return UnknownTopicError(f"Kafka at {self.servers}, topic {topic!r}: {hint}")
+        topic_id = str(asked.result().topic_id)
         if not topic_id or set(topic_id) <= set("A-0") or not cluster_id:
             return UnavailableError(f"topic {topic!r} has no id; Apache Kafka 3.7 or newer is needed")
         return cluster_id, topic_id
@@ -358,20 +391,31 @@ def answers(asked: Asked) -> tuple[dict[Place, Any], dict[Place, KafkaException]
     """What has been told of each partition that was asked of; and of those of which nothing was, why not."""
     told: dict[Place, Any] = {}
     silent: dict[Place, KafkaException] = {}
-    until = time.monotonic() + _ASK + 1  # a question ends by itself before that
     for place, future in asked.items():
-        try:
-            found = future.result(timeout=max(0.0, until - time.monotonic()))
-        except KafkaException as error:
+        error = _failure(future, max(0.0, asked.until - time.monotonic()))
+        if error is not None:
             silent[place] = error
-        except TimeoutError:
-            silent[place] = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        elif (found := future.result()).offset == OFFSET_INVALID:  # so librdkafka has it of a leader that is away
+            silent[place] = _timed_out()
         else:
-            if found.offset == OFFSET_INVALID:  # so librdkafka has it of a leader that is away, and no error
-                silent[place] = KafkaException(KafkaError(KafkaError._TIMED_OUT))
-            else:
-                told[place] = found
+            told[place] = found
     return told, silent
+
+
+def _failure(asked: "Future[Any]", timeout: float) -> KafkaException | None:
+    """Why a question has no answer, if it has none.
+
+    It is not raised here: its traceback would hold the frames that hold the future, and so, for the collector, the client.
+    """
+    try:
+        error = asked.exception(timeout)
+    except TimeoutError as late:
+        error = late
+    return error if error is None or isinstance(error, KafkaException) else _timed_out()
+
+
+def _timed_out() -> KafkaException:
+    return KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
 def ends_of(
@@ -430,7 +474,7 @@ def knows_brokers(statistics: str) -> bool:
     A broker that is fenced, as one is for a moment after it hung or in a rolling upgrade, says that there are no brokers. Of
     all that it knew librdkafka (2.10 and later) then lets go, and has nobody left to ask (its issue 5301).
     """
-    return any(f'"source":"{source}"' in statistics for source in ("learned", "configured", "internal"))
+    return any(f'"source":"{source}"' in statistics for source in ("learned", "configured"))
 
 
 def cut_at(error: KafkaError) -> int | None:

@@ -97,7 +97,7 @@ class Claims:
         self.bereft: list[Claim] = []  # lost without a hand-over: the topic may be gone
         self._spec, self._executor, self._bound, self._reprocessing = spec, executor, bound, reprocessing
         self._ledger, self._sources, self._journal, self._stop = ledger, sources, journal, stop
-        self._asked: Asked = {}  # of those that are away
+        self._asked = Asked()  # of those that are away
         self._tries, self._back_at = 0, 0.0
         self._positions: dict[Claim, int] = {}
         self._put_off: dict[int, int] = {}
@@ -173,13 +173,13 @@ class Claims:
         """Those that were away and of which Kafka tells again; asked without waiting for the answer, as the others are read."""
         if not self.away:
             self._tries = 0
-        if not self.away or now < self._back_at or not all(future.done() for future in self._asked.values()):
+        if not self.away or now < self._back_at or not self._asked.over():
             return []
         back = sorted(answers(self._asked)[0].keys() & self.away)
         if not back:  # the first time nothing was asked yet
             self._asked = self._sources.ask(self.away)
             return []
-        self._asked = {}
+        self._asked = Asked()
         self._tries += 1
         self._back_at = now + min(2.0**self._tries, _LONGEST)
         return back

@@ -42,6 +42,7 @@ _LOOK_EVERY = 1.0
 _PAUSE_AFTER = 1.0
 _LONGEST_WAIT = 5.0  # seconds between two attempts to get what reading a message needs
 _WITHOUT_END = 1 << 62
+_LEAVE = 10.0  # seconds that leaving a group may take
 _DEAF = 2  # looks in a row at which librdkafka knows no broker
 # What is wrong with a batch of one partition, and is the same when it is fetched again.
 _CORRUPT = {
@@ -258,9 +259,17 @@ class Intake:
             self.claims.drop(self.claims.held)
             self._skipped.clear()
             self._fallen.clear()
-            self._consumer.close()
+            self._leave(self._consumer)
             self._reads = False
             self._dispatch_again()
+
+    def _leave(self, consumer: Consumer) -> None:
+        """Leave the group; librdkafka may never come back where the brokers are gone (its issues 3740 and 4519)."""
+        leaving = threading.Thread(target=consumer.close, name=f"eventflow {self.name} leaves", daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE)
+        if leaving.is_alive():
+            logger.warning("%s: librdkafka has not left the group within %g s; going on without it", self.name, _LEAVE)
 
     def _subscribe(self) -> None:
         topics = self._sources.topics()
@@ -403,7 +412,7 @@ class Intake:
 
     def _commit_advisory(self) -> None:
         offsets = self.claims.folded_positions()
-        if offsets:
+        if offsets and not self._deaf:
             try:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
             except KafkaException as error:
@@ -714,7 +723,9 @@ class Intake:
 
     # ---- who owns what ----
 
-    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return
         self._assigned = True
         keys = [(p.topic, p.partition) for p in partitions]
         self._granted.update(keys)
@@ -751,6 +762,9 @@ class Intake:
                     consumer.incremental_unassign([one])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:  # one that was left to itself
+            consumer.incremental_unassign(partitions)
+            return
         gone = [(p.topic, p.partition) for p in partitions]
         self._give_up(gone)
         self._forget(consumer, gone)
@@ -766,6 +780,9 @@ class Intake:
             self._consumer.list_topics(self._sources.topics()[0], timeout=1)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            consumer.incremental_unassign(partitions)
+            return
         gone = [(p.topic, p.partition) for p in partitions]
         logger.warning("%s lost %s without a hand-over", self.name, gone)
         self.claims.bereft += [claim for key in gone if (claim := self.claims.get(*key)) is not None]

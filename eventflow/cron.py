@@ -232,7 +232,7 @@ class Rule:
             return found
         # It goes hour by hour: where a clock is moved by half of one, it passes by what is in the other half.
         times = (_by_the_wall(expression, zone, max(change, moment)) for change in _changes(zone, moment, found))
-        return min((time for time in times if moment < time < found), default=found)
+        return min((time for time in times if time is not None and moment < time < found), default=found)
 
     def before(self, moment: datetime) -> datetime | None:
         """The last fire time before a moment, in UTC; None where there is none within 60 years."""
@@ -270,10 +270,11 @@ def rule_of(text: str) -> Rule:
     return Rule.of(json.loads(text))
 
 
-def _by_the_wall(expression: str, zone: ZoneInfo, begin: datetime) -> datetime:
-    """The first fire time from a moment on, by a clock that nobody moves from there."""
+def _by_the_wall(expression: str, zone: ZoneInfo, begin: datetime) -> datetime | None:
+    """The first fire time from a moment on, by a clock that nobody moves from there; None where one has skipped it."""
     wall = begin.astimezone(zone).replace(tzinfo=None)
-    return next(CronSim(expression, wall - _MINUTE)).replace(tzinfo=zone, fold=1).astimezone(UTC)
+    tick = next(CronSim(expression, wall - _MINUTE)).replace(tzinfo=zone, fold=1)
+    return tick.astimezone(UTC) if _is_on_the_wall(tick) else None
 
 
 def _is_on_the_wall(tick: datetime) -> bool:

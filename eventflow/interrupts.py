@@ -68,22 +68,23 @@ class Interrupts:
         if run.life is not None and run.life.interrupted is not None and not run.life.told:
             self._tell(run, run.attempt)
 
-    def _tell(self, run: Run, attempt: int, ahead: int = -1, until: float = 0.0) -> None:
+    def _tell(self, run: Run, attempt: int, ahead: int | None = None, until: float = 0.0) -> None:
         """Cancel an async run where it stands; one that replays comes first to where the former attempt stood.
 
         Ahead of that it may not have come to the `try` that cleans up. It may never come to what is ahead, where its code is
-        not deterministic: it is told where it has not come further for a while.
+        not deterministic: it is told where it has not come further for a while. `ahead`: what was, at the last look.
         """
-        life, history, now = life_of(run), run.history, self._desk.now()
-        if life.told or not run.begun or run.attempt != attempt or run.ended or run.dropped:
+        life, history, loop = life_of(run), run.history, self._desk.loop
+        if life.told or life.suspending or not run.begun or run.attempt != attempt or run.ended or run.dropped:
             return
-        if history.ahead and len(history.ahead) != ahead:
+        left, now = len(history.ahead), loop.time()
+        if history.replays and left != ahead:
             until = now + _REPLAYS
-        if history.ahead and now < until:
-            self._desk.later(_LOOK, self._tell, run, attempt, len(history.ahead), until)
-        else:
+        elif not left or now >= until:
             life.tell(history)
             run.home.cancel()
+            return
+        loop.call_later(_LOOK, self._tell, run, attempt, left, until)
 
     def terminate(self, run: Run, why: str) -> None:
         """It is cancelled here and now: whatever its code still does is not recorded. On the loop."""

@@ -52,15 +52,16 @@ class History:
     """What one workflow has recorded: read on replay, appended to by live operations.
 
     Attributes:
-        ahead: operations that a former attempt has begun, and this one has not come to yet.
+        replays: a former attempt has recorded something. ahead: operations that it had begun, and this one has yet to reach.
 
     """
 
-    __slots__ = ("_begun", "_closed", "ahead", "failures", "fresh", "recorded", "riders", "seq")
+    __slots__ = ("_begun", "_closed", "ahead", "failures", "fresh", "recorded", "replays", "riders", "seq")
 
     def __init__(self, recorded: dict[str, Checkpoint] | None = None) -> None:
         self.recorded = recorded
         self.ahead: set[str] = set()
+        self.replays = False
         self.seq = max((c.seq for c in recorded.values() if c.seq != LAST), default=0) if recorded else 0
         self.fresh: list[Checkpoint] = []
         self.riders: tuple[Rider, ...] = ()  # what goes with the fresh checkpoints
@@ -72,6 +73,7 @@ class History:
 
     def rewind(self) -> None:
         """An attempt begins: all that is recorded is ahead of it."""
+        self.replays = bool(self.recorded)
         if self.recorded or self.ahead:
             self.ahead = {place[0] for place in map(_PLACE.match, self.recorded or ()) if place is not None}
 

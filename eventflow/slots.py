@@ -169,6 +169,7 @@ class Slots:
 
         """
         self._producers = {slot: self._producer(slot) for slot in slots}
+        self._began = time.monotonic() + _INIT  # by then it has ended by itself, if librdkafka keeps its limit
         errors: list[BaseException] = []
 
         def init(producer: Producer) -> None:
@@ -182,6 +183,7 @@ class Slots:
             thread.start()
         for thread in threads:
             thread.join()
+        self._began = None
         if errors:
             raise errors[0]
         self._touched = dict.fromkeys(self._producers, time.monotonic())

@@ -71,7 +71,7 @@ class Sources:
         self.ends: dict[Place, int] = {}  # where the logs of paused partitions end
         self._spec, self._brokers, self._ledger, self._stop = spec, brokers, ledger, stop
         self._known: dict[str, Source] = {}
-        self._asked: Asked = {}
+        self._asked = Asked()
         self._validated: dict[tuple[int, int], int] = {}  # the leader's epoch at which a claim's log had what was read
         self._matching: list[str] = []
         self._listed_at = -_LIST_EVERY
@@ -251,9 +251,9 @@ class Sources:
 
     def _ask_ends(self, paused: list[Place]) -> None:
         """Where these end, for who asks how far behind they are: never waited for, as a leader that is away says nothing."""
-        if all(future.done() for future in self._asked.values()):
+        if self._asked.over():
             self.ends = {place: one.offset for place, one in answers(self._asked)[0].items()}
-            self._asked = self._brokers.ask(paused) if paused else {}
+            self._asked = self._brokers.ask(paused) if paused else Asked()
 
 
 def _what_became(source: Source, now: Identity | UnavailableError) -> str | None:

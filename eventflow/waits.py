@@ -116,7 +116,10 @@ class Waits:
 
     def standing(self) -> int:
         """How many runs do nothing but wait."""
-        return sum(1 for run in self._runs if not run.acting and not life_of(run).suspending)
+        return sum(
+            not run.acting and not life.suspending and not _is_to_be_told(life)
+            for run in self._runs if (life := life_of(run))
+        )  # fmt: skip
 
     def awaited(self, source: Source) -> bool:
         """Whether a run of this process waits for it."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from eventflow.brokers import Asked
 from eventflow.errors import UnavailableError
 from eventflow.settings import KafkaProperties
 
@@ -113,8 +114,8 @@ class Brokers:
     def identities(self, topics: Iterable[str]) -> dict[str, tuple[str, str]]:
         return {topic: ("testing", topic) for topic in topics}
 
-    def ask(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Future[Any]]:
-        asked: dict[tuple[str, int], Future[Any]] = {place: Future() for place in places}
+    def ask(self, places: Iterable[tuple[str, int]]) -> Asked:
+        asked = Asked({place: Future() for place in places})
         for (topic, _), future in asked.items():
             future.set_result(SimpleNamespace(offset=self._topics.end(topic), leader_epoch=0))
         return asked

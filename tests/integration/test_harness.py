@@ -442,6 +442,30 @@ async def test_every_wait_leaves_memory_and_every_wake_replays(shop: Shop, suspe
         assert (shop.did.count("run"), shop.did.count("sync run")) == (runs, runs)
 
 
+async def test_who_is_cancelled_while_it_sleeps_cleans_up_although_time_stands_still(shop: Shop) -> None:
+    """It is replayed first, through a gather of what is recorded."""
+
+    async def glance(n: int) -> None:
+        shop.did.append(n)
+
+    @eventflow.workflow
+    async def sleeps() -> None:
+        await asyncio.gather(*(durable.run_step(glance, n) for n in range(2)))
+        try:
+            await durable.sleep(3600)
+        except asyncio.CancelledError:
+            shop.did.append("cleaned up")
+            raise
+
+    async with testing.harness() as flow:
+        handle = await eventflow.start(sleeps)
+        await flow.settle()
+        await handle.cancel()
+        await flow.settle()
+        assert await status(flow, handle.workflow_id) == "cancelled"
+        assert shop.did == [0, 1, "cleaned up"]
+
+
 async def test_a_result_is_what_its_record_says(shop: Shop) -> None:
     @eventflow.step
     async def pair() -> list[Order]:

@@ -125,7 +125,9 @@ class FakeAdmin:
         return dict.fromkeys(places, asked)
 
     def list_topics(self, *_: Any, **__: Any) -> Any:
-        return SimpleNamespace(cluster_id="c")
+        if self._error is not None:
+            raise self._error
+        return SimpleNamespace(cluster_id="c", topics=["__consumer_offsets", "orders"])
 
     def poll(self, _: float) -> None:
         self.polls += 1
@@ -139,12 +141,30 @@ class FakeAdmin:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["error", "of_topic"])
-def test_brokers_that_do_not_answer(error: Exception, where: str) -> None:
-    made, admin = brokers(), FakeAdmin(**{where: error})
+def test_brokers_that_do_not_answer(monkeypatch: pytest.MonkeyPatch, error: Exception, where: str) -> None:
+    made, admin, other = brokers(), FakeAdmin(**{where: error}), FakeAdmin(**{where: error})
     vars(made)["admin"] = admin
+    monkeypatch.setattr(Brokers, "_new_admin", lambda _: other)
     with pytest.raises(UnavailableError, match=r"^Kafka at 127\.0\.0\.1:1 does not answer$"):
         made.identities(["orders"])
-    assert admin.polls == 1, "its log and its errors are served, not kept"
+    assert (admin.polls, other.polls) == (1, 1), "its log and its errors are served, not kept"
+    assert made.admin is admin, "which may know brokers that are not in bootstrap.servers"
+
+
+@pytest.mark.parametrize("asked", ["identities", "topics"])
+def test_where_a_client_has_no_answer_and_a_new_one_has_that_one_is_kept(
+    monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """The old one may know no broker any more: librdkafka has let go of all."""
+    deaf = FakeAdmin(KafkaException(KafkaError(KafkaError._TRANSPORT)))
+    made, fresh = brokers(), FakeAdmin()
+    vars(made)["admin"] = deaf
+    monkeypatch.setattr(Brokers, "_new_admin", lambda _: fresh)
+    if asked == "identities":
+        assert made.identities(["orders"]) == {"orders": ("c", "i")}
+    else:
+        assert made.topics() == ["orders"]
+    assert made.admin is fresh
 
 
 @pytest.mark.parametrize("error", [KafkaException(KafkaError(KafkaError._TRANSPORT)), TimeoutError()])
@@ -286,15 +306,3 @@ def test_a_client_that_knows_no_broker_is_told_by_its_statistics() -> None:
     alone = {"brokers": {name: one for name, one in brokers.items() if one["source"] == "logical"}}
     assert alone["brokers"]
     assert not knows_brokers(json.dumps(alone, separators=(",", ":")))
-
-
-def test_a_client_that_asks_and_has_no_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def is_not_answered(*_: object) -> None:
-        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
-
-    monkeypatch.setattr(Brokers, "_describe", is_not_answered)
-    made = brokers()
-    first = made.admin
-    with pytest.raises(UnavailableError):
-        made.identities(["x"])
-    assert made.admin is not first

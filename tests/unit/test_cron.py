@@ -114,6 +114,12 @@ def test_a_midnight_that_is_skipped_is_left_out_whoever_asks_when(cron: str, mom
     assert Rule(cron=cron, timezone="America/Sao_Paulo").after(asked) == datetime(2010, 10, 24, 2, tzinfo=UTC)
 
 
+def test_the_half_hour_that_is_skipped_elsewhere_in_the_year_is_left_out() -> None:
+    """Lord Howe's clocks go from 02:00 to 02:30 on 4 October 2026."""
+    time = Rule(cron="*/15 2 4 10 *", timezone=LORD_HOWE).after(datetime(2026, 3, 1, tzinfo=UTC))
+    assert time == datetime(2026, 10, 3, 15, 30, tzinfo=UTC)  # 02:30
+
+
 crons = st.builds(
     lambda *fields: " ".join(fields),
     st.sampled_from(["0", "30", "*/15", "5,35", "*"]), st.sampled_from(["2", "*", "1-3", "0", "*/2", "23"]),

@@ -13,7 +13,7 @@ from psycopg.types.range import Range
 
 from eventflow import claims, consumer
 from eventflow.breaker import Breaker, Circuit
-from eventflow.brokers import UnknownTopicError
+from eventflow.brokers import Asked, UnknownTopicError
 from eventflow.claims import _Former, _Read, _Stop, _Taken
 from eventflow.consumer import Intake
 from eventflow.database import Database
@@ -449,8 +449,8 @@ class Brokers:
         self.leaders: dict[int, Exception | Any] = {}
         self.asked: list[set[int]] = []
 
-    def ask(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Future[Any]]:
-        asked: dict[tuple[str, int], Future[Any]] = {place: Future() for place in places}
+    def ask(self, places: Iterable[tuple[str, int]]) -> Asked:
+        asked = Asked({place: Future() for place in places})
         self.asked.append({partition for _, partition in asked})
         for (_, partition), future in asked.items():
             what = self.leaders.get(partition)
@@ -707,6 +707,35 @@ def test_a_revoke_of_what_is_not_read_is_answered(monkeypatch: pytest.MonkeyPatc
     assert desk.consumer.unassigned == [[], []], "an assignment is not answered by that"
     desk.intake._on_revoke(desk.consumer, [TopicPartition("orders", 3), TopicPartition("orders", 4)])
     assert desk.consumer.unassigned[2:] == [[3]]
+
+
+def test_a_group_that_cannot_be_left_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """librdkafka's close may wait for a broker that it does not know any more; what it calls back late is not the next one's."""
+    monkeypatch.setattr(consumer, "_LEAVE", 0.05)
+    desk, hangs = Assigned(monkeypatch, p3=TOLD), threading.Event()
+    desk.assign(3)
+    left, called_back = FakeConsumer(), threading.Event()
+
+    def close() -> None:
+        hangs.wait(10)
+        for late in (desk.intake._on_revoke, desk.intake._on_lost, desk.intake._on_assign):
+            late(left, [TopicPartition("orders", 3)])
+        called_back.set()
+
+    left.close = close
+    desk.intake._leave(left)
+    held = desk.intake.claims.held["orders", 3]
+    hangs.set()
+    assert called_back.wait(10)
+    assert desk.intake.claims.held["orders", 3] is held
+    assert not held.revoked
+
+
+def test_a_question_of_which_nothing_comes_is_over_in_time() -> None:
+    """librdkafka forgets what a client was asked that is let go of: who waits for that would wait for ever."""
+    assert not Asked({("orders", 1): Future()}).over()
+    assert Asked({("orders", 1): Future()}, limit=-2).over()
+    assert Asked().over()
 
 
 def test_what_is_claimed_again_is_not_paused_any_more() -> None:

@@ -722,6 +722,51 @@ async def test_who_replays_is_told_to_end_where_the_former_attempt_stood(early: 
         assert (heeded, at.submitted[-1].status) == (["cleaned up"], "cancelled")
 
 
+@eventflow.workflow
+async def cleans_up_behind_a_gather() -> None:
+    async def branch(n: int) -> None:
+        await durable.run_step(acted)
+        if n:
+            ask_to_end[0]()  # all that is recorded has begun; who gathers has not gone on yet
+
+    await asyncio.gather(branch(0), branch(1))
+    try:
+        await durable.recv(str)
+    except asyncio.CancelledError:
+        heeded.append("cleaned up")
+        raise
+
+
+ask_to_end = list[Callable[[], None]]()
+
+
+async def test_who_replays_is_told_to_end_only_when_what_follows_what_is_recorded_has_begun() -> None:
+    heeded.clear()
+    async with desk() as at:
+        ask_to_end[:] = [lambda: at.executor.interrupts.request([("w", "cancel", "somebody", 1)])]
+        run = has_recorded("2.1", "3.1")
+        run.spec, run.name = cleans_up_behind_a_gather.spec, cleans_up_behind_a_gather.spec.name
+        run.arguments = cleans_up_behind_a_gather.encode((), {})
+        at.executor.adopt([run], "recovered")
+        await until(run.over, "it has ended")
+        assert (heeded, at.submitted[-1].status) == (["cleaned up"], "cancelled")
+
+
+async def test_who_leaves_memory_is_told_to_end_when_he_comes_back() -> None:
+    """What he would be told now is not recorded, and he would sleep on."""
+    async with desk() as at:
+        run = Run(heeds.spec, "w", "a")
+        run.arguments, run.in_ledger = heeds.encode((), {}), True
+        at.executor.adopt([run], "recovered")
+        await until(lambda: at.executor.waits.standing() == 1, "it waits")
+        at.executor.waits.suspend(run)
+        assert run.life is not None
+        run.life.unread = False  # nothing has come
+        at.executor.interrupts.request([("w", "cancel", "somebody", 1)])
+        await until(lambda: at.submitted and at.submitted[-1].status == "waiting", "it has left memory")
+        assert at.submitted[-1].wake_in == 0.0
+
+
 async def test_a_replay_that_never_comes_to_what_is_recorded_is_told_to_end_all_the_same() -> None:
     heeded.clear()
     async with desk() as at:
