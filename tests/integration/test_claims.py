@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from eventflow.brokers import Asked
 from eventflow.consumer import Intake
 from eventflow.database import Connection, Database
 from eventflow.encryption import AesGcm
@@ -31,9 +32,9 @@ class Log:
         return 0, 100
 
 
-def leaders(places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Future[Any]]:
+def leaders(places: Iterable[tuple[str, int]]) -> Asked:
     """Each says where its partition's log ends, in its third epoch."""
-    answers = {place: Future[Any]() for place in places}
+    answers = Asked({place: Future[Any]() for place in places})
     for answer in answers.values():
         answer.set_result(SimpleNamespace(offset=100, leader_epoch=3))
     return answers
