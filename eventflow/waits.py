@@ -185,7 +185,7 @@ class Waits:
         if requests:
             wait.heard = requests[-1][3]
             self.on_asked(requests)
-        else:
+        elif not _is_to_be_told(life_of(wait.run)):  # one that replays is told a little later
             self._end(wait, (source, what))
 
     def _look_again(self, wait: Wait, source: Source) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from eventflow.context import Suspended
+from eventflow.errors import WorkflowCancelledError
 from eventflow.reader import Rows, Source
 from eventflow.replay import Await
 from eventflow.waits import Wait, Waits, life_of
@@ -101,6 +102,22 @@ async def test_who_was_asked_to_end_is_told_of_that_before_his_childs_end(*, her
     await desk.answer([ENDED], CHILD)
     await desk.answer([request], ("asked", "w"))
     assert (desk.requests, desk.came) == ([request], [(CHILD, ENDED)])
+
+
+async def test_who_is_about_to_be_told_to_end_has_not_his_childs_end_before() -> None:
+    """He replays, and is told when he has come to where he stood."""
+    desk = Desk(CHILD)
+    desk.run.life.interrupted, desk.run.life.heard = WorkflowCancelledError("cancelled by somebody"), 7
+    next(iter(desk.run.life.waits)).heard = 7
+    request = ("w", "cancel", "somebody", 7)
+    await desk.answer([ENDED], CHILD)
+    await desk.answer([request], ("asked", "w"))
+    assert desk.came == []
+    desk.run.life.told = True
+    desk.waits._look(next(iter(desk.run.life.waits)), CHILD)
+    await desk.answer([ENDED], CHILD)
+    await desk.answer([request], ("asked", "w"))
+    assert desk.came == [(CHILD, ENDED)]
 
 
 async def test_who_was_not_asked_has_his_childs_end_and_stays_until_he_has_it() -> None:
