@@ -762,10 +762,9 @@ class Intake:
                     consumer.incremental_unassign([one])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if consumer is not self._consumer:  # one that was left to itself
-            consumer.incremental_unassign(partitions)
-            return
         gone = [(p.topic, p.partition) for p in partitions]
+        if self._is_left(consumer, gone):
+            return
         self._give_up(gone)
         self._forget(consumer, gone)
         self._rebalanced = True
@@ -780,13 +779,19 @@ class Intake:
             self._consumer.list_topics(self._sources.topics()[0], timeout=1)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if consumer is not self._consumer:
-            consumer.incremental_unassign(partitions)
-            return
         gone = [(p.topic, p.partition) for p in partitions]
+        if self._is_left(consumer, gone):
+            return
         logger.warning("%s lost %s without a hand-over", self.name, gone)
         self.claims.bereft += [claim for key in gone if (claim := self.claims.get(*key)) is not None]
         self._forget(consumer, gone)
+
+    def _is_left(self, consumer: Consumer, gone: list[Key]) -> bool:
+        """Whether it is one that was left to itself: what it lets go of is another's, and it is answered, and no more."""
+        if consumer is self._consumer:
+            return False
+        self._unassign(consumer, gone, called_back=True)
+        return True
 
     def _forget(self, consumer: Consumer, gone: list[Key]) -> None:
         self._drop(gone)

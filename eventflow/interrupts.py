@@ -65,7 +65,7 @@ class Interrupts:
 
     def tell_late(self, run: Run) -> None:
         """It waits for the first time, and was to end before it began."""
-        if run.life is not None and run.life.interrupted is not None and not run.life.told:
+        if run.life is not None and run.life.is_to_be_told():
             self._tell(run, run.attempt)
 
     def _tell(self, run: Run, attempt: int, ahead: int | None = None, until: float = 0.0) -> None:

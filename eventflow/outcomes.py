@@ -148,7 +148,7 @@ class Outcomes:
         ]  # fmt: skip
         entry = Entry(run, run.history.take_last(), "waiting", held=False)
         entry.wake_in = max(0.0, min(times) - self._desk.now()) if times else None
-        if life.unread or (life.interrupted is not None and not life.told):
+        if life.unread or life.is_to_be_told():
             entry.wake_in = 0.0
         entry.riders = watches or None
         self._desk.hand(run, entry, ended=True)

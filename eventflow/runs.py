@@ -239,6 +239,10 @@ class Life:
         self.taken: set[int] = set()
         self.raised: tuple[BaseException, ...] = ()
 
+    def is_to_be_told(self) -> bool:
+        """Whether its code has yet to be told that it is to end."""
+        return self.interrupted is not None and not self.told
+
     def tell(self, history: History) -> None:
         """Its code is told that it is to end."""
         self.told, self.cut = True, history.seq + 1

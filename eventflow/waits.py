@@ -117,7 +117,7 @@ class Waits:
     def standing(self) -> int:
         """How many runs do nothing but wait."""
         return sum(
-            not run.acting and not life.suspending and not _is_to_be_told(life)
+            not run.acting and not life.suspending and not life.is_to_be_told()
             for run in self._runs if (life := life_of(run))
         )  # fmt: skip
 
@@ -185,7 +185,7 @@ class Waits:
         if requests:
             wait.heard = requests[-1][3]
             self.on_asked(requests)
-        elif not _is_to_be_told(life_of(wait.run)):  # one that replays is told a little later
+        elif not life_of(wait.run).is_to_be_told():  # one that replays is told a little later
             self._end(wait, (source, what))
 
     def _look_again(self, wait: Wait, source: Source) -> None:
@@ -264,7 +264,7 @@ class Waits:
     def _may_leave(self, run: Run, life: Life) -> bool:
         """Whether it stands still in its waits, and will for long enough."""
         place = (run.history.seq, len(life.waits), run.acting)
-        if place != life.seen or not _stands(run, life) or _is_to_be_told(life):
+        if place != life.seen or not _stands(run, life) or life.is_to_be_told():
             life.seen = place
             return False
         if self._leaving:
@@ -300,11 +300,6 @@ class Waits:
 def _stands(run: Run, life: Life) -> bool:
     """Whether it does nothing but wait, and all that it has done is durable."""
     return not run.acting and not life.suspending and run.settled()
-
-
-def _is_to_be_told(life: Life) -> bool:
-    """Whether its code is about to be told that it is to end."""
-    return life.interrupted is not None and not life.told
 
 
 def _unread(life: Life) -> bool:
