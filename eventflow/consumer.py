@@ -31,6 +31,7 @@ from eventflow.runs import Claim, Reprocess, Run, fingerprint, weigh
 from eventflow.scopes import Scopes
 from eventflow.settings import KafkaProperties
 from eventflow.sources import Sources
+from eventflow.stalls import Stalls
 from eventflow.telemetry import crash_point, seldom
 from eventflow.turns import Desk, Turns
 
@@ -112,6 +113,8 @@ class Intake:
         self._rebalanced = False
         self._assigned = False
         self._deaf = 0  # looks in a row at which its client knew no broker
+        self._stalls, self._told_ends = Stalls(), dict[Key, int]()
+        self._begin_anew = ""  # why its client is to be replaced by a new one
         self._lost: deque[Claim] = deque()
         self._halted: deque[tuple[Claim, str, int, str]] = (
             deque()
@@ -231,7 +234,8 @@ class Intake:
         if not self._sources.identify() or not self._wait_for_lease() or not self._learn_pauses():
             return
         self._consumer = self._brokers.consumer(self._on_statistics)
-        self._deaf = 0
+        self._deaf, self._begin_anew = 0, ""
+        self._stalls.interrupted()
         self._paused.clear()
         self._assigned = False
         self._granted.clear()
@@ -244,14 +248,12 @@ class Intake:
         try:
             self._subscribe()
             watch.start()
-            while not self._stop.is_set() and not self._sources.changed and self._has_lease() and self._deaf < _DEAF:
+            while not (self._stop.is_set() or self._sources.changed or self._begin_anew) and self._has_lease():
                 self._turn()
         finally:
             over.set()
-            if self._deaf >= _DEAF:
-                logger.warning(
-                    "%s begins anew: it was told that there are no brokers, and has let go of them", self.name
-                )
+            if self._begin_anew:
+                logger.warning("%s begins anew: %s", self.name, self._begin_anew)
             if not self._has_lease() and not self._abandoned:
                 logger.warning("%s leaves its group: the lease was not renewed in time", self.name)
             self._give_up(list(self.claims.held))
@@ -299,6 +301,8 @@ class Intake:
 
     def _on_statistics(self, statistics: str) -> None:
         self._deaf = 0 if knows_brokers(statistics) else self._deaf + 1
+        if self._deaf >= _DEAF:
+            self._begin_anew = "it was told that there are no brokers, and has let go of them"
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}:
@@ -407,8 +411,16 @@ class Intake:
                 claim.end = self._consumer.get_watermark_offsets(
                     TopicPartition(claim.topic, claim.partition), cached=True
                 )[1]
-            if self.claims.is_paused(claim):  # of which nothing is fetched that would tell
-                claim.end = max(claim.end, self._sources.ends.get((claim.topic, claim.partition), -1))
+            claim.end = max(claim.end, self._sources.ends.get((claim.topic, claim.partition), -1))
+        if self._told_ends is not self._sources.told:
+            self._told_ends = self._sources.told
+            self._look_for_stalls()
+
+    def _look_for_stalls(self) -> None:
+        moving = [claim for claim in self.claims.usable() if not self.claims.is_paused(claim)]
+        stalled = self._stalls.look(moving, self._told_ends)
+        if stalled:
+            self._begin_anew = f"nothing comes of {', '.join(map(str, stalled))}, of which there is more"
 
     def _commit_advisory(self) -> None:
         offsets = self.claims.folded_positions()
@@ -432,6 +444,7 @@ class Intake:
 
     def _serve(self) -> None:
         """Poll, so that Kafka sees us alive, with everything paused."""
+        self._stalls.interrupted()
         self._pause(set(self.claims.held))
         self._take([m for m in [self._consumer.poll(0.02)] if m is not None])
 
@@ -487,6 +500,7 @@ class Intake:
     def _receive(self, limit: int) -> None:
         first = self._consumer.poll(0.05)
         if first is None:
+            self._stalls.nothing_came()
             return
         messages = [first]
         if limit > 1:

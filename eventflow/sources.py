@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _ASK_EVERY = 2.0
 _LIST_EVERY = 5.0
+_ENDS_EVERY = 30.0  # seconds between two questions for where all that is read ends
 _LAG = 2.0  # seconds for which a broker may still answer with a topic that others serve no more
 
 
@@ -61,6 +62,8 @@ class Sources:
         suspect: set from the first doubt until the ids were asked anew; nothing may be taken meanwhile.
         changed: topics that are not what they were, and what has become of them; the session that reads them is over.
         found: topics that exist and are not read yet, and their identities.
+        ends: where the logs end, as their leaders have told: of what is paused regularly, of the rest now and then.
+        told: the same of all of them that answered when all were last asked: a new one each time.
 
     """
 
@@ -68,10 +71,13 @@ class Sources:
         self.suspect = threading.Event()
         self.changed: dict[str, str] = {}
         self.found: dict[str, Identity] = {}
-        self.ends: dict[Place, int] = {}  # where the logs of paused partitions end
+        self.ends: dict[Place, int] = {}
+        self.told: dict[Place, int] = {}
         self._spec, self._brokers, self._ledger, self._stop = spec, brokers, ledger, stop
         self._known: dict[str, Source] = {}
         self._asked = Asked()
+        self._asked_all = False
+        self._asked_all_at = time.monotonic()
         self._validated: dict[tuple[int, int], int] = {}  # the leader's epoch at which a claim's log had what was read
         self._matching: list[str] = []
         self._listed_at = -_LIST_EVERY
@@ -97,6 +103,7 @@ class Sources:
                 seldom.say(logger, f"{unavailable(error, self._ledger.database.url)}; trying again")
             if self._known:
                 self.changed = {}
+                self.ends = {}
                 self.suspect.clear()
                 return True
             attempt += 1
@@ -246,14 +253,25 @@ class Sources:
                 self.suspect.clear()
                 if doubts != self._doubts:
                     self.suspect.set()  # a doubt that is younger than the question
-                self._ask_ends(paused())
+                self._ask_ends(read.at, paused(), [(claim.topic, claim.partition) for claim, _ in read.offsets])
             over.wait(0.2)
 
-    def _ask_ends(self, paused: list[Place]) -> None:
-        """Where these end, for who asks how far behind they are: never waited for, as a leader that is away says nothing."""
-        if self._asked.over():
-            self.ends = {place: one.offset for place, one in answers(self._asked)[0].items()}
-            self._asked = self._brokers.ask(paused) if paused else Asked()
+    def _ask_ends(self, now: float, paused: list[Place], held: list[Place]) -> None:
+        """Where these end: for who asks how far behind what is paused is, and whether all comes that there is (`stalls`).
+
+        Never waited for, as a leader that is away says nothing.
+        """
+        if not self._asked.over():
+            return
+        told = {place: one.offset for place, one in answers(self._asked)[0].items()}
+        self.ends = self.ends | told
+        if self._asked_all:
+            self.told = told
+        self._asked_all = now - self._asked_all_at >= _ENDS_EVERY
+        if self._asked_all:
+            self._asked_all_at = now
+        places = held if self._asked_all else paused
+        self._asked = self._brokers.ask(places) if places else Asked()
 
 
 def _what_became(source: Source, now: Identity | UnavailableError) -> str | None:

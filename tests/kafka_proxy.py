@@ -1,6 +1,6 @@
-"""A proxy before an only Kafka broker, through which its clients reach it, and which can have its metadata name no brokers.
+"""A proxy before an only Kafka broker, through which its clients reach it; it can keep fetches, or have metadata name no brokers.
 
-So does a broker that its controller has fenced, which may be itself: for a moment after it hung, at the end of a controlled
+The latter does a broker that its controller has fenced, which may be itself: for a moment after it hung, at the end of a controlled
 shutdown, in a rolling upgrade. librdkafka (2.10 to 2.16) then lets go of every broker that it knew (its issue 5301).
 """
 
@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Callable
 
-_METADATA, _FIND_COORDINATOR = 3, 10  # Kafka's numbers of requests
+_FETCH, _METADATA, _FIND_COORDINATOR = 1, 3, 10  # Kafka's numbers of requests
 _FLEXIBLE = 9  # the version of a metadata response from on its lengths are varints
 
 
@@ -25,8 +25,13 @@ class KafkaProxy:
         self.bootstrap = f"127.0.0.1:{self.port}"
         self.fenced = False
         self.hidden = 0
+        self._fetch_no_more: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, name="kafka proxy", daemon=True).start()
+
+    def keep_fetches(self) -> None:
+        """What is open now is answered to everything but fetches; those are kept for good."""
+        self._fetch_no_more |= self._open
 
     def close(self) -> None:
         self._listener.close()
@@ -40,23 +45,26 @@ class KafkaProxy:
                 server = socket.create_connection(self._target)
                 self._open |= {client, server}
                 asked: dict[int, tuple[int, int]] = {}  # by correlation id: which request, in which version
-                for ends in ((client, server, self._note(asked)), (server, client, self._answer(asked))):
+                for ends in ((client, server, self._note(client, asked)), (server, client, self._answer(asked))):
                     threading.Thread(target=self._pump, args=ends, daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, change: Callable[[bytes], bytes]) -> None:
         with contextlib.suppress(OSError), source.makefile("rb") as frames:
             while len(size := frames.read(4)) == 4:
                 frame = change(frames.read(int.from_bytes(size)))
-                sink.sendall(len(frame).to_bytes(4) + frame)
+                if frame:
+                    sink.sendall(len(frame).to_bytes(4) + frame)
         for side in (source, sink):
             self._open.discard(side)
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
             side.close()
 
-    def _note(self, asked: dict[int, tuple[int, int]]) -> Callable[[bytes], bytes]:
+    def _note(self, client: socket.socket, asked: dict[int, tuple[int, int]]) -> Callable[[bytes], bytes]:
         def change(frame: bytes) -> bytes:
             kind, version, correlation = struct.unpack(">hhi", frame[:8])
+            if kind == _FETCH and client in self._fetch_no_more:
+                return b""
             if kind in {_METADATA, _FIND_COORDINATOR}:
                 asked[correlation] = kind, version
             return frame

@@ -542,10 +542,10 @@ def test_a_paused_partition_without_a_leader_keeps_no_doubt_open() -> None:
     sources.doubt()
     sources.watch(threading.Event(), list, lambda: paused)
     assert (sources.changed, sources.suspect.is_set(), sources.ends) == ({"orders": "deleted"}, False, {})
-    sources._ask_ends(paused)
+    sources._ask_ends(0.0, paused, [])
     assert brokers.asked == [{1}], "it has not answered yet"
     sources._asked["orders", 1].set_result(TOLD)
-    sources._ask_ends(paused)
+    sources._ask_ends(0.0, paused, [])
     assert sources.ends == {("orders", 1): 200}
 
 

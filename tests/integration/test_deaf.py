@@ -1,4 +1,7 @@
-"""What a client of Kafka is told by an only broker that is fenced: that there are no brokers; and it goes on when there are again."""
+"""Clients of Kafka that would never read again, although all is well: a consumer that is left with such a one takes a new one.
+
+An only broker that is fenced says that there are no brokers, and librdkafka lets go of them; or it fetches a partition no more.
+"""
 
 from collections.abc import Iterator
 
@@ -56,4 +59,17 @@ def test_who_publishes_goes_on_too(world: World, proxy: KafkaProxy) -> None:
     world.wait(lambda: world.one("select count(*) from eventflow.outbox") == 0, "all is out", 40)
     ids = [event.headers["eventflow-id"] for event in read_all(world, f"{world.topic}-out")]
     assert (len(ids), len(set(ids))) == (3 * world.produced,) * 2
+    assert worker.alive
+
+
+def test_what_librdkafka_fetches_no_more_is_fetched_by_a_new_consumer(world: World, proxy: KafkaProxy) -> None:
+    world.create_topic(4)
+    worker = world.start("looking", ready=True, KAFKA_BOOTSTRAP_SERVERS=proxy.bootstrap)
+    world.produce(20)
+    world.wait_completed("billing")
+    proxy.keep_fetches()
+    world.produce(20)
+    world.wait_completed("billing", timeout=40)
+    assert "begins anew: nothing comes of billing" in worker.text
+    world.check("billing")
     assert worker.alive
