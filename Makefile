@@ -9,6 +9,8 @@ WORKERS ?= 4
 SHARD ?= 1/1
 MESSAGES ?= 200000
 KILLS ?= 100
+# Tests start a thousand processes: what these import is compiled once, also where the environment says otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 TOGETHER := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help

@@ -249,16 +249,16 @@ def _local(folder: Path) -> Generator[LocalServices]:
 
 @contextmanager
 def _starting() -> Generator[Callable[[str, int, int], None]]:
-    """Something to look at while the services start; a bar for the first-time download."""
+    """Something to look at while the services start; a bar for what is done the first time only."""
     console = Console(stderr=True)
     bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console, transient=True)
     tasks: dict[str, Any] = {}
 
     def progress(what: str, done: int, total: int) -> None:
-        if not tasks:
-            tasks[what] = bar.add_task(f"fetching {what}, once: {total - done} files", total=total)
+        if what not in tasks:
+            tasks[what] = bar.add_task(f"{what}, once", total=total)
             if not console.is_terminal:
-                console.print(f"fetching {what}, once: {total - done} files")
+                console.print(f"{what}, once")
         bar.update(tasks[what], completed=done)
 
     try:

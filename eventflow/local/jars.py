@@ -55,7 +55,7 @@ def pinned() -> list[Jar]:
 
 
 def class_path(progress: Progress | None = None) -> str:
-    """The class path of Kafka; fetches what the cache lacks, and tells `progress` (what, done, total).
+    """The class path of Kafka; fetches what the cache lacks, and tells `progress` (what is done, how far, of how much).
 
     Raises:
         LocalServiceError: a jar cannot be fetched, or is not the one that is pinned.
@@ -93,13 +93,13 @@ def _digest(path: Path) -> str:
 def _fetch_all(missing: list[Jar], folder: Path, total: int, progress: Progress | None) -> None:
     done = total - len(missing)
     if progress is not None:
-        progress("Apache Kafka", done, total)
+        progress("fetching Apache Kafka", done, total)
     with ThreadPoolExecutor(4) as pool:
         for fetched in [pool.submit(_fetch, jar, folder) for jar in missing]:
             fetched.result()
             done += 1
             if progress is not None:
-                progress("Apache Kafka", done, total)
+                progress("fetching Apache Kafka", done, total)
 
 
 def _fetch(jar: Jar, folder: Path) -> None:

@@ -6,12 +6,13 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from eventflow.local import Kafka, LocalServiceError, Postgres
+from eventflow.local import Kafka, LocalServiceError, Postgres, kafka
 from eventflow.local.jars import Jar, _fetch, cache_folder, class_path, pinned
 from eventflow.local.place import accessible_copy
 
@@ -53,20 +54,32 @@ def test_two_starts_of_kafka_at_once_are_one_broker(private_root: Path) -> None:
         own.stop()
 
 
-def test_what_a_start_leaves_to_later_ones(private_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept by the first; where it is not what it should be, a broker starts all the same."""
-    kept = tmp_path / "loaded.aot"
-    monkeypatch.setattr(Kafka, "_cache", lambda *_: kept)
-    for folder in ("first", "second"):
-        if folder == "second":
-            assert kept.stat().st_size > 1_000_000
-            assert list(tmp_path.iterdir()) == [kept]
-            kept.write_bytes(b"nothing of the kind")
+def test_what_a_first_start_leaves_to_later_ones(
+    private_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept by the first; where what Java had loaded is not what it should be, a broker starts all the same."""
+    (tmp_path / "kafka.jar").touch()
+    jars = os.pathsep.join([str(tmp_path / "kafka.jar"), class_path()])
+    monkeypatch.setattr(kafka, "class_path", lambda *_: jars)
+    steps, clusters, kept = list[Any](), set[str](), tmp_path
+    for folder in ("first", "second", "third"):
+        if folder == "third":
+            (kept / "loaded.aot").write_bytes(b"nothing of the kind")
         (private_root / folder).mkdir()
         broker = Kafka(private_root / folder)
-        broker.start()
-        assert AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=5).brokers
+        broker.start(lambda *step: steps.append(step))
+        clusters.add(AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=5).cluster_id)
         broker.stop()
+        [kept] = [one for one in tmp_path.iterdir() if one.is_dir()]
+        assert sorted(one.name for one in kept.iterdir()) == ["bootstrap.checkpoint", "loaded.aot"]
+    assert [(done, total) for _, done, total in steps] == [(0, 1), (1, 1)]
+    assert len(clusters) == 3, "each is a cluster of its own"
+
+
+def test_a_broker_is_told_the_features_of_its_version(private_kafka: Kafka) -> None:
+    """As by Kafka's own tool: without, groups know no new protocol (KIP-848), and transactions are of the first version."""
+    told = (private_kafka._home / "data" / "bootstrap.checkpoint").read_bytes()
+    assert all(feature in told for feature in (b"metadata.version", b"group.version", b"transaction.version"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose folders PostgreSQL's account may not enter")
