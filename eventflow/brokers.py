@@ -163,11 +163,15 @@ class Brokers:
             admin.poll(1.0)  # its first token is made in a poll, and what is asked before waits for one in vain
         return admin
 
-    def consumer(self, on_statistics: Callable[[str], None]) -> Consumer:
-        """One to read with; `on_statistics` is called in its polls, with librdkafka's statistics."""
+    def consumer(self, on_statistics: Callable[[str], None], on_throttle: Callable[[Any], None]) -> Consumer:
+        """One to read with; in its polls it tells librdkafka's statistics, and that a broker answers late, by a quota."""
         if self.config.get("debug"):
             logger.setLevel(logging.DEBUG)  # who asks librdkafka for more is shown it
-        told = {"statistics.interval.ms": _STATISTICS} | self.config | {"stats_cb": on_statistics}
+        told = (
+            {"statistics.interval.ms": _STATISTICS}
+            | self.config
+            | {"stats_cb": on_statistics, "throttle_cb": on_throttle}
+        )
         return Consumer(told, logger=logger)
 
     def check(self, name: str) -> None:

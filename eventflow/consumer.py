@@ -113,7 +113,7 @@ class Intake:
         self._rebalanced = False
         self._assigned = False
         self._deaf = 0  # looks in a row at which its client knew no broker
-        self._stalls, self._told_ends = Stalls(), dict[Key, int]()
+        self._stalls, self._looked_at_ends = Stalls(), dict[Key, int]()
         self._begin_anew = ""  # why its client is to be replaced by a new one
         self._lost: deque[Claim] = deque()
         self._halted: deque[tuple[Claim, str, int, str]] = (
@@ -233,16 +233,19 @@ class Intake:
         """One Kafka consumer, from subscription to close; a changed topic or a lost lease ends it and another begins."""
         if not self._sources.identify() or not self._wait_for_lease() or not self._learn_pauses():
             return
-        self._consumer = self._brokers.consumer(self._on_statistics)
+        over = threading.Event()
+        self._consumer = self._brokers.consumer(
+            lambda statistics: None if over.is_set() else self._on_statistics(statistics),
+            lambda _: self._stalls.held_back(time.monotonic()),
+        )
         self._deaf, self._begin_anew = 0, ""
-        self._stalls.interrupted()
+        self._stalls.held_back(time.monotonic())
         self._paused.clear()
         self._assigned = False
         self._granted.clear()
         self._halted.clear()
         self.claims.bereft.clear()
         self._reads = True
-        over = threading.Event()
         asked = (over, lambda: list(self.claims.held.values()), lambda: list(self.claims.paused))
         watch = threading.Thread(target=self._sources.watch, args=asked, name="eventflow topic ids", daemon=True)
         try:
@@ -406,21 +409,22 @@ class Intake:
 
     def _note_ends(self) -> None:
         """Where the logs end, as the last fetches have told. Here alone: a consumer that polls keeps other threads waiting."""
-        for claim in self.claims.held.values():
+        ends = self._sources.ends
+        for (topic, partition), claim in self.claims.held.items():
+            fetched = -1
             with contextlib.suppress(KafkaException):  # nothing was fetched yet
-                claim.end = self._consumer.get_watermark_offsets(
-                    TopicPartition(claim.topic, claim.partition), cached=True
-                )[1]
-            claim.end = max(claim.end, self._sources.ends.get((claim.topic, claim.partition), -1))
-        if self._told_ends is not self._sources.told:
-            self._told_ends = self._sources.told
+                fetched = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)[1]
+            claim.end = max(fetched, ends.get((topic, partition), -1))
+        if self._looked_at_ends is not self._sources.all_ends:
+            self._looked_at_ends = self._sources.all_ends
             self._look_for_stalls()
 
     def _look_for_stalls(self) -> None:
         moving = [claim for claim in self.claims.usable() if not self.claims.is_paused(claim)]
-        stalled = self._stalls.look(moving, self._told_ends)
+        stalled = [str(claim) for claim in self._stalls.look(moving, self._looked_at_ends)]
         if stalled:
-            self._begin_anew = f"nothing comes of {', '.join(map(str, stalled))}, of which there is more"
+            others = f" and {len(stalled) - 3} others" if len(stalled) > 3 else ""
+            self._begin_anew = f"nothing comes of {', '.join(stalled[:3])}{others}, of which there is more"
 
     def _commit_advisory(self) -> None:
         offsets = self.claims.folded_positions()
@@ -444,7 +448,7 @@ class Intake:
 
     def _serve(self) -> None:
         """Poll, so that Kafka sees us alive, with everything paused."""
-        self._stalls.interrupted()
+        self._stalls.held_back(time.monotonic())
         self._pause(set(self.claims.held))
         self._take([m for m in [self._consumer.poll(0.02)] if m is not None])
 
@@ -499,12 +503,11 @@ class Intake:
 
     def _receive(self, limit: int) -> None:
         first = self._consumer.poll(0.05)
-        if first is None:
-            self._stalls.nothing_came()
-            return
-        messages = [first]
-        if limit > 1:
+        messages = [] if first is None else [first]
+        if messages and limit > 1:
             messages += self._consumer.consume(limit - 1, 0)
+        if len(messages) < limit:
+            self._stalls.drained(time.monotonic())
         self._take(messages)
 
     def _take(self, messages: list[confluent_kafka.Message]) -> None:

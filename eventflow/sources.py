@@ -63,7 +63,7 @@ class Sources:
         changed: topics that are not what they were, and what has become of them; the session that reads them is over.
         found: topics that exist and are not read yet, and their identities.
         ends: where the logs end, as their leaders have told: of what is paused regularly, of the rest now and then.
-        told: the same of all of them that answered when all were last asked: a new one each time.
+        all_ends: the same of all of them that answered when all were last asked: a new one each time.
 
     """
 
@@ -72,7 +72,7 @@ class Sources:
         self.changed: dict[str, str] = {}
         self.found: dict[str, Identity] = {}
         self.ends: dict[Place, int] = {}
-        self.told: dict[Place, int] = {}
+        self.all_ends: dict[Place, int] = {}
         self._spec, self._brokers, self._ledger, self._stop = spec, brokers, ledger, stop
         self._known: dict[str, Source] = {}
         self._asked = Asked()
@@ -104,6 +104,7 @@ class Sources:
             if self._known:
                 self.changed = {}
                 self.ends = {}
+                self._asked, self._asked_all = Asked(), False  # of what was read before
                 self.suspect.clear()
                 return True
             attempt += 1
@@ -266,7 +267,7 @@ class Sources:
         told = {place: one.offset for place, one in answers(self._asked)[0].items()}
         self.ends = self.ends | told
         if self._asked_all:
-            self.told = told
+            self.all_ends = told
         self._asked_all = now - self._asked_all_at >= _ENDS_EVERY
         if self._asked_all:
             self._asked_all_at = now

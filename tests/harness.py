@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from tests.forkserver import fork
+from tests.patience import until_next_look
 
 T = TypeVar("T")
 
@@ -141,13 +142,14 @@ class World:
         Raises:
             AssertionError: it did not come true in time.
         """
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         while True:
             value = condition()
             if value:
                 return value
-            assert time.monotonic() < deadline, f"not within {timeout} s: {what}; {self.summary()}"
-            time.sleep(0.02)
+            passed = time.monotonic() - began
+            assert passed < timeout, f"not within {timeout} s: {what}; {self.summary()}"
+            time.sleep(until_next_look(passed))
 
     def summary(self) -> str:
         """Where the world stands, for a message of failure."""

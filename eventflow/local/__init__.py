@@ -46,7 +46,7 @@ class LocalServices:
         class_path(self._progress)
         try:
             self.postgres.start()
-            self.kafka.start()
+            self.kafka.start(self._progress)
         except BaseException:
             self.stop()
             raise

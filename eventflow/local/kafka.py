@@ -2,11 +2,11 @@
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -16,6 +16,8 @@ from eventflow.local.errors import LocalServiceError
 from eventflow.local.jars import Progress, class_path
 from eventflow.local.place import data_folder, is_alive, kept_port, locked
 from eventflow.local.process import end, spawn, tail, wait_until
+
+logger = logging.getLogger(__name__)
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -54,6 +56,7 @@ offsets.topic.segment.bytes=1048576
 transaction.state.log.segment.bytes=1048576
 log.index.size.max.bytes=1048576
 controlled.shutdown.enable=false
+# idle, its quorum would write a record twice a second
 metadata.max.idle.interval.ms=60000
 """
 _LOADED, _FEATURES = "loaded.aot", "bootstrap.checkpoint"
@@ -89,7 +92,7 @@ class Kafka:
         self._home.mkdir(exist_ok=True)
         self._log = self._home / "log"
         self._port = port
-        self._tuning = [f"-Xmx{heap}", "-XX:+UseSerialGC", *(["-XX:TieredStopAtLevel=1"] if fast_start else [])]
+        self._heap, self._fast_start = heap, fast_start
         self._process: subprocess.Popen[Any] | None = None
 
     @property
@@ -112,18 +115,18 @@ class Kafka:
     def start(self, progress: Progress | None = None) -> None:
         """Fetch the jars where needed, make the data folder once, start, and wait until it answers.
 
-        The first start on a machine takes ten seconds more, and all later ones two less: see `_rehearsed`.
+        The first start on a machine takes ten seconds more than those after it.
 
         Raises:
             LocalServiceError: it does not start; with the end of its log.
 
         """
         jars = class_path(progress)
-        kept = self._rehearsed(jars, progress)
         with locked(self._home / "lock"):
             note = self._home / "pid"
             if note.exists() and _is_kafka(int(note.read_text(encoding="utf-8"))):
                 return
+            kept = self._rehearsed(jars, progress)
             properties = self._configure()
             self._make_data_folder(kept)
             loaded = kept / _LOADED
@@ -151,7 +154,7 @@ class Kafka:
     def _configure(self) -> Path:
         path = self._home / "server.properties"
         controller = kept_port(self._home / "controller-port")
-        network = 1 if "-XX:TieredStopAtLevel=1" in self._tuning else 2
+        network = 1 if self._fast_start else 2
         path.write_text(
             _PROPERTIES.format(port=self.port, controller=controller, data=self._home / "data", network=network)
             + self._properties,
@@ -165,10 +168,16 @@ class Kafka:
         return self._process
 
     def _java(self, jars: str, *options: str) -> list[str]:
-        return [str(java()), *self._tuning, "-XX:+IgnoreUnrecognizedVMOptions", *options, "-cp", jars]
+        return [
+            str(java()), f"-Xmx{self._heap}", *self._tuning, "-XX:+IgnoreUnrecognizedVMOptions", *options, "-cp", jars,
+        ]  # fmt: skip
+
+    @property
+    def _tuning(self) -> list[str]:
+        return ["-XX:+UseSerialGC", *(["-XX:TieredStopAtLevel=1"] if self._fast_start else [])]
 
     def _make_data_folder(self, kept: Path) -> None:
-        """As Kafka's own tool formats it: a cluster's id, and the features of this version."""
+        """As Kafka's own tool formats it: a cluster's id, and the features of this version; the broker adds its own id."""
         data = self._home / "data"
         note = data / "meta.properties"
         if note.exists():
@@ -188,44 +197,49 @@ class Kafka:
         It is of these jars, this Java and its options, which have to be the same.
         """
         release = java().parents[1] / "release"
-        same = f"{jars}\n{release.read_text(encoding='utf-8')}\n{self._tuning[1:]}"
+        same = f"{jars}\n{release.read_text(encoding='utf-8')}\n{self._tuning}"
         kept = Path(jars.partition(os.pathsep)[0]).parent / hashlib.sha256(same.encode()).hexdigest()[:16]
         with locked(kept.with_suffix(".lock")):
             if not kept.exists():
+                step = "making Kafka start fast"
                 if progress is not None:
-                    progress("making Kafka start fast", 0, 1)
+                    progress(step, 0, 1)
                 self._rehearse(jars, kept)
                 if progress is not None:
-                    progress("making Kafka start fast", 1, 1)
+                    progress(step, 1, 1)
         return kept
 
     def _rehearse(self, jars: str, kept: Path) -> None:
         """Start a broker that nobody uses, and end it: then Java writes down what it has loaded, in some seconds."""
-        with (
-            tempfile.TemporaryDirectory(prefix="partial-", dir=kept.parent) as partial,
-            tempfile.TemporaryDirectory(prefix="eventflow-") as folder,
-        ):
-            Path(folder).chmod(0o711)
-            broker, made = Kafka(Path(folder)), Path(partial) / "kept"
-            broker._tuning = self._tuning
+        made, folder = kept.with_suffix(".partial"), self._home / "rehearsal"
+        for left in (made, folder):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        made.mkdir()
+        broker = Kafka(folder, heap=self._heap, fast_start=self._fast_start)
+        try:
             properties = broker._configure()
             if broker._try_to_format(jars, properties) and (error := broker._try_to_format(jars, properties)):
                 raise LocalServiceError(f"formatting Kafka's folder failed:\n{error}")
-            made.mkdir()
             process = broker._launch(jars, properties, f"-XX:AOTCacheOutput={made / _LOADED}")
-            try:
-                wait_until(broker._answers, process, broker._log, "Kafka", 60)
-                shutil.copyfile(broker._home / "data" / _FEATURES, made / _FEATURES)
-            finally:
-                end(process, signal.SIGTERM, 120)
+            wait_until(broker._answers, process, broker._log, "Kafka", 60)
+            shutil.copyfile(broker._home / "data" / _FEATURES, made / _FEATURES)
+            end(process, signal.SIGTERM, 120)
+            if not (made / _LOADED).exists():
+                logger.warning(
+                    "each start of Kafka will take two seconds more: Java has not left what it loads in %s; remove that folder "
+                    "to have it tried again", kept,
+                )  # fmt: skip
             made.rename(kept)
+        finally:
+            broker.kill()
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _try_to_format(self, jars: str, properties: Path) -> str:
         """What is wrong, if it is; once in some hundred times it fails, and the next time not."""
+        tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", "rehearsal-of-a-broker0"]
         made = subprocess.run(
-            [*self._java(jars), "kafka.tools.StorageTool", "format", "-t", "rehearsal-of-a-broker0", "-c", str(properties)],
-            capture_output=True, check=False, cwd=self._home,
-        )  # fmt: skip
+            [*self._java(jars), *tool, "-c", str(properties)], capture_output=True, check=False, cwd=self._home
+        )
         return (made.stdout + made.stderr).decode(errors="replace") if made.returncode else ""
 
     def _answers(self) -> bool:

@@ -108,7 +108,7 @@ class Brokers:
     def check(self, name: str) -> None:
         """Any configuration will do."""
 
-    def consumer(self, _: object) -> "Consumer":
+    def consumer(self, *_: object) -> "Consumer":
         return Consumer(self._topics)
 
     def identities(self, topics: Iterable[str]) -> dict[str, tuple[str, str]]:

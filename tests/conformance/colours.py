@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import eventflow
 from eventflow import durable, sync
+from tests.patience import until_next_look
 
 T = TypeVar("T")
 Colour = Literal["async", "sync"]
@@ -122,8 +123,9 @@ def traced(workflow_id: str) -> list[Any]:
 
 def until(condition: Callable[[], T], timeout: float = 10) -> T:
     """Poll until it is true; its value."""
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.01)
+        passed = time.monotonic() - began
+        assert passed < timeout, "did not come true"
+        time.sleep(until_next_look(passed))
     return value

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from eventflow.local import Kafka, LocalServiceError, Postgres, kafka
+from eventflow.local import Kafka, LocalServiceError, Postgres, kafka, services
 from eventflow.local.jars import Jar, _fetch, cache_folder, class_path, pinned
 from eventflow.local.place import accessible_copy
 
@@ -74,6 +74,40 @@ def test_what_a_first_start_leaves_to_later_ones(
         assert sorted(one.name for one in kept.iterdir()) == ["bootstrap.checkpoint", "loaded.aot"]
     assert [(done, total) for _, done, total in steps] == [(0, 1), (1, 1)]
     assert len(clusters) == 3, "each is a cluster of its own"
+
+
+def test_a_rehearsal_that_fails_leaves_nothing_in_the_way(
+    private_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kafka.jar").touch()
+    jars = os.pathsep.join([str(tmp_path / "kafka.jar"), class_path()])
+    monkeypatch.setattr(kafka, "class_path", lambda *_: jars)
+    monkeypatch.setattr(kafka, "wait_until", _interrupt)
+    broker = Kafka(private_root)
+    with pytest.raises(KeyboardInterrupt):
+        broker.start()
+    monkeypatch.undo()
+    monkeypatch.setattr(kafka, "class_path", lambda *_: jars)
+    broker.start()
+    try:
+        command = Path(f"/proc/{broker.pid}/cmdline").read_text()
+        [kept] = [one for one in tmp_path.iterdir() if one.is_dir()]
+        assert f"-XX:AOTCache={kept / 'loaded.aot'}" in command
+        assert not (private_root / "kafka" / "rehearsal").exists()
+    finally:
+        broker.stop()
+
+
+def test_who_starts_both_is_told_what_is_done_once(private_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[tuple[str, int, int]]()
+    monkeypatch.setattr(Postgres, "start", lambda _: None)
+    monkeypatch.setattr(Kafka, "start", lambda _, progress: progress("what is done once", 0, 1))
+    with services(private_root, progress=lambda *step: told.append(step)):
+        assert told[-1] == ("what is done once", 0, 1)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_broker_is_told_the_features_of_its_version(private_kafka: Kafka) -> None:

@@ -236,7 +236,7 @@ def test_a_broker_that_is_away_makes_few_lines(heard: Heard) -> None:
     """Against a real librdkafka, which connects again and again: it was 400 lines in 20 s."""
     errors: list[KafkaError] = []
     made = Brokers("127.0.0.1:1", {}, {}, "g", "c", errors.append)
-    consumer = made.consumer(lambda _: None)
+    consumer = made.consumer(lambda _: None, lambda _: None)
     consumer.subscribe(["x"])
     until = time.monotonic() + 4
     while time.monotonic() < until:
@@ -296,7 +296,7 @@ def test_ends_are_those_of_the_logs_that_there_are() -> None:
 def test_a_client_that_knows_no_broker_is_told_by_its_statistics() -> None:
     """Of a real librdkafka, one whose broker is away; what it tells where all are let go of has the group's alone."""
     told: list[str] = []
-    consumer = Brokers("127.0.0.1:1", {}, {}, "g", "c", lambda _: None).consumer(told.append)
+    consumer = Brokers("127.0.0.1:1", {}, {}, "g", "c", lambda _: None).consumer(told.append, lambda _: None)
     until = time.monotonic() + 10
     while not told and time.monotonic() < until:
         consumer.poll(0.1)

@@ -549,6 +549,61 @@ def test_a_paused_partition_without_a_leader_keeps_no_doubt_open() -> None:
     assert sources.ends == {("orders", 1): 200}
 
 
+def test_where_all_logs_end_is_asked_now_and_then_and_stays_known() -> None:
+    sources, held, paused = Desk().intake._sources, [("orders", 1), ("orders", 2)], [("orders", 2)]
+    sources._brokers = brokers = Brokers(lambda topics: {topic: UnknownTopicError("gone") for topic in topics})
+    sources._asked_all_at, tell = 0.0, lambda: [future.set_result(TOLD) for future in sources._asked.values()]
+    known = list[tuple[dict[Any, int], dict[Any, int]]]()
+    for now in (29.0, 30.0, 59.0, 60.0):
+        sources._ask_ends(now, paused, held)
+        known.append((sources.ends, sources.all_ends))
+        tell()
+    assert brokers.asked == [{2}, {1, 2}, {2}, {1, 2}]
+    ours, all_of_them = {paused[0]: 200}, dict.fromkeys(held, 200)
+    assert known == [({}, {}), (ours, {}), (all_of_them, all_of_them), (all_of_them, all_of_them)]
+    assert known[2][1] is known[3][1], "a new one for each look at all"
+
+
+def test_a_partition_that_stands_still_beside_one_that_is_busy_makes_the_consumer_begin_anew() -> None:
+    """And not one that a person has paused."""
+    desk = Desk(ordered=True)
+    intake, clock = desk.intake, [0.0]
+
+    def coming() -> list[FakeMessage]:
+        return [FakeMessage(2, desk.other.next_offset + n) for n in range(5)]
+
+    desk.consumer.poll, desk.consumer.consume = (lambda _: coming()[0]), (lambda count, _: coming()[1 : count + 1])
+    stalls = intake._stalls
+    intake._stalls = SimpleNamespace(
+        drained=lambda _: stalls.drained(clock[0]), held_back=lambda _: stalls.held_back(clock[0]), look=stalls.look
+    )
+    intake._stalls.held_back(0)
+
+    def anew(limit: int) -> str:
+        for _ in range(4):
+            clock[0] += 30
+            intake._receive(limit)
+            desk.other.finished = desk.other.handed
+            intake._sources.all_ends = {("orders", 1): 200, ("orders", 2): 200}
+            intake._note_ends()
+        return intake._begin_anew
+
+    assert anew(5) == "", "more may be waiting here"
+    intake.claims.paused = {("orders", 1): None}
+    assert anew(100) == ""
+    intake.claims.paused = {}
+    intake._stalls.held_back(0)
+    assert anew(100) == "nothing comes of g orders/1, of which there is more"
+
+
+def test_while_all_is_paused_nothing_is_to_come() -> None:
+    desk, told = Desk(), list[float]()
+    desk.consumer.poll = lambda _: None
+    desk.intake._stalls = SimpleNamespace(held_back=told.append)
+    desk.intake._serve()
+    assert len(told) == 1
+
+
 def test_while_in_doubt_nothing_is_received() -> None:
     desk = Desk()
     served = list[str]()

@@ -2,6 +2,6 @@
 
 from two_steps import bill  # noqa: F401
 
-from eventflow import sources
+from eventflow import sources, stalls
 
-sources._ENDS_EVERY = 1.0  # seconds
+sources._ENDS_EVERY = stalls._OPEN = 1.0  # seconds
