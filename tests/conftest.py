@@ -12,7 +12,7 @@ import pytest
 
 from eventflow.local import Kafka, Postgres
 from tests import services
-from tests.ledgers import empty_database
+from tests.ledgers import empty_database, new_ledger
 
 
 def pytest_configure() -> None:
@@ -44,6 +44,12 @@ def kafka_bootstrap(running_services: services.Services) -> str:
 @pytest.fixture
 def database_url(postgres_url: str) -> Iterator[str]:
     with empty_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
+def ledger_url(postgres_url: str) -> Iterator[str]:
+    with new_ledger(postgres_url) as url:
         yield url
 
 

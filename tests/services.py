@@ -94,13 +94,17 @@ def start(backend: Backend, stack: ExitStack) -> Services:
         return Services(os.environ[DATABASE], os.environ[KAFKA])
     if backend == "docker":
         return _containers(stack)
-    from eventflow.local import services
+    from eventflow.local import Kafka, Postgres
 
     root = Path(tempfile.mkdtemp(prefix="eventflow-tests-", dir="/var/tmp"))
     root.chmod(0o755)
     stack.callback(shutil.rmtree, root, ignore_errors=True)
-    running = stack.enter_context(services(root))
-    return Services(running.addresses.database_url, running.addresses.kafka_bootstrap_servers)
+    # Nobody kills this broker; in a crowd of processes it is to be taken for dead, by itself, less soon than after a second.
+    postgres, kafka = Postgres(root), Kafka(root, properties="broker.session.timeout.ms=9000\n")
+    for server in (postgres, kafka):
+        stack.callback(server.stop)
+        server.start()
+    return Services(postgres.url, kafka.bootstrap_servers)
 
 
 def _containers(stack: ExitStack) -> Services:

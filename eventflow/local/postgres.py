@@ -15,8 +15,6 @@ from eventflow.local.errors import LocalServiceError
 from eventflow.local.place import accessible_copy, account, data_folder, is_alive, kept_port, locked
 from eventflow.local.process import end, spawn, wait_until
 
-_VOLATILE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-
 
 def installation() -> Path:
     """The folder of PostgreSQL's files.
@@ -35,7 +33,6 @@ class Postgres:
     """One server; `start`, `stop` and `kill` may follow each other, port and data stay.
 
     Attributes:
-        durable: off gives up crash safety for speed; only for tests that kill no server.
         options: further settings, as for `postgres -c`.
         installed: the folder of another PostgreSQL's programs, instead of the wheel's.
 
@@ -46,7 +43,6 @@ class Postgres:
         root: Path,
         *,
         port: int | None = None,
-        durable: bool = True,
         options: Mapping[str, str] | None = None,
         installed: Path | None = None,
     ) -> None:
@@ -58,7 +54,7 @@ class Postgres:
         self._log = self._home / "log"
         self._account = account()
         self._port = port
-        self._options = {"max_connections": "300"} | ({} if durable else _VOLATILE) | dict(options or {})
+        self._options = {"max_connections": "300"} | dict(options or {})
         self._process: subprocess.Popen[Any] | None = None
 
     @property

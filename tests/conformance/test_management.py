@@ -168,13 +168,12 @@ def do(colour: Colour) -> Person:
 
 
 @pytest.fixture
-async def app(database_url: str) -> AsyncIterator[str]:
+async def app(ledger_url: str) -> AsyncIterator[str]:
     done.clear()
     broken.clear()
-    migrate(database_url)
-    settings = Settings(database_url=database_url, beat=0.1, lease=3, suspend_after=0.05, drain=0.5)
+    settings = Settings(database_url=ledger_url, beat=0.1, lease=3, suspend_after=0.05, drain=0.5)
     async with eventflow.running(settings, consumers=False):
-        yield database_url
+        yield ledger_url
 
 
 @pytest.fixture

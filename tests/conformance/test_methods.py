@@ -17,7 +17,6 @@ import pytest
 import eventflow
 from eventflow import durable, sync
 from eventflow.errors import UsageError
-from eventflow.migrations import migrate
 from eventflow.registry import registry
 from eventflow.settings import Settings
 from eventflow.workflows import register
@@ -25,9 +24,8 @@ from tests.harness import pick, seeds
 
 
 @pytest.fixture
-def settings(database_url: str) -> Settings:
-    migrate(database_url)
-    return Settings(database_url=database_url, suspend_after=0.05, lease=1, beat=0.2, drain=2, threads=8)
+def settings(ledger_url: str) -> Settings:
+    return Settings(database_url=ledger_url, suspend_after=0.05, lease=1, beat=0.2, drain=2, threads=8)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ import eventflow
 from eventflow import durable, sync
 from eventflow.database import Database
 from eventflow.errors import CodecError, UsageError, WorkflowNotFoundError
-from eventflow.migrations import migrate
 from eventflow.pruner import prune_workflows
 from eventflow.settings import Settings
 
@@ -33,9 +32,8 @@ class Part(BaseModel):
 
 
 @pytest.fixture
-def settings(database_url: str) -> Settings:
-    migrate(database_url)
-    return Settings(database_url=database_url, suspend_after=0.05, lease=1, beat=0.2, drain=2, threads=8)
+def settings(ledger_url: str) -> Settings:
+    return Settings(database_url=ledger_url, suspend_after=0.05, lease=1, beat=0.2, drain=2, threads=8)
 
 
 @pytest.fixture

@@ -16,16 +16,16 @@ CASES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("kind", "array"), CASES)
-def test_round_trip(database_url: str, kind: str, array: Any) -> None:
-    with psycopg.connect(database_url) as connection:
+def test_round_trip(ledger_url: str, kind: str, array: Any) -> None:
+    with psycopg.connect(ledger_url) as connection:
         register(connection)
         for _ in range(2):
             row = connection.execute(f"select %b::{kind}[]".encode(), [array], prepare=True).fetchone()
             assert row == (array.values,)
 
 
-def test_too_large_a_number_is_refused_before_it_is_sent(database_url: str) -> None:
-    with psycopg.connect(database_url) as connection:
+def test_too_large_a_number_is_refused_before_it_is_sent(ledger_url: str) -> None:
+    with psycopg.connect(ledger_url) as connection:
         register(connection)
         with pytest.raises(Exception, match="int"):
             connection.execute("select %b::bigint[]", [BigintArray([2**63])])

@@ -144,8 +144,8 @@ class Holder:
 
 
 @pytest.fixture
-def ledger(database_url: str) -> Iterator[Ledger]:
-    made = Ledger(database_url)
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    made = Ledger(ledger_url)
     yield made
     for holder in made.consumers:
         holder.intake._ledger.close()

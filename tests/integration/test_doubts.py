@@ -19,7 +19,6 @@ from eventflow.database import Database
 from eventflow.errors import FencedError, NotRunningError
 from eventflow.incarnation import Incarnation
 from eventflow.journal import Entry, Identity, Lane
-from eventflow.migrations import migrate
 from eventflow.ports import AsyncPort, Port, adrive, drive
 from eventflow.recovery import Lease, birth
 from eventflow.registry import ConsumerSpec, TransactionSpec, make_spec
@@ -48,17 +47,15 @@ class Ask:
 
 
 @pytest.fixture
-def ask(database_url: str) -> Iterator[Ask]:
-    migrate(database_url)
-    asked = Ask(database_url)
-    asked("create table effects (note text)")
+def ask(ledger_url: str) -> Iterator[Ask]:
+    asked = Ask(ledger_url)
     yield asked
     asked.connection.close()
 
 
 @pytest.fixture
-def ledger(database_url: str) -> Iterator[Ledger]:
-    made = Ledger(database_url)
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    made = Ledger(ledger_url)
     yield made
     for session in made.sessions:
         session.connection.close()

@@ -82,8 +82,8 @@ class Ledger:
 
 
 @pytest.fixture
-def ledger(database_url: str) -> Iterator[Ledger]:
-    made = Ledger(database_url)
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    made = Ledger(ledger_url)
     yield made
     made.lane.close()
     made.observer.close()

@@ -61,10 +61,10 @@ class Desk:
 
 
 @pytest.fixture(params=["sync", "async"])
-def desk(database_url: str, request: pytest.FixtureRequest) -> Iterator[Desk]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
+def desk(ledger_url: str, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    with psycopg.connect(ledger_url, autocommit=True) as connection:
         connection.execute(TABLE)
-    made = Desk(database_url, request.param)
+    made = Desk(ledger_url, request.param)
     yield made
     made.close()
 
@@ -154,11 +154,11 @@ def trips(url: str, work: Callable[[psycopg.Connection[Any]], None]) -> int:
     return count
 
 
-def test_the_server_is_waited_for_once_for_some_hundred_rows(database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
+def test_the_server_is_waited_for_once_for_some_hundred_rows(ledger_url: str) -> None:
+    with psycopg.connect(ledger_url, autocommit=True) as connection:
         connection.execute(TABLE)
 
     def work(connection: psycopg.Connection[Any]) -> None:
         connection.cursor().executemany(INSERT, [(n, "x", None) for n in range(500)])
 
-    assert trips(database_url, work) < 100
+    assert trips(ledger_url, work) < 100

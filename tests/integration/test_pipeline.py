@@ -10,7 +10,6 @@ from psycopg import sql
 
 from eventflow.database import Database
 from eventflow.lent import LookedAtError
-from eventflow.migrations import migrate
 from eventflow.ports import AsyncPort, Port, RolledBackError
 from eventflow.registry import TransactionSpec
 from tests.integration import test_ports
@@ -33,10 +32,10 @@ def spec(flavour: Any) -> TransactionSpec:
 
 
 @pytest.fixture
-def url(database_url: str) -> Iterator[str]:
-    with psycopg.connect(database_url) as connection:
+def url(ledger_url: str) -> Iterator[str]:
+    with psycopg.connect(ledger_url) as connection:
         connection.execute(TABLES.encode())
-    yield database_url
+    yield ledger_url
 
 
 @pytest.fixture
@@ -682,10 +681,9 @@ EFFECT = "insert into effects (note) values (%s)"
 
 
 @pytest.fixture
-def ask(database_url: str) -> Iterator[Ask]:
-    migrate(database_url)
-    asked = Ask(database_url)
-    asked("create table effects (note text unique)")
+def ask(ledger_url: str) -> Iterator[Ask]:
+    asked = Ask(ledger_url)
+    asked("alter table effects add unique (note)")
     yield asked
     asked.connection.close()
 

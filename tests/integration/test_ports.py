@@ -45,10 +45,10 @@ def spec(flavour: Any, *, pipeline: bool = False) -> TransactionSpec:
 
 
 @pytest.fixture
-def url(database_url: str) -> Iterator[str]:
-    with psycopg.connect(database_url) as connection:
+def url(ledger_url: str) -> Iterator[str]:
+    with psycopg.connect(ledger_url) as connection:
         connection.execute(TABLES.encode())
-    yield database_url
+    yield ledger_url
 
 
 def group(

@@ -28,9 +28,8 @@ select id, '1.1', 1, 'step', 1, 0 from eventflow.workflows
 
 
 @pytest.fixture
-def database(database_url: str) -> Database:
-    migrate(database_url)
-    return Database(database_url)
+def database(ledger_url: str) -> Database:
+    return Database(ledger_url)
 
 
 def counted(connection: psycopg.Connection[Any], table: str) -> int:

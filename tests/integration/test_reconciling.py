@@ -64,8 +64,8 @@ class Holder:
 
 
 @pytest.fixture
-def holder(database_url: str) -> Iterator[Holder]:
-    made = Holder(database_url)
+def holder(ledger_url: str) -> Iterator[Holder]:
+    made = Holder(ledger_url)
     yield made
     made.connection.close()
 

@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 import eventflow
 from eventflow import Retry, durable, sync
 from eventflow.errors import UsageError
-from eventflow.migrations import migrate
 from eventflow.settings import Settings
 
 TABLE = "create table notes (note text, thread text)"
@@ -26,12 +25,11 @@ calls: list[str] = []
 
 
 @pytest.fixture
-def settings(database_url: str) -> Iterator[Settings]:
-    migrate(database_url)
-    with psycopg.connect(database_url, autocommit=True) as connection:
+def settings(ledger_url: str) -> Iterator[Settings]:
+    with psycopg.connect(ledger_url, autocommit=True) as connection:
         connection.execute(TABLE.encode())
     calls.clear()
-    yield Settings(database_url=database_url, drain=5)
+    yield Settings(database_url=ledger_url, drain=5)
 
 
 def notes(settings: Settings) -> list[str]:

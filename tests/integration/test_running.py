@@ -31,9 +31,8 @@ REVOKED = "Kafka at x: credentials revoked"
 
 
 @pytest.fixture
-def settings(database_url: str) -> Iterator[Settings]:
-    migrate(database_url)
-    yield Settings(database_url=database_url, drain=5)
+def settings(ledger_url: str) -> Iterator[Settings]:
+    yield Settings(database_url=ledger_url, drain=5)
     assert slot.runtime is None
 
 

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 
 import eventflow
 from eventflow import durable
-from eventflow.migrations import migrate
 from eventflow.settings import Settings
 
 INSERT = "insert into notes (note) values ('{}')"
@@ -97,12 +96,11 @@ def booked_sync(kind: str, n: int, troubled: bool) -> int:
 
 
 @pytest.fixture
-def url(database_url: str) -> Iterator[str]:
-    migrate(database_url)
-    with psycopg.connect(database_url, autocommit=True) as connection:
+def url(ledger_url: str) -> Iterator[str]:
+    with psycopg.connect(ledger_url, autocommit=True) as connection:
         connection.execute("create table notes (note text)")
     ran.clear()
-    yield database_url
+    yield ledger_url
 
 
 async def book(url: str, kind: str, *, troubled: bool = False, lanes: int = 1) -> list[Any]:

@@ -13,7 +13,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import eventflow
 from eventflow import durable
-from eventflow.migrations import migrate
 from eventflow.settings import Settings
 
 COUNT = 30
@@ -127,15 +126,14 @@ async def hears(count: int) -> list[int]:
 
 
 @pytest.fixture
-def url(database_url: str) -> str:
-    migrate(database_url)
-    with psycopg.connect(database_url, autocommit=True) as connection:
+def url(ledger_url: str) -> str:
+    with psycopg.connect(ledger_url, autocommit=True) as connection:
         connection.execute("create table notes (n int primary key, workflow text, tenant text)")
         connection.execute("create table numbered (n serial primary key, note text)")
         connection.execute("create table plain (n int)")
         connection.execute("create table counter (n int)")
         connection.execute("insert into counter values (0)")
-    return database_url
+    return ledger_url
 
 
 def sql(url: str, query: str) -> list[tuple[Any, ...]]:

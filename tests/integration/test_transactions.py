@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 
 import eventflow
 from eventflow import Retry, sync
-from eventflow.migrations import migrate
 from eventflow.settings import Settings
 from tests.harness import World
 
@@ -49,11 +48,10 @@ async def interrupted(kind: str) -> list[str]:
 
 
 @pytest.fixture
-def notes_url(database_url: str) -> Iterator[str]:
-    migrate(database_url)
-    with psycopg.connect(database_url, autocommit=True) as connection:
+def notes_url(ledger_url: str) -> Iterator[str]:
+    with psycopg.connect(ledger_url, autocommit=True) as connection:
         connection.execute("create table notes (note text)")
-    yield database_url
+    yield ledger_url
 
 
 def rows(url: str, query: str) -> list[Any]:
