@@ -710,7 +710,7 @@ def test_a_birth_waits_for_a_server_that_only_reads(ask: Ask, caplog: pytest.Log
             time.sleep(0.005)
     ask(f"alter database {name} reset default_transaction_read_only")
     thread.join(15)
-    assert [identity.executor for identity in born] == [1]
+    assert [(identity.executor,) for identity in born] == ask("select id from eventflow.executors")
 
 
 @eventflow.workflow(name="doubts waits")
