@@ -12,6 +12,7 @@ KILLS ?= 100
 # Tests start a thousand processes: what these import is compiled once, also where the environment says otherwise.
 unexport PYTHONDONTWRITEBYTECODE
 TOGETHER := -n $(WORKERS) --dist worksteal
+FAILED := --last-failed --last-failed-no-failures none
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-again unit test-crash test-random check format bench lock clean
@@ -33,8 +34,8 @@ test: venv ## Run the whole suite, on real services
 	@$(BIN)/pytest -m "alone and not long and not large"
 
 test-again: venv ## Run what failed in `make test` again, one at a time, and what measures time
-	@$(BIN)/pytest --last-failed --last-failed-no-failures none -m "not long and not large"
-	@$(BIN)/pytest -m "alone and not long and not large"
+	@$(BIN)/pytest $(FAILED) -m "not long and not large"
+	@$(BIN)/pytest -m "alone and not long and not large" || $(BIN)/pytest $(FAILED) -m "not long and not large"
 
 unit: venv ## Run the unit tests: seconds, no services
 	@$(BIN)/pytest tests/unit -q

@@ -1,7 +1,5 @@
 """How this process speaks to Kafka: librdkafka's properties, its errors in one line, and what the brokers know of a topic."""
 
-import concurrent.futures
-import contextlib
 import logging
 import re
 import time
@@ -262,14 +260,16 @@ class Brokers:
         """
         return list(self.admin.list_topics(topic, timeout=10).topics[topic].partitions)
 
-    def ask(self, places: Iterable[Place]) -> Asked:
+    def ask(self, places: Iterable[Place], limit: float = _ANSWER) -> Asked:
         """Have these partitions' leaders say where their logs end, and in which epoch: what `answers` waits for."""
-        admin: Any = self.admin
-        spots = {TopicPartition(*place): OffsetSpec.latest() for place in places}
+        return self._ask({TopicPartition(*place): OffsetSpec.latest() for place in places}, limit)
+
+    def _ask(self, spots: Mapping[TopicPartition, Any], limit: float) -> Asked:
         if not spots:
             return Asked()
-        asked = admin.list_offsets(spots, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ANSWER)
-        return Asked({(spot.topic, spot.partition): future for spot, future in asked.items()})
+        admin: Any = self.admin
+        asked = admin.list_offsets(spots, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=limit)
+        return Asked({(spot.topic, spot.partition): future for spot, future in asked.items()}, limit)
 
     def offsets(
         self, topic: str, partitions: Iterable[int], where: Literal["earliest", "latest"] | datetime
@@ -284,12 +284,7 @@ class Brokers:
             spec = OffsetSpec.for_timestamp(int(where.timestamp() * 1000))
         else:
             spec = OffsetSpec.earliest() if where == "earliest" else OffsetSpec.latest()
-        admin: Any = self.admin
-        asked = admin.list_offsets(
-            {TopicPartition(topic, partition): spec for partition in partitions},
-            isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ASK,
-        )  # fmt: skip
-        told, silent = answers(Asked({(spot.topic, spot.partition): f for spot, f in asked.items()}, _ASK))
+        told, silent = answers(self._ask({TopicPartition(topic, partition): spec for partition in partitions}, _ASK))
         for error in silent.values():
             raise self.unavailable(error, f", topic {topic!r}") from error
         return {partition: one.offset for (_, partition), one in told.items()}
@@ -428,17 +423,8 @@ def ends_of(
     """Where these partitions' logs end, for people: of those of which the brokers say so in time. Blocks."""
     if not servers or not places:
         return {}
-    brokers = Brokers.to_ask(servers, properties)
-    admin: Any = brokers.admin
-    asked = {TopicPartition(*place): OffsetSpec.latest() for place in places}
-    ends: dict[tuple[str, int], int] = {}
-    until = time.monotonic() + timeout
-    for place, future in admin.list_offsets(asked, request_timeout=timeout).items():
-        with contextlib.suppress(KafkaException, concurrent.futures.TimeoutError):
-            end = future.result(timeout=max(0.0, until - time.monotonic())).offset
-            if end != OFFSET_INVALID:
-                ends[place.topic, place.partition] = end
-    return ends
+    asked = Brokers.to_ask(servers, properties).ask(places, timeout)
+    return {place: one.offset for place, one in answers(asked)[0].items()}
 
 
 def library_version() -> str:

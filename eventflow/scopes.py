@@ -297,6 +297,10 @@ class KeyScope(Scope):
         """Whether any of its messages waits, here or in the ledger."""
         return bool(self._line or self._taken or self.stored)
 
+    def taken(self) -> int:
+        """How many that were taken from the ledger's line wait here."""
+        return len(self._taken or ())
+
     def wants(self) -> bool:
         """Whether those in line in the ledger are to be taken now: all before them are over, durably."""
         return (

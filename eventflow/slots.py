@@ -4,12 +4,13 @@ A slot's number is the last message that is committed in the slot's partition of
 that holds the batch's events, so that both are out or neither is (ADR 23).
 """
 
+import contextlib
 import functools
 import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn, cast
 
 from confluent_kafka import (
@@ -169,7 +170,6 @@ class Slots:
 
         """
         self._producers = {slot: self._producer(slot) for slot in slots}
-        self._began = time.monotonic() + _INIT  # by then it has ended by itself, if librdkafka keeps its limit
         errors: list[BaseException] = []
 
         def init(producer: Producer) -> None:
@@ -179,11 +179,11 @@ class Slots:
                 errors.append(error)
 
         threads = [threading.Thread(target=init, args=(p,), daemon=True) for p in self._producers.values()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self._began = None
+        with self._under_way(_INIT):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         if errors:
             raise errors[0]
         self._touched = dict.fromkeys(self._producers, time.monotonic())
@@ -199,7 +199,17 @@ class Slots:
     def add(self, slot: int) -> None:
         """Open one by itself."""
         self._producers[slot] = self._producer(slot)
-        self._producers[slot].init_transactions(_INIT)
+        with self._under_way(_INIT):
+            self._producers[slot].init_transactions(_INIT)
+
+    @contextlib.contextmanager
+    def _under_way(self, limit: float = 0.0) -> Generator[None]:
+        """What may not come back; after `limit` seconds it should have by itself, if librdkafka keeps its limits."""
+        before, self._began = self._began, time.monotonic() + limit
+        try:
+            yield
+        finally:
+            self._began = before
 
     def close(self) -> None:
         """Let go of all of them; what is under way may be committed or not: who opens them next finds out."""
@@ -280,11 +290,8 @@ class Slots:
             KafkaException: whether it is out is not known.
 
         """
-        self._began = time.monotonic()
-        try:
+        with self._under_way():
             self._send(batch, events)
-        finally:
-            self._began = None
 
     def _send(self, batch: Batch, events: Sequence[Event]) -> None:
         producer = self._producers[batch.slot]

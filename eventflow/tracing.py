@@ -159,6 +159,7 @@ class Tracing:
     def __init__(self, provider: Any) -> None:
         from opentelemetry import context, propagate, trace
 
+        self._provider = provider  # kept, for its id is what tells it from others
         self.context, self._propagate, self._trace = context, propagate, trace
         self._nowhere = context.Context()
         self._fields = frozenset(propagate.get_global_textmap().fields)

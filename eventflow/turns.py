@@ -25,7 +25,9 @@ _LOOK_EVERY = 0.05  # seconds; ten times as long as a look takes, if that is mor
 _LOOK_AT_ALL_EVERY = 0.5  # seconds; who has waited for as long gets a row
 _ASK_FOR_ALL_EVERY = 5.0  # seconds between two questions for scopes of which nobody waits
 _TIMES = 4
-_TAKEN = 50  # messages taken from a scope's line at once
+_TAKEN = (
+    50  # messages taken from a scope's line at once; fewer where those that have been and wait take half of the room
+)
 _ASKED = 10_000  # rows asked for at once
 
 
@@ -176,8 +178,9 @@ class Turns:
         wanted: dict[str, tuple[Claim, KeyScope]] = {scope.id: (claim, scope) for claim, scope in islice(free, room)}
         if not wanted:
             return
+        limit = self._at_once(len(wanted))
         try:
-            rows, left = self._ledger.transact(lambda connection: self._take_rows(connection, wanted))
+            rows, left = self._ledger.transact(lambda connection: self._take_rows(connection, wanted, limit))
         except (psycopg.Error, UnavailableError) as error:
             # Tried again soon. What was taken all the same is in the way then, and is run as what this executor holds (R10b).
             logger.debug("lines: %s", error)
@@ -194,6 +197,12 @@ class Turns:
             scope.take(runs, more=first is not None, behind=None if runs or in_line else first)
             self._desk.unblock(scope)
 
+    def _at_once(self, scopes: int) -> int:
+        """How many to take of each of so many: what waits behind one that is parked takes room until a person decides."""
+        held = [claim.scopes for claim in self._claims.usable() if claim.scopes is not None]
+        taken = sum(scope.taken() for one in held for scope in one.of_the_ledger())
+        return max(1, min(_TAKEN, (self._bound // 2 - taken) // scopes))
+
     def _lose(self, ids: list[int]) -> None:
         """These claims are others'; where Kafka disagrees, they are claimed again (R7)."""
         lost = [claim for claim in self._claims.usable() if claim.id in ids]
@@ -202,7 +211,7 @@ class Turns:
         self._on_lost(lost)
 
     def _take_rows(
-        self, connection: Connection, wanted: dict[str, tuple[Claim, KeyScope]]
+        self, connection: Connection, wanted: dict[str, tuple[Claim, KeyScope]], limit: int
     ) -> tuple[list[Any], list[Any]]:
         run, scopes = self._ledger.database.run, list(wanted)
         claims = sorted({claim for claim, _ in wanted.values()}, key=lambda claim: claim.id)
@@ -210,7 +219,7 @@ class Turns:
         run(connection, "fence", {"executor": self._executor})
         run(connection, "hold_claims", held)
         asked = {"scopes": scopes, "names": self._names}
-        rows = run(connection, "take_in_line", {"executor": self._executor, "limit": _TAKEN, **asked})
+        rows = run(connection, "take_in_line", {"executor": self._executor, "limit": limit, **asked})
         return rows, run(connection, "lines_left", {"taken": [row[0] for row in rows], **asked})
 
     def _taken(self, claim: Claim, scope: KeyScope, row: Any) -> Run:

@@ -1,11 +1,13 @@
 """What spans there are of each kind of work, through an in-memory exporter; what they never say; and what costs nothing."""
 
 import asyncio
+import gc
 import logging
 import subprocess
 import sys
 import threading
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import eventflow
 import eventflow.durable
-from eventflow import Fire, Message, health, sync, testing
+from eventflow import Fire, Message, health, sync, testing, tracing
 from eventflow.logs import Ids
 from eventflow.metrics import FAMILIES
 from tests.integration.test_harness import Shop, shop
@@ -262,6 +264,20 @@ async def test_what_is_not_sampled_says_so_to_whom_it_calls(traced: Traced) -> N
     assert sum(event.headers["traceparent"].startswith(f"00-{'ab' * 16}-{'cd' * 8}".encode()) for event in events) == 1
     assert len({event.headers["traceparent"] for event in events}) == 2
     assert traced.exporter.get_finished_spans() == ()
+
+
+def test_a_provider_is_never_taken_for_one_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one at the same place in memory would have its tracers."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(opentelemetry.trace, "get_tracer_provider", lambda: kept[0])
+        kept = [provider]
+        tracing.active()
+        kept.clear()
+    gone = weakref.ref(provider)
+    del provider
+    gc.collect()
+    assert gone() is not None
 
 
 async def test_a_share_of_the_messages_is_sampled_and_each_whole(traced: Traced) -> None:
