@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OTHERS := 3.12 3.13
-# Most tests wait for processes: four at a time, each fourth with services of its own. What measures time runs alone.
-WORKERS ?= 4
+# Most tests wait for processes: five at a time, each fifth with services of its own. What measures time runs alone.
+WORKERS ?= 5
 SHARD ?= 1/1
 MESSAGES ?= 200000
 KILLS ?= 100

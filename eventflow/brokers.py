@@ -423,8 +423,8 @@ def ends_of(
     """Where these partitions' logs end, for people: of those of which the brokers say so in time. Blocks."""
     if not servers or not places:
         return {}
-    asked = Brokers.to_ask(servers, properties).ask(places, timeout)
-    return {place: one.offset for place, one in answers(asked)[0].items()}
+    brokers = Brokers.to_ask(servers, properties)  # whose client lives until its questions are answered
+    return {place: one.offset for place, one in answers(brokers.ask(places, timeout))[0].items()}
 
 
 def library_version() -> str:
