@@ -85,7 +85,7 @@ def test_rolling_restart_under_load(world: World, app: str, group: str) -> None:
 def test_what_has_begun_before_a_rebalance_is_not_begun_again_after_it(world: World, colour: str) -> None:
     """Accepted before its partition is let go of, it stays with who began it (R8)."""
     world.create_topic(4)
-    settings = {"COLOUR": colour, "PAUSE": "5", "EVENTFLOW_ACCEPT_AFTER": "10"}
+    settings = {"COLOUR": colour, "PAUSE": "5", "EVENTFLOW_ACCEPT_AFTER": "10", "EVENTFLOW_LEASE": "10"}
     first = world.start("slow", ready=True, **settings)
     world.wait_owner(first, 4)
     world.produce(12)
