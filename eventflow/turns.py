@@ -25,9 +25,7 @@ _LOOK_EVERY = 0.05  # seconds; ten times as long as a look takes, if that is mor
 _LOOK_AT_ALL_EVERY = 0.5  # seconds; who has waited for as long gets a row
 _ASK_FOR_ALL_EVERY = 5.0  # seconds between two questions for scopes of which nobody waits
 _TIMES = 4
-_TAKEN = (
-    50  # messages taken from a scope's line at once; fewer where those that have been and wait take half of the room
-)
+_TAKEN = 50  # messages taken from a scope's line at once; fewer where those that wait here take half of the room
 _ASKED = 10_000  # rows asked for at once
 
 
@@ -73,7 +71,7 @@ class Turns:
 
     def _store(self, now: float) -> None:
         """Give rows to those that wait long, so that neither the position nor the room is theirs."""
-        held = [claim.scopes for claim in self._claims.usable() if claim.scopes is not None]
+        held = self._scopes()
         if now < self._look_at_all_at:
             runs = [run for scopes in held for scope in scopes.of_the_ledger() for run in scope.store()]
         else:
@@ -82,6 +80,9 @@ class Turns:
             runs = [run for scopes in held for scope in scopes.all() for run in scope.store(longest)]
         if runs:
             self._desk.store(runs)
+
+    def _scopes(self) -> list[Scopes]:
+        return [claim.scopes for claim in self._claims.usable() if claim.scopes is not None]
 
     def _longest(self, lines: list[int]) -> int:
         """How many may wait in one line: some times as many as in the shortest, so that Kafka keeps what all keys are slow for.
@@ -199,8 +200,7 @@ class Turns:
 
     def _at_once(self, scopes: int) -> int:
         """How many to take of each of so many: what waits behind one that is parked takes room until a person decides."""
-        held = [claim.scopes for claim in self._claims.usable() if claim.scopes is not None]
-        taken = sum(scope.taken() for one in held for scope in one.of_the_ledger())
+        taken = sum(scope.taken() for one in self._scopes() for scope in one.of_the_ledger())
         return max(1, min(_TAKEN, (self._bound // 2 - taken) // scopes))
 
     def _lose(self, ids: list[int]) -> None:

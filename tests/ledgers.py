@@ -136,7 +136,9 @@ class _Ledgers:
         atexit.register(self._close)
 
     def take(self) -> str:
-        url = self._free.pop() if self._free else _create(self._postgres_url, "test", _name(self._model))
+        if self._free:
+            return self._free.pop()
+        url = _create(self._postgres_url, "test", _name(self._model))
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("update eventflow.ledger set id = gen_random_uuid()")
         return url

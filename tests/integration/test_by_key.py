@@ -85,9 +85,7 @@ def test_a_parked_key_waits_for_a_person_and_no_other_key_does(world: World, kin
     world.wait(lambda: world.completed(kind) == others, "all others are done")
     in_line = "select count(*) from eventflow.workflows where status = 'queued'"
     world.wait(lambda: world.one(in_line) == 89, "those behind it are in line")
-    taken = world.one(
-        f"{in_line} and executor > 0"
-    )  # on a crowded machine: from the line, with the one that was parked then
+    taken = world.one(f"{in_line} and executor > 0")  # from the line, with the one that was parked then
     assert taken <= 10, "no more than half of the room"
     position = "select upper(range_agg(r)) from (select unnest(accepted) r from eventflow.claims union all select unnest(ranges) from eventflow.deltas) d"
     assert world.one(position) == 400

@@ -54,14 +54,18 @@ def test_two_starts_of_kafka_at_once_are_one_broker(private_root: Path) -> None:
         own.stop()
 
 
-def test_what_a_first_start_leaves_to_later_ones(
-    private_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kept by the first; where what Java had loaded is not what it should be, a broker starts all the same."""
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where first starts leave what later ones find: nothing is there yet, as on a new machine."""
     (tmp_path / "kafka.jar").touch()
     jars = os.pathsep.join([str(tmp_path / "kafka.jar"), class_path()])
     monkeypatch.setattr(kafka, "class_path", lambda *_: jars)
-    steps, clusters, kept = list[Any](), set[str](), tmp_path
+    return tmp_path
+
+
+def test_what_a_first_start_leaves_to_later_ones(private_root: Path, left: Path) -> None:
+    """Kept by the first; where what Java had loaded is not what it should be, a broker starts all the same."""
+    steps, clusters, kept = list[Any](), set[str](), left
     for folder in ("first", "second", "third"):
         if folder == "third":
             (kept / "loaded.aot").write_bytes(b"nothing of the kind")
@@ -70,28 +74,23 @@ def test_what_a_first_start_leaves_to_later_ones(
         broker.start(lambda *step: steps.append(step))
         clusters.add(AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=5).cluster_id)
         broker.stop()
-        [kept] = [one for one in tmp_path.iterdir() if one.is_dir()]
+        [kept] = [one for one in left.iterdir() if one.is_dir()]
         assert sorted(one.name for one in kept.iterdir()) == ["bootstrap.checkpoint", "loaded.aot"]
     assert [(done, total) for _, done, total in steps] == [(0, 1), (1, 1)]
     assert len(clusters) == 3, "each is a cluster of its own"
 
 
 def test_a_rehearsal_that_fails_leaves_nothing_in_the_way(
-    private_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    private_root: Path, left: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "kafka.jar").touch()
-    jars = os.pathsep.join([str(tmp_path / "kafka.jar"), class_path()])
-    monkeypatch.setattr(kafka, "class_path", lambda *_: jars)
-    monkeypatch.setattr(kafka, "wait_until", _interrupt)
     broker = Kafka(private_root)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(kafka, "wait_until", _interrupt)
         broker.start()
-    monkeypatch.undo()
-    monkeypatch.setattr(kafka, "class_path", lambda *_: jars)
     broker.start()
     try:
         command = Path(f"/proc/{broker.pid}/cmdline").read_text()
-        [kept] = [one for one in tmp_path.iterdir() if one.is_dir()]
+        [kept] = [one for one in left.iterdir() if one.is_dir()]
         assert f"-XX:AOTCache={kept / 'loaded.aot'}" in command
         assert not (private_root / "kafka" / "rehearsal").exists()
     finally:
